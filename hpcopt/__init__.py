@@ -1,0 +1,63 @@
+"""hpcopt: communication-efficient distributed optimisation as MPI jobs.
+
+Importing this imports neither torch nor MPI; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcopt.errors import HpcoptError, Interrupted, NotFinite, NothingToResume, UserError
+    from hpcopt.methods.allreduce_sgd import AllreduceSGD
+    from hpcopt.problems.linear_regression import LinearRegression
+    from hpcopt.problems.network import Network
+    from hpcopt.problems.quadratic import Quadratic
+    from hpcopt.report.export import export
+    from hpcopt.report.load import load
+    from hpcopt.run import resume, run
+
+_HOMES = {
+    "run": "hpcopt.run",
+    "resume": "hpcopt.run",
+    "load": "hpcopt.report.load",
+    "export": "hpcopt.report.export",
+    "AllreduceSGD": "hpcopt.methods.allreduce_sgd",
+    "LinearRegression": "hpcopt.problems.linear_regression",
+    "Network": "hpcopt.problems.network",
+    "Quadratic": "hpcopt.problems.quadratic",
+    "HpcoptError": "hpcopt.errors",
+    "Interrupted": "hpcopt.errors",
+    "NotFinite": "hpcopt.errors",
+    "NothingToResume": "hpcopt.errors",
+    "UserError": "hpcopt.errors",
+}
+
+__all__ = [
+    "AllreduceSGD",
+    "HpcoptError",
+    "Interrupted",
+    "LinearRegression",
+    "Network",
+    "NotFinite",
+    "NothingToResume",
+    "Quadratic",
+    "UserError",
+    "export",
+    "load",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpcopt' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that the module of the same name (hpcopt.run) does not hide it later
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

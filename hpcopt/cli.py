@@ -1,0 +1,168 @@
+"""The command line. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpcopt.comm.launcher import expected_rank, expected_size
+from hpcopt.errors import HpcoptError, UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+app = typer.Typer(
+    help="Communication-efficient distributed optimisation as MPI jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Data files that every rank reads its own rows of.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the config.")
+]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The TOML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory (run.out).")] = None,
+) -> None:
+    """Run a config: mpirun -n P hpcopt run CONFIG.toml; without a launcher, one rank with all workers."""
+    from hpcopt.config import load
+
+    changes = [*(overrides or []), *([f"run.out={str(out)!r}"] if out else [])]
+    comm, checked = _together(lambda: load(config, changes))
+    from hpcopt.run import start
+
+    start(comm, checked)
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(help="The run's directory.")], overrides: Overrides = None
+) -> None:
+    """Go on from the newest intact checkpoint, on any number of ranks."""
+    from hpcopt.config import resumable
+
+    comm, _ = _together(lambda: resumable(directory, overrides or []))
+    from hpcopt.run import resume
+
+    resume(directory, comm=comm, overrides=tuple(overrides or ()))
+
+
+@app.command()
+def init(
+    method: Annotated[str, typer.Argument(help="The method.")],
+    problem: Annotated[str, typer.Option(help="The kind of problem.")] = "network",
+) -> None:
+    """Print a commented config to start from."""
+    from hpcopt.config import template
+
+    typer.echo(template(method, problem))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's directory.")],
+    file: Annotated[Path, typer.Argument(help="The .npz file to write.")],
+) -> None:
+    """Write the trained parameters, by name."""
+    from hpcopt.report.export import export
+
+    typer.echo(f"{file}: from {export(run, file)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Try what this machine really does, with a remedy per line. Alone, and under mpirun or srun."""
+    from hpcopt.doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)
+
+
+@data.command("import")
+def data_import(
+    file: Annotated[Path, typer.Argument(help="An npz, or a directory or images file in idx format.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to write.")],
+    format: Annotated[str, typer.Option(help="idx or npz.")],
+) -> None:
+    """Import a data set, in pieces, also one larger than memory."""
+    from hpcopt.problems.data import importer
+
+    formats: dict[str, Callable[[Path, Path], Any]] = {"idx": importer.import_idx, "npz": importer.import_npz}
+    if format not in formats:
+        raise UserError(f"--format {format}: allowed are idx and npz")
+    formats[format](file, out)
+    _print_info(out)
+
+
+@data.command("info")
+def data_info(file: Annotated[Path, typer.Argument(metavar="FILE.h5")]) -> None:
+    """Tell what a data file holds."""
+    _print_info(file)
+
+
+def main() -> None:
+    """The entry point: errors become one message from rank 0 and the exit code of the contract."""
+    import click
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except HpcoptError as error:
+        _fail(f"hpcopt: error: {error}", error.exit_code)
+    except click.ClickException as error:
+        _fail(f"hpcopt: error: {error.format_message()} (hpcopt --help)", 2)
+    except click.Abort:
+        _fail("hpcopt: aborted", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    if _rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _rank() -> int:
+    if "mpi4py.MPI" in sys.modules:
+        return _world().rank
+    return expected_rank()
+
+
+def _world() -> MPI.Comm:
+    """All ranks of the job; an exception on one of them ends all from now on."""
+    from mpi4py import MPI
+
+    from hpcopt.comm.crash import abort_on_exception
+
+    abort_on_exception(MPI.COMM_WORLD)
+    return MPI.COMM_WORLD
+
+
+def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
+    """Checks the user's input on every rank: at once where there is one, in agreement where there are more."""
+    if expected_size() == 1:
+        result = check()
+        return _world(), result
+    comm = _world()
+    from hpcopt.comm.agree import agreed
+
+    result = None
+    with agreed(comm):
+        result = check()
+    return comm, result
+
+
+def _print_info(file: Path) -> None:
+    from hpcopt.problems.data import importer
+
+    for key, value in importer.describe(file).items():
+        typer.echo(f"{key}: {value}")

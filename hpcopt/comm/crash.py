@@ -1,0 +1,26 @@
+"""An exception on one rank ends the job at once, that rank's traceback first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import TracebackType
+
+from mpi4py import MPI
+
+
+def abort_on_exception(comm: MPI.Comm) -> None:
+    """From here on, an exception that nobody catches aborts all ranks of ``comm``. Local."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        lines = "".join(traceback.format_exception(kind, error, trace))
+        host = MPI.Get_processor_name()
+        # one write, so that lines of several ranks do not mix
+        os.write(2, f"hpcopt: rank {comm.rank} of {comm.size} on {host} failed:\n{lines}".encode())
+        sys.stdout.flush()
+        if comm.size > 1:
+            comm.Abort(1)
+        os._exit(1)
+
+    sys.excepthook = hook

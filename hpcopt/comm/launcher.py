@@ -1,0 +1,49 @@
+"""What the launcher's environment says before MPI starts (starting MPI takes about a second)."""
+
+from __future__ import annotations
+
+import os
+
+# variables with the number of ranks: Open MPI, MPICH and Intel MPI (Hydra), Slurm's srun
+_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+# variables with the rank among those on the same node
+_LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDRA_", "MPI_LOCAL")
+
+
+def expected_size() -> int:
+    """How many ranks the launcher started; 1 without a launcher."""
+    return _first(_SIZE, 1)
+
+
+def expected_rank() -> int:
+    """The rank that MPI will give this process; 0 without a launcher."""
+    return _first(_RANK, 0) if expected_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number among the ranks on its node; 0 without a launcher."""
+    return _first(_LOCAL_RANK, 0)
+
+
+def launcher_name() -> str:
+    """The launcher in words."""
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and "PRTE_LAUNCHED" not in os.environ:
+        return "srun"
+    if any(name in os.environ for name in _SIZE[:3]):
+        return "mpirun"
+    return "none (one rank)"
+
+
+def without_launcher() -> dict[str, str]:
+    """The environment for a subprocess that must not believe it is a rank of this job."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
+
+
+def _first(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return default

@@ -1,0 +1,103 @@
+"""The ports that methods communicate through, as protocols, and their counters.
+
+A method never sees a communicator or a rank: it hands over what its workers here contribute and gets
+back what all workers made together. Every port has an implementation over MPI and a twin in one process
+(`hpcopt.comm.local`) that serves as the oracle in tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Counter:
+    """What a port cost on this rank so far.
+
+    Attributes:
+        calls: uses of the port.
+        bytes: bytes sent by this rank (see `allreduce_bytes` for the definition with collectives).
+        bytes_workers: the same, had every worker a rank of its own; this rank's share.
+        seconds: wall time inside the port [s].
+        passes: allreduces of whole vectors; a reduce-scatter or an allgather is half of one.
+    """
+
+    calls: int = 0
+    bytes: float = 0.0
+    bytes_workers: float = 0.0
+    seconds: float = 0.0
+    passes: float = 0.0
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Counts one call and its time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.calls += 1
+            self.seconds += time.perf_counter() - start
+
+
+def gather_bytes(nbytes: int, parts: int) -> float:
+    """Bytes that each of ``parts`` sends in a reduce-scatter or an allgather of ``nbytes`` in all."""
+    return nbytes * (parts - 1) / parts
+
+
+def allreduce_bytes(nbytes: int, parts: int) -> float:
+    """Bytes that each of ``parts`` sends in an allreduce of ``nbytes``."""
+    return 2 * gather_bytes(nbytes, parts)
+
+
+class Reducer(Protocol):
+    """Sums over all workers. Every call is collective over the run's ranks.
+
+    Attributes:
+        counter: what it cost so far.
+        form: how contributions are to be handed over, as `Problem.gradients` takes it in ``reduce``:
+            ``"sum"``, one (m,) tensor already summed over the workers here, or ``"weighted"``, one row
+            per worker here, (n, m), to be summed in the order of the workers.
+    """
+
+    counter: Counter
+    form: Literal["sum", "weighted"]
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum over all workers, (m,), the same on every rank; ``part`` may be overwritten."""
+
+    def reduce_scatter(self, part: Tensor) -> Tensor:
+        """This rank's slice of the sum over all workers, as `own` says; ``part`` may be overwritten."""
+
+    def allgather(self, piece: Tensor, size: int) -> Tensor:
+        """The whole vector, (size,), from every rank's slice of it."""
+
+    def scalars(self, values: Tensor) -> Tensor:
+        """Like `sum` for a handful of numbers: (k,) or (n, k) as ``form`` says, to (k,); no pass counted."""
+
+    def own(self, size: int) -> range:
+        """This rank's slice of a vector of length ``size``."""
+
+    def free(self) -> None:
+        """Frees buffers and communicators. Collective."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of one run."""
+
+    reduce: Reducer
+
+    def counters(self) -> dict[str, Counter]:
+        """The counter of every port, by name."""
+        return {"reduce": self.reduce.counter}
+
+    def free(self) -> None:
+        """Frees all ports. Collective."""
+        self.reduce.free()

@@ -1,0 +1,176 @@
+"""The `Reducer` port over MPI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcopt.comm.blocks import block, sizes
+from hpcopt.comm.local import sum_in_order
+from hpcopt.comm.ports import Counter, allreduce_bytes, gather_bytes
+from hpcopt.comm.staging import Staging
+
+# MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
+MAX_MESSAGE = 1 << 30
+
+
+class MPIReducer:
+    """`Reducer` over a communicator.
+
+    Two plans: MPI's own allreduce on the partial sums of each rank, in place and without copies; and, with
+    ``ordered``, an exchange that gives every rank all workers' rows for its slice of the columns, so that
+    sums run in the order of the workers and come out bit-identical on any number of ranks (N/2 times the
+    bytes).
+
+    Args:
+        comm: duplicated; the caller's stays as it is. Collective.
+        workers: N, over the ranks of ``comm`` in contiguous blocks.
+        staging: how GPU tensors reach MPI.
+        ordered: use the second plan.
+    """
+
+    def __init__(self, comm: MPI.Comm, workers: int, staging: Staging, ordered: bool = False) -> None:
+        self._comm = comm.Dup()
+        self._workers = workers
+        self._staging = staging
+        self.counter = Counter()
+        self.form: Literal["sum", "weighted"] = "weighted" if ordered else "sum"
+
+    def own(self, size: int) -> range:
+        """See `Reducer`."""
+        return block(size, self._comm.size, self._comm.rank)
+
+    def sum(self, part: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        self.counter.passes += 1
+        return self.scalars(part)
+
+    def scalars(self, values: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        with self.counter.measure():
+            if self.form == "weighted":
+                total = self._gather(self._scatter_rows(values), values.shape[-1])
+            else:
+                total = self._allreduce(values)
+        nbytes = _nbytes(total)
+        self.counter.bytes += self._ordered_extra(nbytes) + allreduce_bytes(nbytes, self._comm.size)
+        self.counter.bytes_workers += self._mine() * allreduce_bytes(nbytes, self._workers)
+        return total
+
+    def reduce_scatter(self, part: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        with self.counter.measure():
+            piece = self._scatter_rows(part) if self.form == "weighted" else self._reduce_scatter(part)
+        nbytes = part.shape[-1] * part.element_size()
+        self.counter.bytes += self._ordered_extra(nbytes)
+        self._count_half(nbytes)
+        return piece
+
+    def allgather(self, piece: Tensor, size: int) -> Tensor:
+        """See `Reducer`. Collective."""
+        with self.counter.measure():
+            whole = self._gather(piece, size)
+        self._count_half(_nbytes(whole))
+        return whole
+
+    def free(self) -> None:
+        """See `Reducer`. Collective."""
+        self._comm.Free()
+
+    def _allreduce(self, part: Tensor) -> Tensor:
+        wire = self._staging.out(part)
+        step = MAX_MESSAGE // part.element_size()
+        if wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
+            self._comm.Allreduce(MPI.IN_PLACE, wire)
+        else:
+            for start in range(0, wire.shape[0], step):
+                self._comm.Allreduce(MPI.IN_PLACE, wire[start : start + step])
+        self._staging.back(wire, part)
+        return part
+
+    def _reduce_scatter(self, part: Tensor) -> Tensor:
+        """This rank's slice, from everybody's whole vectors."""
+        size = len(part)
+        counts = sizes(size, self._comm.size)
+        own = self.own(size)
+        wire = self._staging.out(part)
+        piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
+        landing = self._staging.landing(piece)
+        # one exchange takes a range of every rank's slice, so that no message exceeds the limit
+        step = max(1, MAX_MESSAGE // part.element_size() // self._comm.size)
+        if max(counts) <= step:
+            self._comm.Reduce_scatter(wire, landing, counts)
+        else:
+            for rank, count in enumerate(counts):
+                start = block(size, self._comm.size, rank).start
+                for at in range(0, count, step):
+                    end = min(at + step, count)
+                    send = wire[start + at : start + end]
+                    receive = landing[at:end] if rank == self._comm.rank else None
+                    self._comm.Reduce(send, receive, root=rank)
+        self._staging.back(landing, piece)
+        return piece
+
+    def _scatter_rows(self, rows: Tensor) -> Tensor:
+        """This rank's columns of every worker's row, summed in the order of the workers."""
+        size = rows.shape[-1]
+        n, own = self._mine(), self.own(size)
+        columns = torch.empty((self._workers, len(own)), dtype=rows.dtype, device=rows.device)
+        wire, landing = self._staging.out(rows.reshape(n, size)), self._staging.landing(columns)
+        hosted = [block(self._workers, self._comm.size, rank) for rank in range(self._comm.size)]
+        requests = []
+        for rank in range(self._comm.size):
+            theirs = block(size, self._comm.size, rank)
+            for i, worker in enumerate(block(self._workers, self._comm.size, self._comm.rank)):
+                requests += self._pieces(self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker)
+            for worker in hosted[rank]:
+                requests += self._pieces(self._comm.Irecv, landing[worker], rank, worker)
+        MPI.Request.Waitall(requests)
+        self._staging.back(landing, columns)
+        return sum_in_order(columns)
+
+    @staticmethod
+    def _pieces(post: Any, row: Any, rank: int, worker: int) -> list[MPI.Request]:
+        step = max(1, MAX_MESSAGE // row.dtype.itemsize)
+        return [post(row[at : at + step], rank, worker) for at in range(0, row.shape[0], step)]
+
+    def _gather(self, piece: Tensor, size: int) -> Tensor:
+        whole = torch.empty(size, dtype=piece.dtype, device=piece.device)
+        wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
+        counts = sizes(size, self._comm.size)
+        if max(counts) * piece.element_size() <= MAX_MESSAGE:
+            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            self._comm.Allgatherv(wire, [landing, counts, starts.tolist()])
+        else:
+            self._gather_large(wire, landing, size)
+        self._staging.back(landing, whole)
+        return whole
+
+    def _gather_large(self, wire: Any, landing: Any, size: int) -> None:
+        step = MAX_MESSAGE // wire.dtype.itemsize
+        for rank in range(self._comm.size):
+            span = block(size, self._comm.size, rank)
+            if rank == self._comm.rank:
+                landing[span.start : span.stop] = wire
+            for at in range(span.start, span.stop, step):
+                self._comm.Bcast(landing[at : min(at + step, span.stop)], root=rank)
+
+    def _mine(self) -> int:
+        return len(block(self._workers, self._comm.size, self._comm.rank))
+
+    def _ordered_extra(self, nbytes: int) -> float:
+        """Bytes that the ordered exchange sends beyond a reduce-scatter: n rows in place of one."""
+        return (self._mine() - 1) * gather_bytes(nbytes, self._comm.size) if self.form == "weighted" else 0.0
+
+    def _count_half(self, nbytes: int) -> None:
+        self.counter.passes += 0.5
+        self.counter.bytes += gather_bytes(nbytes, self._comm.size)
+        self.counter.bytes_workers += self._mine() * gather_bytes(nbytes, self._workers)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

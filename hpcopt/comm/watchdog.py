@@ -1,0 +1,65 @@
+"""Ends a job that has stopped making progress, and says where every rank stood."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+GRACE_SECONDS = 2.0
+
+
+class Watchdog:
+    """Watches this rank's heartbeat from a thread; works while the main thread waits inside MPI.
+
+    When no `beat` came for ``seconds``, it prints the stacks of all threads to stderr, gives the other ranks
+    `GRACE_SECONDS` to print theirs, and ends the process, upon which the launcher ends the job. Should the
+    interpreter itself be stuck, a timer outside of Python does the same ten seconds later.
+
+    Args:
+        name: who this is, for the message: "rank 2 of 4 on node7".
+        seconds: patience [s].
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name, self._seconds = name, seconds
+        self._where = "the start"
+        self._last = self._armed = time.monotonic()
+        self._done = threading.Event()
+        self._arm()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def beat(self, where: str) -> None:
+        """Says that there is progress, and what comes next. Local, cheap."""
+        self._where = where
+        self._last = time.monotonic()
+        if self._last - self._armed > min(1.0, self._seconds / 4):
+            self._arm()
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._done.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._thread.join()
+
+    def _arm(self) -> None:
+        self._armed = time.monotonic()
+        faulthandler.dump_traceback_later(self._seconds + 10, exit=True, file=sys.__stderr__ or 2)
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._seconds / 10)):
+            if time.monotonic() - self._last > self._seconds:
+                self._bark()
+
+    def _bark(self) -> None:
+        os.write(
+            2,
+            f"hpcopt: {self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in {self._where}; "
+            "the stacks of its threads follow, then the job ends\n".encode(),
+        )
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)

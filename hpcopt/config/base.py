@@ -1,0 +1,54 @@
+"""What every table of a config file shares. Nothing in this package imports torch or MPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A table of the config: unknown keys are errors, types are not converted, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class LearningRate(Table):
+    """The learning rate over rounds; mixed into every method that has one."""
+
+    lr: Positive = 0.1
+    """learning rate η"""
+    schedule: Literal["constant", "cosine", "exponential", "step"] = "constant"
+    """how the learning rate falls"""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.96
+    """factor per lr_decay_rounds rounds, for "exponential" (smooth) and "step" (in jumps)"""
+    lr_decay_rounds: Count = 1
+    """rounds per factor lr_decay"""
+    lr_horizon: Count | None = None
+    """rounds over which "cosine" falls to 0; run.rounds if not given"""
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    """rounds over which the rate rises linearly from 0"""
+
+
+class FirstOrder(LearningRate):
+    """The first-order update; mixed into every method that applies one."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """the update rule ("sgd" with momentum > 0 is heavy ball)"""
+    momentum: Fraction = 0.0
+    """sgd: momentum coefficient"""
+    nesterov: bool = False
+    """sgd: Nesterov's momentum"""
+    beta1: Fraction = 0.9
+    """adam: decay of the first moment"""
+    beta2: Fraction = 0.999
+    """adam: decay of the second moment"""
+    eps: Positive = 1e-8
+    """adam: added to the root of the second moment"""
+    weight_decay: NonNegative = 0.0
+    """λ of the λx that is added to the gradient"""

@@ -1,0 +1,207 @@
+"""Reading, checking and writing config files."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from hpcopt.config.base import LearningRate, Table
+from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.problems import PROBLEM_TABLES, CustomTable, ProblemTable
+from hpcopt.config.run import RunTable
+from hpcopt.errors import NothingToResume, UserError
+
+T = TypeVar("T", bound=Table)
+
+MAX_BYTES = 1 << 20
+TABLES = ("run", "method", "problem")
+
+# pydantic's words for the mistakes that users make most, in ours
+_REASONS = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string in quotes",
+    "list_type": "must be a list",
+    "finite_number": "must be a finite number",
+    "missing": "is missing",
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole config, checked, with every default filled in."""
+
+    run: RunTable
+    method: Table
+    problem: ProblemTable
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Plain values by table and key, without those that are not set."""
+        return {name: getattr(self, name).model_dump(exclude_none=True) for name in TABLES}
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads and checks a config file.
+
+    Args:
+        path: the TOML file.
+        overrides: ``"table.key=value"``, the value in TOML's notation (a bare word is a string).
+
+    Raises:
+        UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
+    """
+    tables = _parse(path)
+    for override in overrides:
+        _override(tables, override)
+    return from_tables(tables, str(path))
+
+
+def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The config of a run that is in a directory.
+
+    Raises:
+        NothingToResume: there is no config.toml.
+        UserError: as `load`.
+    """
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
+    return load(path, overrides)
+
+
+def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
+    """Checks already parsed tables; ``source`` names their origin in messages.
+
+    Raises:
+        UserError: as `load`.
+    """
+    errors = [
+        f"[{name}]: unknown table{_suggest(name, TABLES)}; allowed are [run], [method] and [problem]"
+        for name in tables
+        if name not in TABLES
+    ]
+    errors += [f"{name}: must be a table" for name in TABLES if not isinstance(tables.get(name, {}), dict)]
+    _fail(source, errors)
+    if "kind" not in tables.get("problem", {}):
+        errors.append(f"[problem] kind: is missing; allowed: {_kinds()}")
+    run = _validate(RunTable, "run", tables.get("run", {}), errors)
+    method = _method(tables, errors)
+    problem = _problem(tables, errors)
+    _fail(source, errors)
+    assert run is not None
+    assert method is not None
+    assert problem is not None
+    return _resolve(RunConfig(run, method, problem))
+
+
+def dump(config: RunConfig) -> str:
+    """The config as TOML, every default filled in."""
+    import tomli_w
+
+    return tomli_w.dumps(config.tables())
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if path.is_file() and size > MAX_BYTES:
+            raise UserError(f"{path}: {size} bytes; a config has at most {MAX_BYTES}. Is it a data file?")
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; a config is TOML in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise UserError(f"--set {override}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = tables.setdefault(parts[0], {})
+    if isinstance(table, dict):
+        table[parts[1]] = value
+
+
+def _kinds() -> str:
+    return ", ".join(f'"{kind}"' for kind in PROBLEM_TABLES) + ', or "package.module:factory"'
+
+
+def _method(tables: Mapping[str, Any], errors: list[str]) -> Table | None:
+    name = tables.get("run", {}).get("method", RunTable.model_fields["method"].default)
+    if name in METHOD_TABLES:
+        return _validate(METHOD_TABLES[name], "method", tables.get("method", {}), errors)
+    if isinstance(name, str):
+        allowed = ", ".join(f'"{method}"' for method in METHOD_TABLES)
+        errors.append(f'[run] method = "{name}": no such method{_suggest(name, METHOD_TABLES)}; allowed: {allowed}')
+    return None
+
+
+def _problem(tables: Mapping[str, Any], errors: list[str]) -> ProblemTable | None:
+    table = tables.get("problem", {})
+    kind = table.get("kind")
+    if isinstance(kind, str) and ":" in kind:
+        return _validate(CustomTable, "problem", table, errors)
+    if kind in PROBLEM_TABLES:
+        return _validate(PROBLEM_TABLES[kind], "problem", table, errors)
+    if kind is not None:
+        hint = _suggest(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
+        errors.append(f"[problem] kind = {kind!r}: no such problem{hint}; allowed: {_kinds()}")
+    return None
+
+
+def _validate(table: type[T], name: str, values: Mapping[str, Any], errors: list[str]) -> T | None:
+    try:
+        return table.model_validate(dict(values))
+    except ValidationError as error:
+        errors += [f"[{name}] " + _explain(table, detail) for detail in error.errors()]
+        return None
+
+
+def _explain(table: type[Table], detail: Any) -> str:
+    reason = _REASONS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    if not detail["loc"]:
+        return reason
+    key = ".".join(str(part) for part in detail["loc"] if part not in ("constrained-int", "int"))
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(table.model_fields))
+        return f"{key}: unknown key{_suggest(key, table.model_fields)}; allowed: {allowed}"
+    return f"{key} = {detail['input']!r}: {reason[0].lower() + reason[1:]}"
+
+
+def _suggest(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _fail(source: str, errors: list[str]) -> None:
+    if errors:
+        raise UserError("\n".join(f"{source}: {error}" for error in errors))
+
+
+def _resolve(config: RunConfig) -> RunConfig:
+    """Fills in the defaults that depend on other values."""
+    run, method = config.run, config.method
+    changes: dict[str, Any] = {}
+    if run.dtype is None:
+        changes["dtype"] = "float32" if config.problem.kind == "network" else "float64"
+    if run.out is None:
+        kind = config.problem.kind.replace(":", ".")
+        changes["out"] = f"runs/{run.method}-{kind}-seed{run.seed}"
+    if isinstance(method, LearningRate) and method.lr_horizon is None:
+        # so that a run extended later keeps the schedule that it began with
+        method = method.model_copy(update={"lr_horizon": max(run.rounds, 1)})
+    return replace(config, run=run.model_copy(update=changes), method=method)

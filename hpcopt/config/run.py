@@ -1,0 +1,55 @@
+"""The [run] table: what does not depend on the method or the problem."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hpcopt.config.base import Count, NonNegative, Positive, Table
+
+MAX_RECORDS = 1_000_000
+
+
+class RunTable(Table):
+    """How a run goes."""
+
+    method: str = "allreduce_sgd"
+    """which method"""
+    workers: Count = 8
+    """workers N; ranks P host them in contiguous blocks, P <= N"""
+    rounds: Annotated[int, Field(ge=0)] = 100
+    """rounds to make"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """everything random is a function of (seed, worker, round)"""
+    evaluate_every: Count = 10
+    """rounds between records in run.h5"""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """rounds between checkpoints; 0: only at the end and on a signal"""
+    keep_checkpoints: Count = 2
+    """how many of the newest checkpoints stay"""
+    flush_seconds: NonNegative = 5.0
+    """metrics are forced to the disk at least so often [s]"""
+    stall_seconds: Positive = 300.0
+    """without progress for so long, the job prints every rank's stack and ends [s]"""
+    out: str | None = None
+    """the run's directory; runs/METHOD-PROBLEM-seedS if not given"""
+    dtype: Literal["float32", "float64"] | None = None
+    """precision of the parameters; float32 for network, else float64 if not given"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """"auto" (the local rank's GPU where there is one), "cpu", "cuda" or "cuda:INDEX" """
+    deterministic: bool = False
+    """sums in the order of the workers: bit-identical on any number of ranks, slower"""
+    target_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """stop at the first evaluation with a training loss at or below this"""
+    max_seconds: Positive | None = None
+    """stop when the optimisation clock passes this [s]"""
+
+    @model_validator(mode="after")
+    def _records_fit(self) -> RunTable:
+        if self.rounds // self.evaluate_every > MAX_RECORDS:
+            raise ValueError(
+                f"rounds = {self.rounds} with evaluate_every = {self.evaluate_every} makes more than "
+                f"{MAX_RECORDS} records; raise evaluate_every"
+            )
+        return self

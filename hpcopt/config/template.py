@@ -1,0 +1,56 @@
+"""A commented config to start from: what `hpcopt init METHOD` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from hpcopt.config.base import Table
+from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.problems import PROBLEM_TABLES
+from hpcopt.config.run import RunTable
+from hpcopt.errors import UserError
+
+
+def template(method: str, kind: str = "network") -> str:
+    """A complete config for a method and a kind of problem, every key with its meaning and default.
+
+    Raises:
+        UserError: an unknown method or kind.
+    """
+    for name, known, what in ((method, METHOD_TABLES, "method"), (kind, PROBLEM_TABLES, "problem kind")):
+        if name not in known:
+            raise UserError(f"{name}: no such {what}; allowed: {', '.join(known)}")
+    return "\n".join(
+        [
+            f"# hpcopt config: {method} on {kind}. Keys that are commented out have no value unless set.",
+            "",
+            _table("run", RunTable, {"method": method}),
+            _table("method", METHOD_TABLES[method], {}),
+            _table("problem", PROBLEM_TABLES[kind], {"kind": kind}),
+        ]
+    )
+
+
+def _table(name: str, table: type[Table], values: dict[str, Any]) -> str:
+    lines = [f"[{name}]"]
+    for key, field in table.model_fields.items():
+        value = values.get(key, field.get_default(call_default_factory=True))
+        lines.append(f"# {' '.join((field.description or key).split())}{_allowed(field)}")
+        lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+    return "\n".join([*lines, ""])
+
+
+def _allowed(field: FieldInfo) -> str:
+    words = _literals(field.annotation)
+    return f" [{' | '.join(json.dumps(word) for word in words)}]" if words else ""
+
+
+def _literals(annotation: Any) -> list[Any]:
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [word for part in get_args(annotation) for word in _literals(part)]

@@ -1,0 +1,1 @@
+"""Mathematics without communication: flat vectors, optimisers, schedules, random streams."""

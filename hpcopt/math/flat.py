@@ -1,0 +1,77 @@
+"""Flat parameter vectors: where each named parameter lives in one long vector of length d."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and places of the parameters in a flat vector: shared ones first, private ones last.
+
+    So ``x[..., layout.shared]`` and ``x[..., layout.private]`` are views, whatever the order in the model.
+
+    Attributes:
+        names: parameter names, in the order of the vector.
+        shapes: their shapes.
+        n_shared: how many of the names are shared (the others are private to a worker).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    n_shared: int
+
+    @classmethod
+    def of(
+        cls, named_shapes: Iterable[tuple[str, Sequence[int]]], private: Sequence[str] = ()
+    ) -> Layout:
+        """The layout of named parameters; those whose name matches a pattern in ``private`` come last."""
+        items = [(name, tuple(shape)) for name, shape in named_shapes]
+        is_private = [any(fnmatchcase(name, pattern) for pattern in private) for name, _ in items]
+        order = sorted(range(len(items)), key=lambda i: is_private[i])  # stable
+        return cls(
+            names=tuple(items[i][0] for i in order),
+            shapes=tuple(items[i][1] for i in order),
+            n_shared=len(items) - sum(is_private),
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of elements of each parameter."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def dim(self) -> int:
+        """The length d of the flat vector."""
+        return sum(self.sizes)
+
+    @property
+    def shared(self) -> slice:
+        """The shared parameters' range."""
+        return slice(0, sum(self.sizes[: self.n_shared]))
+
+    @property
+    def private(self) -> slice:
+        """The private parameters' range (empty where there are none)."""
+        return slice(self.shared.stop, self.dim)
+
+    def part(self, part: str) -> slice:
+        """The range of ``"all"``, ``"shared"`` or ``"private"`` parameters."""
+        return {"all": slice(0, self.dim), "shared": self.shared, "private": self.private}[part]
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named views of a flat vector of shape (..., d), each of shape (..., *shape); nothing is copied."""
+        pieces = flat.split(self.sizes, dim=-1)
+        lead = flat.shape[:-1]
+        return {
+            name: piece.view(*lead, *shape)
+            for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }

@@ -1,0 +1,67 @@
+"""First-order updates on flat vectors, in place, and learning-rate schedules.
+
+Written out rather than taken from torch.optim because their state has to be plain named tensors that
+checkpoints can re-partition, and because importing torch.optim's machinery costs every rank seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hpcopt.config.base import FirstOrder, LearningRate
+
+
+def learning_rate(table: LearningRate, round: int) -> float:
+    """The rate η for a round, counted from 0."""
+    rate = table.lr
+    if round < table.warmup_rounds:
+        rate *= (round + 1) / table.warmup_rounds
+    if table.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(round / (table.lr_horizon or 1), 1.0)))
+    elif table.schedule == "exponential":
+        rate *= table.lr_decay ** (round / table.lr_decay_rounds)
+    elif table.schedule == "step":
+        rate *= table.lr_decay ** (round // table.lr_decay_rounds)
+    return rate
+
+
+def moments(table: FirstOrder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and second moments to begin with; empty tensors where the update has none."""
+    first = table.optimizer == "adam" or table.momentum > 0
+    second = table.optimizer == "adam"
+    nothing = x.new_zeros(x.shape[:-1] + (0,))
+    return (
+        torch.zeros_like(x) if first else nothing.clone(),
+        torch.zeros_like(x) if second else nothing.clone(),
+    )
+
+
+def update(table: FirstOrder, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round: int) -> None:
+    """One step of SGD, heavy ball, Nesterov or Adam (Kingma & Ba, 2015, algorithm 1), in place.
+
+    Args:
+        table: the settings.
+        x: the point, (…, d); changed.
+        g: the gradient at x, same shape; may be overwritten.
+        m, v: the moments from `moments`; changed.
+        round: counted from 0.
+    """
+    eta = learning_rate(table, round)
+    if table.weight_decay:
+        g.add_(x, alpha=table.weight_decay)
+    if table.optimizer == "adam":
+        t = round + 1
+        m.lerp_(g, 1 - table.beta1)
+        v.mul_(table.beta2).addcmul_(g, g, value=1 - table.beta2)
+        scale = math.sqrt(1 - table.beta2**t)
+        x.addcdiv_(m, v.sqrt().div_(scale).add_(table.eps), value=-eta / (1 - table.beta1**t))
+    elif table.momentum:
+        m.mul_(table.momentum).add_(g)
+        x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
+    else:
+        x.add_(g, alpha=-eta)

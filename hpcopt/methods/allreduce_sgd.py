@@ -1,0 +1,50 @@
+"""Synchronous SGD on the dense mean gradient: the baseline that every claim is measured against.
+
+    symbol  name  shape  meaning
+    x       x     (d,)   parameters, replicated
+    g       g     (d,)   Σ ω_n ∇f_n(x; batch of worker n)
+    m, v    m, v  (d,)   first and second moments (empty where the update rule has none)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
+from hpcopt.config.methods import AllreduceSGDTable
+from hpcopt.math import optimizers
+from hpcopt.methods.base import Method, State, StepInfo, replicated
+from hpcopt.problems.base import Draw, Problem
+
+
+@dataclass
+class AllreduceSGDState(State):
+    """Parameters and moments."""
+
+    x: Tensor = replicated()
+    m: Tensor = replicated()
+    v: Tensor = replicated()
+
+
+class AllreduceSGD(Method[AllreduceSGDState]):
+    """SGD, momentum or Adam, one allreduce of d numbers per round, one gradient buffer, no copies."""
+
+    table = AllreduceSGDTable
+
+    def start(self, problem: Problem, ports: Ports) -> AllreduceSGDState:
+        """See `Method`."""
+        self._problem, self._reduce = problem, ports.reduce
+        x = problem.initial().clone()
+        rows = (problem.share.n,) if ports.reduce.form == "weighted" else ()
+        self._g = torch.empty((*rows, problem.dim), dtype=x.dtype, device=x.device)
+        return AllreduceSGDState(0, x, *optimizers.moments(self.settings, x))
+
+    def step(self, state: AllreduceSGDState) -> StepInfo:
+        """One round: g ← Σ ω_n ∇f_n(x); x ← x − η · update(g)."""
+        g = self._problem.gradients(state.x, Draw(state.round), reduce=self._reduce.form, out=self._g)
+        g = self._reduce.sum(g)
+        optimizers.update(self.settings, state.x, g, state.m, state.v, state.round)
+        return StepInfo()

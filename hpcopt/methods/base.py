@@ -1,0 +1,107 @@
+"""The contract between a method and everything else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
+from hpcopt.config.base import Table
+from hpcopt.problems.base import Problem
+
+
+class Held(Enum):
+    """How a tensor of the state is spread over processes; all that checkpoints need to know."""
+
+    REPLICATED = "replicated"
+    """(…): the same on every rank"""
+    PER_WORKER = "per worker"
+    """(n, …): one row for each worker that lives here"""
+    SLICED = "sliced"
+    """(m, …): this rank's slice, as `Reducer.own` says, of one long array"""
+
+
+def replicated() -> Any:
+    """Declares a state tensor that is the same on every rank."""
+    return field(metadata={"held": Held.REPLICATED})
+
+
+def per_worker() -> Any:
+    """Declares a state tensor with one row for each worker here."""
+    return field(metadata={"held": Held.PER_WORKER})
+
+
+def sliced() -> Any:
+    """Declares a state tensor that is this rank's slice of one long array."""
+    return field(metadata={"held": Held.SLICED})
+
+
+@dataclass
+class State:
+    """What a method carries from round to round; subclasses declare their tensors.
+
+    Every tensor has at least one dimension and keeps its shape; tensors are updated in place.
+
+    Attributes:
+        round: rounds made so far.
+    """
+
+    round: int
+
+    def tensors(self) -> dict[str, tuple[Held, Tensor]]:
+        """Every declared tensor, by name."""
+        return {
+            item.name: (item.metadata["held"], getattr(self, item.name))
+            for item in fields(self)
+            if "held" in item.metadata
+        }
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a step has to tell beside its state.
+
+    Attributes:
+        done: the method's own stopping rule is met; the same on every rank.
+    """
+
+    done: bool = False
+
+
+S = TypeVar("S", bound=State)
+
+
+class Method(ABC, Generic[S]):
+    """A method, made from its settings: ``AllreduceSGD(lr=0.1)`` or ``AllreduceSGD(table)``.
+
+    Attributes:
+        table: the class of the settings.
+        model_field: the state's tensor that holds the model or the workers' models.
+    """
+
+    table: ClassVar[type[Table]]
+    model_field: ClassVar[str] = "x"
+
+    def __init__(self, settings: Table | None = None, /, **keys: Any) -> None:
+        self.settings: Any = self.table(**keys) if settings is None else settings
+
+    @abstractmethod
+    def start(self, problem: Problem, ports: Ports) -> S:
+        """Takes the problem and the ports, and gives the state of round 0. Collective."""
+
+    @abstractmethod
+    def step(self, state: S) -> StepInfo:
+        """Makes one round, in place; the loop counts `State.round`. Collective."""
+
+    def model(self, state: S) -> Tensor:
+        """What is to be evaluated: (1, d) for a model that all workers share, or (n, d)."""
+        x: Tensor = getattr(state, self.model_field)
+        return x.view(-1, x.shape[-1])
+
+    def metrics(self, state: S) -> dict[str, float]:
+        """More numbers for /metrics, the same on every rank. Collective, outside the clock."""
+        return {}

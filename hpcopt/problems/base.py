@@ -1,0 +1,278 @@
+"""The contract between a problem and everything else.
+
+A *recipe* describes a problem for all N workers and is the same everywhere; ``recipe.bind(share)`` makes
+the *problem*: the part of the workers that live in this process. The global objective is
+
+    f(x) = Σ_n ω_n f_n(x),   Σ_n ω_n = 1,
+
+and what a problem computes for one worker depends on the seed and on that worker alone, never on which
+other workers share its process.
+
+Symbols: N workers in all, n workers here, d parameters, ω_n the worker's weight.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from hpcopt.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from hpcopt.math.flat import Layout
+
+ALIGNMENT = 64
+"""bytes to which torch aligns what it allocates on the CPU"""
+
+T = TypeVar("T", bound=BaseModel)
+Part = Literal["all", "shared", "private"]
+Reduce = Literal["none", "weighted", "sum"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which mini-batch every worker uses: step ``step`` of the ``of`` steps that a method makes in ``round``.
+
+    Successive draws go through a worker's rows in a shuffled order, epoch by epoch.
+    """
+
+    round: int
+    step: int = 0
+    of: int = 1
+
+    @property
+    def index(self) -> int:
+        """Position in the worker's sequence of mini-batches."""
+        return self.round * self.of + self.step
+
+
+@dataclass(frozen=True)
+class Share:
+    """The workers that live in this process, and how their numbers are kept."""
+
+    workers: range
+    total: int
+    seed: int
+    dtype: torch.dtype = torch.float64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def n(self) -> int:
+        """The number of workers here."""
+        return len(self.workers)
+
+
+@dataclass
+class Evaluation:
+    """What was measured at a point, per worker; run-wide numbers are Σ value·weight / Σ weight.
+
+    Attributes:
+        values: name -> (n,) float64 tensor on the CPU.
+        weights: name -> (n,) float64 tensor on the CPU, the weight of each worker's value.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
+        """Adds one measured quantity."""
+        self.values[name] = value.detach().to("cpu", torch.float64)
+        self.weights[name] = weight.detach().to("cpu", torch.float64)
+
+
+class Recipe(Protocol):
+    """The description of a problem for all workers."""
+
+    workers: int
+
+    def bind(self, share: Share) -> Problem:
+        """This process's part. Raises `UserError` locally where the description cannot be met."""
+
+
+class Problem(ABC):
+    """The rank's share of a problem, stacked over its n workers.
+
+    Wherever X is taken it has shape (n, d), or (1, d) or (d,) for one point shared by all workers, which is
+    never copied n times.
+
+    Attributes:
+        share: which workers live here.
+        layout: names, shapes and places of the parameters.
+        weights: ω_n of the workers here, (n,).
+        rows: training rows of each worker here, (n,) int64.
+        total_rows: training rows of all N workers.
+        samples: sample gradients computed here so far (a Hessian-vector product counts as two).
+        buffers: what is neither a parameter nor data, such as BatchNorm statistics: (n, b); part of the
+            checkpoint, and averaged over workers before a shared point is evaluated.
+        optimum: the known minimiser x*, (d,), or None.
+        optimal_value: f(x*), or None.
+    """
+
+    share: Share
+    layout: Layout
+    weights: Tensor
+    rows: Tensor
+    total_rows: int
+    buffers: Tensor
+    optimum: Tensor | None = None
+    optimal_value: float | None = None
+    samples: int = 0
+
+    @property
+    def dim(self) -> int:
+        """The number d of parameters."""
+        return self.layout.dim
+
+    @abstractmethod
+    def initial(self) -> Tensor:
+        """The start, (d,), the same for all workers and on every rank."""
+
+    @abstractmethod
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
+        """Training loss over all rows, and what else the problem can tell, per worker.
+
+        Args:
+            X: (n, d), or (1, d) or (d,) for a point that all workers share.
+            buffers: (b,) to use in place of the workers' own, at a shared point.
+            shared: whether X is one point for all N workers. None: it is if X has one row, which cannot tell
+                a shared point from the personal point of a process's only worker: methods with personal
+                points pass False, so that the answer does not depend on how the workers are spread.
+        """
+
+    @abstractmethod
+    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
+        """f_i at x (d,) on the mini-batch of ``draw`` (all rows if None), a scalar; i counts from 0 here."""
+
+    @abstractmethod
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+    ) -> None:
+        """out += scale · ∇f_i(x), restricted to ``part``."""
+
+    @abstractmethod
+    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
+        """∇²f_i(x) v, (d,)."""
+
+    @abstractmethod
+    def batch_rows(self, i: int, draw: Draw | None) -> int:
+        """How many rows worker i (from 0 here) uses in a draw."""
+
+    def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
+        """f_n at the worker's row of X on its mini-batch, (n,); all rows if ``draw`` is None."""
+        X = X.view(-1, self.dim)
+        return torch.stack([self._loss(i, row(X, i), draw) for i in range(self.share.n)])
+
+    def gradients(
+        self,
+        X: Tensor,
+        draw: Draw | None = None,
+        part: Part = "all",
+        reduce: Reduce = "none",
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The workers' gradients.
+
+        Args:
+            X: (n, d), (1, d) or (d,).
+            draw: which mini-batch; None for all rows.
+            part: all, only the shared, or only the private parameters; sets the length m of the result.
+            reduce: ``"none"``: ∇f_n, (n, m); ``"weighted"``: ω_n ∇f_n, (n, m);
+                ``"sum"``: Σ ω_n ∇f_n over the workers here, (m,).
+            out: where to write, overwritten; allocated if None.
+
+        Returns:
+            ``out``.
+        """
+        X = X.view(-1, self.dim)
+        span = self.layout.part(part)
+        m = span.stop - span.start
+        if out is None:
+            shape = (m,) if reduce == "sum" else (self.share.n, m)
+            out = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
+        else:
+            out.zero_()
+        scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
+        for i in range(self.share.n):
+            target = out if reduce == "sum" else out[i]
+            self._add_gradient(i, row(X, i), draw, part, scales[i], target)
+            self.samples += self.batch_rows(i, draw)
+        return out
+
+    def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, reduce: Reduce = "none") -> Tensor:
+        """Hessian-vector products ∇²f_n(x_n) v_n.
+
+        Args:
+            X: (n, d), (1, d) or (d,).
+            V: (n, d), (1, d) or (d,).
+            draw: which mini-batch; None for all rows.
+            reduce: as in `gradients`; ``"sum"`` needs memory for d numbers, not n·d.
+
+        Returns:
+            (n, d), or (d,) for ``"sum"``.
+        """
+        X, V = X.view(-1, self.dim), V.view(-1, self.dim)
+        shape = (self.dim,) if reduce == "sum" else (self.share.n, self.dim)
+        out = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
+        scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
+        for i in range(self.share.n):
+            target = out if reduce == "sum" else out[i]
+            target.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scales[i])
+            self.samples += 2 * self.batch_rows(i, draw)
+        return out
+
+    def statistics(self) -> Tensor | None:
+        """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None (everywhere) if none."""
+        return None
+
+    def settle(self, total: Tensor) -> None:  # noqa: B027  (optional, like `statistics`)
+        """Takes the sum of `statistics` over all N workers, (k,); called once before the start."""
+
+
+def row(X: Tensor, i: int) -> Tensor:
+    """Worker i's point, (d,): row i of X (n, d), or its only row. A view, or an aligned copy of that row.
+
+    BLAS takes other paths, with other last bits, on memory that is not aligned. Rows of an (n, d) tensor are
+    not in general, and a worker's alignment would depend on its place in X; so one row at a time is copied
+    where that is needed, and a worker's numbers are the same in any process.
+    """
+    x = X[i] if len(X) > 1 else X[0]
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+
+
+def is_shared(X: Tensor, shared: bool | None) -> bool:
+    """Whether the X (rows, d) of `Problem.evaluate` is one point for all workers."""
+    return len(X) == 1 if shared is None else shared
+
+
+def worker_weights(kind: Literal["uniform", "rows"], rows: Sequence[int], share: Share) -> Tensor:
+    """ω_n of the workers of a share, (n,) in its dtype and on its device.
+
+    Args:
+        kind: equal weights, or in proportion to the rows.
+        rows: the rows of all N workers.
+        share: which workers live here.
+    """
+    every = torch.ones(len(rows)) if kind == "uniform" else torch.tensor(rows)
+    here = every[share.workers.start : share.workers.stop].double() / every.double().sum()
+    return here.to(share.device, share.dtype)
+
+
+def checked(table: type[T], **values: Any) -> T:
+    """A config table made from a library user's arguments.
+
+    Raises:
+        UserError: naming every argument that is not allowed.
+    """
+    try:
+        return table(**values)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc'])) or table.__name__}: {e['msg']}" for e in error.errors())
+        raise UserError("; ".join(faults)) from None

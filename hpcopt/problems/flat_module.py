@@ -1,0 +1,186 @@
+"""A torch module whose parameters and buffers are wherever flat vectors of them are, without copies."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+
+from hpcopt.errors import UserError
+from hpcopt.math.flat import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from hpcopt.problems.base import Part
+
+    Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    owner: nn.Module
+    name: str
+    shape: torch.Size
+
+
+class FlatModule:
+    """One module that stands for many workers' models in turn.
+
+    Attributes:
+        module: a copy of the user's module.
+        layout: of its parameters that require a gradient; the others stay as they are (frozen layers).
+        initial: their values in the user's module, (d,).
+        buffers: the values of its floating-point buffers (BatchNorm's running statistics), (b,); integer and
+            non-persistent buffers do not belong to a worker.
+        couples_rows: whether a row's output may depend on the batch's other rows in training (BatchNorm).
+    """
+
+    def __init__(
+        self, module: nn.Module, private: Sequence[str], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Copies the module.
+
+        Args:
+            module: any module, which is left as it is.
+            private: name patterns of the parameters that come last in the vector.
+            dtype: of parameters and buffers.
+            device: where they are.
+
+        Raises:
+            UserError: nothing in the module can be trained, or a BatchNorm layer averages without momentum.
+        """
+        self.module = copy.deepcopy(module).to(device, dtype)
+        self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        if not self._parameters:
+            raise UserError("problem.model has no parameters that require a gradient: nothing to optimise")
+        self.layout = Layout.of(((n, p.shape) for n, p in self._parameters.items()), private)
+        self.initial = torch.cat([self._parameters[n].detach().ravel() for n in self.layout.names])
+        self._buffers = _float_buffers(self.module)
+        values = [getattr(buffer.owner, buffer.name).ravel() for buffer in self._buffers]
+        self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
+        self.couples_rows = any(isinstance(m, _NormBase) for m in self.module.modules())
+        self._check_momentum()
+
+    def point(self, x: Tensor) -> None:
+        """Makes x (d,) the module's parameters: they are views of x from now on."""
+        for name, view in self.layout.views(x.detach()).items():
+            self._parameters[name].data = view
+
+    def train(self, mode: bool) -> None:
+        """Training or evaluation mode, as in torch."""
+        if self.module.training != mode:
+            self.module.train(mode)
+
+    @contextmanager
+    def with_buffers(self, values: Tensor) -> Iterator[None]:
+        """Within, ``values`` (b,) are the module's buffers; what a forward pass changes is changed there."""
+        views = [v.view(b.shape) for v, b in zip(self._split(values), self._buffers, strict=True)]
+        for buffer, view in zip(self._buffers, views, strict=True):
+            setattr(buffer.owner, buffer.name, view)
+        yield
+        for buffer, view in zip(self._buffers, views, strict=True):
+            now = getattr(buffer.owner, buffer.name)
+            if now is not view:  # a module that assigns a new tensor instead of changing the old one
+                view.copy_(now.detach())
+
+    @contextmanager
+    def accumulating(self, part: Part, out: Tensor) -> Iterator[None]:
+        """Within, ``backward`` adds the gradient of ``part`` to ``out`` (m,) and computes no other."""
+        names, views = self._part(part, out)
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in views)
+        for name in names:
+            self._parameters[name].grad = views[name]
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for name in names:
+                self._parameters[name].grad = None  # else out would live as long as the module
+
+    def hvp(
+        self, loss: Callable[[Forward], Tensor], x: Tensor, v: Tensor, forward_over_reverse: bool
+    ) -> Tensor:
+        """∇²(loss)(x) v, (d,). Changes no buffer.
+
+        Args:
+            loss: from the forward pass (a function of the features) to a scalar.
+            x: (d,).
+            v: (d,).
+            forward_over_reverse: leaner, but not all operators support it; otherwise double backward.
+
+        Raises:
+            RuntimeError: an operator does not support it.
+        """
+
+        def at(parameters: dict[str, Tensor]) -> Tensor:
+            # cloned here and not outside: torch.func forbids changing what it does not track
+            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+            state = {**parameters, **buffers}
+            return loss(lambda features: functional_call(self.module, state, (features,)))
+
+        point, direction = self.layout.views(x.detach()), self.layout.views(v.detach())
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivatives
+            if forward_over_reverse:
+                product = torch.func.jvp(torch.func.grad(at), (point,), (direction,))[1]
+            else:
+                product = _double_backward(at, point, direction)
+        return torch.cat([product[name].ravel() for name in self.layout.names])
+
+    def _part(self, part: Part, flat: Tensor) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """Names of the parameters of a part, and their views of a vector (m,) of that part alone."""
+        chosen = {
+            "all": slice(None),
+            "shared": slice(0, self.layout.n_shared),
+            "private": slice(self.layout.n_shared, None),
+        }[part]
+        names = self.layout.names[chosen]
+        if not names:
+            return (), {}
+        return names, Layout(names, self.layout.shapes[chosen], len(names)).views(flat)
+
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([buffer.shape.numel() for buffer in self._buffers]) if self._buffers else ()
+
+    def _check_momentum(self) -> None:
+        for name, module in self.module.named_modules():
+            if isinstance(module, _NormBase) and module.track_running_stats and module.momentum is None:
+                raise UserError(
+                    f"problem.model: {name} has momentum=None, which averages over an integer count of "
+                    "batches that is not kept per worker; give it a momentum such as 0.1"
+                )
+
+
+def _float_buffers(module: nn.Module) -> list[_Buffer]:
+    """The floating-point buffers that a state_dict would hold, in its order."""
+    persistent = module.state_dict().keys()
+    found = []
+    for path, buffer in module.named_buffers():
+        if path in persistent and buffer.is_floating_point():
+            owner, _, name = path.rpartition(".")
+            found.append(_Buffer(module.get_submodule(owner), name, buffer.shape))
+    return found
+
+
+def _double_backward(
+    at: Callable[[dict[str, Tensor]], Tensor], point: dict[str, Tensor], direction: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
+        inputs = list(leaves.values())
+        first = torch.autograd.grad(at(leaves), inputs, create_graph=True, materialize_grads=True)
+        inner = sum(((g * direction[name]).sum() for g, name in zip(first, leaves, strict=True)), start=0)
+        if not (isinstance(inner, torch.Tensor) and inner.requires_grad):  # the loss is linear
+            return {name: torch.zeros_like(value) for name, value in point.items()}
+        second = torch.autograd.grad(inner, inputs, materialize_grads=True)
+    return dict(zip(leaves, second, strict=True))

@@ -1,0 +1,167 @@
+"""Any torch module on any data set: the description of the problem for all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from hpcopt.config.problems import NetworkTable
+from hpcopt.errors import UserError
+from hpcopt.problems import models
+from hpcopt.problems.base import checked
+from hpcopt.problems.data import array_dataset, open_dataset, partition
+from hpcopt.problems.network_problem import NetworkProblem
+from hpcopt.problems.rows import read_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hpcopt.problems.base import Share
+    from hpcopt.problems.data import Dataset, Partition
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor], Tensor]
+Arrays = tuple[Any, Any]
+
+
+class Network:
+    """f_n(x) = mean loss over worker n's rows + λ/2 ‖x‖².
+
+    The vector x holds the module's parameters that require a gradient; frozen ones stay as they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        train: Arrays,
+        test: Arrays | None = None,
+        *,
+        workers: int,
+        partition: Literal["iid", "dirichlet", "classes", "unequal"] = "iid",
+        alpha: float = 0.5,
+        classes_per_worker: int = 2,
+        samples_per_worker: int | None = None,
+        batch_size: int | Literal["full"] = 32,
+        private: Sequence[str] = ("head.*",),
+        regularisation: float = 0.0,
+        weights: Literal["uniform", "rows"] = "uniform",
+        augment: Augment | None = None,
+    ) -> None:
+        """Describes a problem with your own module and arrays.
+
+        Args:
+            model: the network; its present values are the start, so they must be the same on every rank
+                (seed torch before you make it). It is copied, not changed.
+            loss: loss(output, target) -> the mean over the batch, a scalar.
+            train: (x, y), tensors or arrays with one row per sample. A batch of x has the run's dtype, unless
+                it is int32 or int64 (indices), which it keeps; y becomes int64 if it is an integer (classes),
+                else it has the run's dtype.
+            test: the same for the test rows.
+            workers: N.
+            partition: how rows are spread over workers, see `hpcopt.problems.data.partition`.
+            alpha: for partition = "dirichlet" and "unequal".
+            classes_per_worker: for partition = "classes".
+            samples_per_worker: exactly so many training rows per worker.
+            batch_size: rows per mini-batch and worker, or "full".
+            private: name patterns of the parameters that methods with private parts keep on the worker.
+            regularisation: λ.
+            weights: ω_n, equal or in proportion to a worker's rows.
+            augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
+                global generator, which is seeded per worker and mini-batch.
+
+        Raises:
+            UserError: an argument is out of its range, or the arrays do not fit together.
+        """
+        table = checked(
+            NetworkTable,
+            kind="network",
+            partition=partition,
+            alpha=alpha,
+            classes_per_worker=classes_per_worker,
+            samples_per_worker=samples_per_worker,
+            batch_size=batch_size,
+            private=list(private),
+            regularisation=regularisation,
+            weights=weights,
+        )
+        data = array_dataset(train, test)
+        self._describe(table, workers, data, model, loss, augment=augment, own_model=True)
+
+    @classmethod
+    def from_table(cls, table: NetworkTable, workers: int) -> Network:
+        """The problem of a config file: a built-in model, a data set by name, cross-entropy.
+
+        Raises:
+            UserError: no such data set, one without classes, or images that the model cannot take.
+        """
+        data = open_dataset(table.dataset)
+        if data.classes is None:
+            raise UserError(
+                f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
+                'kind = "network" needs; use hpcopt.Network with a loss of your own'
+            )
+        shape = models.image_shape(data.train.shape)
+        model = models.build(table.model, shape, data.classes, table.hidden, table.dropout)
+        network = cls.__new__(cls)
+        loss = nn.functional.cross_entropy
+        network._describe(table, workers, data, model, loss, augment=None, own_model=False)
+        return network
+
+    def _describe(
+        self,
+        table: NetworkTable,
+        workers: int,
+        data: Dataset,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        augment: Augment | None,
+        own_model: bool,
+    ) -> None:
+        self.workers = workers
+        self.table = table
+        self._data = data
+        self._model = model
+        self._loss = loss
+        self._augment = augment
+        self._own_model = own_model
+
+    def bind(self, share: Share) -> NetworkProblem:
+        """This process's part; reads the rows of its workers.
+
+        Raises:
+            UserError: more workers than rows, a partition that the data do not allow, or a model, loss and
+                data that do not fit together (tried out on the first rows).
+        """
+        model = self._model
+        if not self._own_model:
+            models.initialise(model, share.seed)
+        parts = self._parts(share.seed)
+        return NetworkProblem(
+            share,
+            model,
+            self._loss,
+            [read_worker(self._data, parts, worker, share) for worker in share.workers],
+            all_rows=[len(rows) for rows in parts.train],
+            table=self.table,
+            moments=(self._data.mean, self._data.std),
+            augment=self._augment,
+            # a module of the user's may draw random numbers in any place
+            random=self._own_model or self._augment is not None or self.table.dropout > 0,
+        )
+
+    def _parts(self, seed: int) -> Partition:
+        table, data = self.table, self._data
+        return partition(
+            data.train.labels,
+            None if data.test is None else data.test.labels,
+            self.workers,
+            kind=table.partition,
+            alpha=table.alpha,
+            classes_per_worker=table.classes_per_worker,
+            samples_per_worker=table.samples_per_worker,
+            seed=seed,
+        )

@@ -1,0 +1,255 @@
+"""The workers' losses, gradients and Hessian-vector products of a network."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.errors import UserError
+from hpcopt.math.streams import torch_seed
+from hpcopt.problems.base import Evaluation, Problem, is_shared, row, worker_weights
+from hpcopt.problems.batches import Batches
+from hpcopt.problems.flat_module import FlatModule
+from hpcopt.problems.rows import pieces, standardised
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hpcopt.config.problems import NetworkTable
+    from hpcopt.problems.base import Draw, Part, Share
+    from hpcopt.problems.flat_module import Forward
+    from hpcopt.problems.rows import Rows, WorkerRows
+
+PIECE = 512
+"""most rows that pass through the network at a time, unless its rows are coupled: bounds the memory"""
+
+
+class NetworkProblem(Problem):
+    """The workers here. One module serves them all: its parameters are views of a worker's row of X."""
+
+    def __init__(
+        self,
+        share: Share,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        data: list[WorkerRows],
+        *,
+        all_rows: list[int],
+        table: NetworkTable,
+        moments: tuple[float, float],
+        augment: Callable[[Tensor], Tensor] | None,
+        random: bool,
+    ) -> None:
+        """Takes the workers' rows and tries the model out on the first of them.
+
+        Args:
+            share: the workers here.
+            model: copied, not changed; its values are the start.
+            loss: (output, target) -> mean over the batch.
+            data: the rows of each worker here.
+            all_rows: training rows of all N workers.
+            table: partition and batch_size, private, regularisation and weights are used.
+            moments: (mean, std) that features are standardised with.
+            augment: changes a batch of training features, or None.
+            random: whether a training pass may draw random numbers.
+
+        Raises:
+            UserError: model, loss and data do not fit together.
+        """
+        self.share = share
+        self._module = FlatModule(model, table.private, share.dtype, share.device)
+        self.layout = self._module.layout
+        self.weights = worker_weights(table.weights, all_rows, share)
+        self.rows = torch.tensor([len(worker.train) for worker in data])
+        self.total_rows = sum(all_rows)
+        self.buffers = self._module.buffers.expand(share.n, -1).clone()
+        self._start = self._module.initial
+        self._objective = loss
+        self._data = data
+        self._decay = table.regularisation
+        self._input = partial(standardised, moments=moments, dtype=share.dtype)
+        self._augment = augment
+        self._random = random
+        self._forward_over_reverse: bool | None = None  # decided by the first product
+        self._batches = Batches(share, self.rows.tolist(), table.batch_size)
+        self._classifies = self._try_out(min(all_rows))
+
+    def initial(self) -> Tensor:
+        """The module's values, (d,)."""
+        return self._start.clone()
+
+    def batch_rows(self, i: int, draw: Draw | None) -> int:
+        """How many rows worker i (from 0 here) uses in a draw."""
+        return self._batches.count(i, draw)
+
+    @torch.no_grad()
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
+        """Evaluation-mode loss on the workers' training rows; loss and accuracy on test rows.
+
+        ``loss``: with regularisation, weight ω_n. ``test_loss`` (without) and, for class targets,
+        ``accuracy`` in [0, 1]: of a shared point on the worker's even slice of all test rows, weight its
+        number of rows; of personal points on the worker's own test rows, weight 1 where it has any.
+
+        Args:
+            X: (n, d), or (1, d) or (d,) for a point that all workers share.
+            buffers: (b,) to use in place of the workers' own.
+            shared: see `Problem.evaluate`.
+        """
+        X = X.view(-1, self.dim)
+        common = is_shared(X, shared)
+        self._module.train(False)
+        losses, tests = [], []
+        for i, data in enumerate(self._data):
+            x = row(X, i)
+            self._module.point(x)
+            with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
+                losses.append(self._measure(data.train)[0] + self._penalty(x))
+                test = data.even_test if common else data.own_test
+                tests.append(None if test is None else (*self._measure(test), len(test)))
+        result = Evaluation()
+        result.add("loss", torch.stack(losses), self.weights)
+        self._add_tests(result, [test for test in tests if test is not None], common)
+        return result
+
+    def _add_tests(self, result: Evaluation, tests: list[tuple[Tensor, Tensor, int]], common: bool) -> None:
+        if not tests:
+            return
+        counts = torch.tensor([count for _, _, count in tests])
+        weights = counts if common else counts > 0
+        result.add("test_loss", torch.stack([loss for loss, _, _ in tests]), weights)
+        if self._classifies:
+            result.add("accuracy", torch.stack([accuracy for _, accuracy, _ in tests]), weights)
+
+    def _measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy over rows, float64 scalars; 0 where there are none."""
+        loss, right = torch.zeros(2, dtype=torch.float64, device=self.share.device)
+        for piece in pieces(rows, PIECE):
+            output = self._module.module(self._input(piece.features))
+            loss += self._objective(output, piece.targets) * len(piece)
+            if self._classifies:
+                right += (output.argmax(1) == piece.targets).sum()
+        return loss / max(1, len(rows)), right / max(1, len(rows))
+
+    @torch.no_grad()
+    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
+        total = self._penalty(x)
+        self._module.point(x)
+        self._module.train(True)
+        with self._module.with_buffers(self.buffers[i].clone()), self._seeded(i, draw):
+            for piece, fraction in self._batch(i, draw):
+                total = total + fraction * self._batch_loss(self._module.module, piece=piece)
+        return total
+
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+    ) -> None:
+        if not out.numel():
+            return
+        self._module.point(x)
+        self._module.train(True)
+        with (
+            self._module.with_buffers(self.buffers[i]),
+            self._seeded(i, draw),
+            self._module.accumulating(part, out),
+        ):
+            for piece, fraction in self._batch(i, draw):
+                loss = self._batch_loss(self._module.module, piece=piece)
+                if loss.requires_grad:  # not where the part has no influence on the output
+                    (loss * (scale * fraction)).backward()
+        if self._decay:
+            out.add_(x[self.layout.part(part)], alpha=scale * self._decay)
+
+    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
+        if self._forward_over_reverse is None:
+            try:
+                product = self._product(i, x, v, draw, forward_over_reverse=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # of which NotImplementedError is a kind: an operator has no such rule
+                self._forward_over_reverse = False
+            else:
+                self._forward_over_reverse = True
+                return product
+        return self._product(i, x, v, draw, self._forward_over_reverse)
+
+    def _product(self, i: int, x: Tensor, v: Tensor, draw: Draw | None, forward_over_reverse: bool) -> Tensor:
+        product = self._decay * v
+        self._module.train(True)
+        with self._module.with_buffers(self.buffers[i]), self._seeded(i, draw):
+            for piece, fraction in self._batch(i, draw):
+                loss = partial(self._batch_loss, piece=piece)
+                product.add_(self._module.hvp(loss, x, v, forward_over_reverse), alpha=fraction)
+        return product
+
+    def _batch_loss(self, forward: Forward, piece: Rows) -> Tensor:
+        features = self._input(piece.features)
+        if self._augment is not None:
+            features = self._augment(features)
+        return self._objective(forward(features), piece.targets)
+
+    def _batch(self, i: int, draw: Draw | None) -> Iterator[tuple[Rows, float]]:
+        """The mini-batch of a draw in pieces, each with its part of the batch."""
+        rows, chosen = self._data[i].train, self._batches.select(i, draw)
+        batch = rows if chosen is None else rows.at(chosen)
+        size = len(batch) if self._module.couples_rows else PIECE
+        for piece in pieces(batch, size):
+            yield piece, len(piece) / len(batch)
+
+    def _penalty(self, x: Tensor) -> Tensor:
+        return 0.5 * self._decay * (x @ x)
+
+    @contextmanager
+    def _seeded(self, i: int, draw: Draw | None) -> Iterator[None]:
+        """Torch's generators seeded by worker and draw, and left as they were."""
+        if not self._random:
+            yield
+            return
+        at = () if draw is None else (draw.round, draw.step)
+        seed = torch_seed(self.share.seed, "training", self.share.workers[i], *at)
+        device = self.share.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":  # not torch.manual_seed, which would seed devices that are not restored
+                index = torch.cuda.current_device() if device.index is None else device.index
+                torch.cuda.default_generators[index].manual_seed(seed)
+            yield
+
+    def _try_out(self, fewest: int) -> bool:
+        """One training pass over the smallest mini-batch of any worker; whether the problem has classes.
+
+        Raises:
+            UserError: the pass fails, or does not give a scalar.
+        """
+        size = fewest if self._batches.size == "full" else min(fewest, self._batches.size)
+        rows = self._data[0].train.at(slice(0, min(size, PIECE)))
+        self._module.train(True)
+        with torch.no_grad(), self._module.with_buffers(self.buffers[0].clone()), self._seeded(0, None):
+            try:
+                output = self._module.module(self._input(rows.features))
+                loss = self._batch_loss(self._module.module, piece=rows)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise UserError(
+                    f"problem.model, loss and data do not fit together: a batch of {len(rows)} rows, "
+                    f"features {tuple(rows.features.shape)}, targets {tuple(rows.targets.shape)} "
+                    f"{rows.targets.dtype}: {error}"
+                ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise UserError("problem.loss must return one number, the mean over the batch")
+        return self._check_classes(output)
+
+    def _check_classes(self, output: Tensor) -> bool:
+        """Whether outputs are (B, classes) and targets labels; raises `UserError` for too large a label."""
+        targets = [worker.train.targets for worker in self._data]
+        if output.ndim != 2 or targets[0].dtype != torch.int64 or targets[0].ndim != 1:
+            return False
+        largest = max(int(labels.max()) for labels in targets)
+        if largest >= output.shape[1]:
+            raise UserError(
+                f"problem.model has {output.shape[1]} outputs, but a label is {largest}: "
+                f"it needs {largest + 1}"
+            )
+        return True

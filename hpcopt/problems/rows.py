@@ -1,0 +1,84 @@
+"""The rows of a data set that a worker has in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from hpcopt.problems.base import Share
+    from hpcopt.problems.data import Dataset, Partition, Split
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features (r, …) in the dtype they are stored in, and targets (r, …), int64 for classes."""
+
+    features: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.targets)
+
+    def at(self, rows: Tensor | slice) -> Rows:
+        """Some of the rows."""
+        return Rows(self.features[rows], self.targets[rows])
+
+
+@dataclass(frozen=True)
+class WorkerRows:
+    """A worker's rows.
+
+    Attributes:
+        train: its training rows.
+        even_test: its slice of all test rows, for shared models; None if there are no test rows at all.
+        own_test: test rows that are distributed like its training rows, for personal models.
+    """
+
+    train: Rows
+    even_test: Rows | None
+    own_test: Rows | None
+
+
+def read_worker(data: Dataset, parts: Partition, worker: int, share: Share) -> WorkerRows:
+    """Reads one worker's rows, and no others, onto the share's device."""
+    train = _read(data.train, parts.train[worker], share)
+    if data.test is None or parts.test is None:
+        return WorkerRows(train, None, None)
+    # a shared model is evaluated on all test rows, of which each worker takes an even, contiguous slice
+    total = len(data.test)
+    even = np.arange(worker * total // share.total, (worker + 1) * total // share.total)
+    return WorkerRows(train, _read(data.test, even, share), _read(data.test, parts.test[worker], share))
+
+
+def pieces(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows in order, ``size`` at a time."""
+    for start in range(0, len(rows), size):
+        yield rows.at(slice(start, start + size))
+
+
+def standardised(features: Tensor, moments: tuple[float, float], dtype: torch.dtype) -> Tensor:
+    """(features − mean) / std in ``dtype``.
+
+    Integers that are not standardised (moments 0 and 1) and have 32 or 64 bits are indices, for embeddings,
+    and stay as they are.
+    """
+    mean, std = moments
+    if moments != (0.0, 1.0):
+        return (features.to(dtype) - mean) / std
+    return features if features.dtype in (torch.int32, torch.int64) else features.to(dtype)
+
+
+def _read(split: Split, numbers: np.ndarray[Any, np.dtype[np.int64]], share: Share) -> Rows:
+    # torch.tensor copies: what numpy allocates is not aligned as `hpcopt.problems.base.row` wants it
+    features = torch.tensor(split.read(numbers), device=share.device)
+    targets = torch.tensor(split.labels[numbers], device=share.device)
+    return Rows(features, targets.to(share.dtype) if targets.is_floating_point() else targets.long())

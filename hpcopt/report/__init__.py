@@ -1,0 +1,1 @@
+"""Results: load, tables, plots. Neither MPI nor torch."""

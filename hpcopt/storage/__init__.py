@@ -1,0 +1,1 @@
+"""HDF5 on disk: the slab door, checkpoints, the metrics file, provenance."""

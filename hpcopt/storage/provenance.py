@@ -1,0 +1,53 @@
+"""Where a result came from: versions, commit, machines, Slurm. Local; reads files, starts no process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = ("numpy", "h5py", "mpi4py", "torch", "scipy", "xarray")
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """hpcopt's, Python's and the libraries' versions."""
+    found = {"python": sys.version.split()[0], "hpcopt": metadata.version("hpcopt")}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The git commit of the package's source tree; empty where it is not in one."""
+    root = Path(__file__).resolve().parents[2] / ".git"
+    try:
+        head = (root / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (root / name).is_file():
+            return (root / name).read_text().strip()
+        packed = (root / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(" " + name)), "")
+    except OSError:
+        return ""
+
+
+def slurm() -> dict[str, str]:
+    """Slurm's variables about this job, without anything that could be secret."""
+    wanted = ("JOB_", "CLUSTER_NAME", "NNODES", "NTASKS", "NODELIST", "RESTART_COUNT", "ARRAY_", "CPUS_PER_TASK")
+    return {
+        key: value
+        for key, value in sorted(os.environ.items())
+        if key.startswith("SLURM_") and key.removeprefix("SLURM_").startswith(wanted)
+    }

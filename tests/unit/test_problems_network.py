@@ -1,0 +1,209 @@
+"""Networks: against plain autograd, buffers, randomness, evaluation, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from hpcopt.config.problems import NetworkTable
+from hpcopt.errors import UserError
+from hpcopt.problems.base import Draw, Share
+from hpcopt.problems.models import ResNet18, build
+from hpcopt.problems.network import Network
+
+GENERATOR = np.random.default_rng(0)
+TRAIN = GENERATOR.standard_normal((40, 1, 8, 8)).astype(np.float32), GENERATOR.integers(0, 5, 40)
+TEST = GENERATOR.standard_normal((11, 1, 8, 8)).astype(np.float32), GENERATOR.integers(0, 5, 11)
+
+
+def bind(recipe: Network, dtype: torch.dtype = torch.float64, seed: int = 7):
+    return recipe.bind(Share(range(recipe.workers), recipe.workers, seed, dtype))
+
+
+def mlp() -> nn.Module:
+    return build("mlp", (1, 8, 8), 5, (6,))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "alexnet", "resnet18"])
+def test_gradient_is_plain_autograds(name: str) -> None:
+    size = 16 if name == "alexnet" else 8
+    train = GENERATOR.standard_normal((6, 1, size, size)), GENERATOR.integers(0, 5, 6)
+    model = ResNet18((1, 8, 8), 5, width=2) if name == "resnet18" else build(name, (1, size, size), 5)
+    plain = copy.deepcopy(model).double()
+    problem = bind(Network(model, cross_entropy, train, workers=1, batch_size="full", regularisation=0.3))
+    gradient = problem.gradients(problem.initial())
+    x, y = torch.tensor(train[0]), torch.tensor(train[1])
+    penalty = sum(p.square().sum() for p in plain.parameters()) * 0.15
+    (cross_entropy(plain(x), y) + penalty).backward()
+    expected = {name: p.grad for name, p in plain.named_parameters()}
+    for key, value in problem.layout.views(gradient[0]).items():
+        assert torch.allclose(value, expected[key], atol=1e-10), key
+    assert problem.layout.names[problem.layout.n_shared].startswith("head.")
+    running = torch.cat([torch.zeros(0), *(b.ravel() for b in plain.buffers() if b.is_floating_point())])
+    assert torch.allclose(problem.buffers[0], running.double())
+    flat = x.flatten(1)
+    assert torch.allclose(plain(flat), plain(x))
+
+
+def test_parameters_are_views_of_the_shared_point_and_gradients_of_the_result() -> None:
+    problem = bind(Network(mlp(), cross_entropy, TRAIN, workers=2))
+    x, out = problem.initial(), torch.zeros(problem.dim, dtype=torch.float64)
+    seen = []
+
+    def watch(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        parameters = list(problem._module.module.parameters())
+        memory = range(x.data_ptr(), x.data_ptr() + x.nbytes)
+        result = range(out.data_ptr(), out.data_ptr() + out.nbytes)
+        seen.append(all(p.data_ptr() in memory and p.grad.data_ptr() in result for p in parameters))
+        return cross_entropy(output, target)
+
+    problem._objective = watch
+    problem.gradients(x, Draw(0), reduce="sum", out=out)
+    assert seen == [True, True]
+
+
+def test_batch_norm_statistics_belong_to_the_worker_and_change_in_gradients_only() -> None:
+    problem = bind(Network(ResNet18((1, 8, 8), 5, width=2), cross_entropy, TRAIN, TEST, workers=2))
+    x, start = problem.initial(), problem.buffers.clone()
+    assert start.shape[1] > 0
+    problem.losses(x, Draw(0))
+    problem.hvps(x, x, Draw(0))
+    problem.evaluate(x)
+    assert torch.equal(problem.buffers, start)
+    problem.gradients(x, Draw(0))
+    assert not torch.equal(problem.buffers[0], problem.buffers[1])
+    mean = problem.buffers.mean(0)
+    own, common = problem.evaluate(x), problem.evaluate(x, mean)
+    assert not torch.equal(own.values["loss"], common.values["loss"])
+    problem.buffers[:] = mean
+    assert torch.equal(problem.evaluate(x).values["loss"], common.values["loss"])
+
+
+def test_dropout_depends_on_worker_and_draw_alone() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+    problem = bind(Network(Functional(), cross_entropy, TRAIN, workers=2, batch_size="full"))
+    x = problem.initial()
+    first = problem.losses(x, Draw(0))
+    torch.rand(5)
+    assert torch.equal(problem.losses(x, Draw(0)), first)
+    assert not torch.equal(problem.losses(x, Draw(1)), first)
+
+
+def test_augmentation_is_seeded_and_for_training_only() -> None:
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+    plain = bind(Network(mlp(), cross_entropy, TRAIN, TEST, workers=2))
+    noisy = bind(Network(plain._module.module, cross_entropy, TRAIN, TEST, workers=2, augment=noise))
+    x = plain.initial()
+    assert torch.equal(noisy.losses(x, Draw(3)), noisy.losses(x, Draw(3)))
+    assert not torch.equal(noisy.losses(x, Draw(3)), plain.losses(x, Draw(3)))
+    assert torch.equal(noisy.evaluate(x).values["test_loss"], plain.evaluate(x).values["test_loss"])
+
+
+def test_evaluation_of_a_shared_point_is_that_of_the_whole_data_set() -> None:
+    problem = bind(Network(mlp(), cross_entropy, TRAIN, TEST, workers=3, weights="rows", partition="unequal"))
+    x = problem.initial()
+    model = copy.deepcopy(problem._module.module)
+    measured = problem.evaluate(x)
+    total = {k: float((v * measured.weights[k]).sum() / measured.weights[k].sum()) for k, v in
+             measured.values.items()}  # fmt: skip
+    for (features, labels), name in ((TRAIN, "loss"), (TEST, "test_loss")):
+        output = model(torch.tensor(features).double())
+        assert total[name] == pytest.approx(float(cross_entropy(output, torch.tensor(labels))), rel=1e-10)
+    right = (output.argmax(1) == torch.tensor(TEST[1])).double().mean()
+    assert total["accuracy"] == pytest.approx(float(right))
+    assert measured.weights["accuracy"].sum() == 11
+
+
+def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
+    options = {"workers": 2, "partition": "classes", "classes_per_worker": 1}
+    problem = bind(Network(mlp(), cross_entropy, TRAIN, TEST, **options))
+    X = problem.initial().repeat(2, 1)
+    # worker i learns to answer its own class, whatever the image
+    for i, rows in enumerate(problem._data):
+        problem.layout.views(X[i])["head.bias"][rows.train.targets[0]] = 100
+    measured = problem.evaluate(X)
+    assert measured.values["accuracy"].tolist() == [1, 1]
+    assert measured.weights["accuracy"].tolist() == [1, 1]
+
+
+def test_a_regression_has_no_accuracy_and_operators_without_a_rule_fall_back(monkeypatch) -> None:
+    x, y = GENERATOR.standard_normal((20, 3)), GENERATOR.standard_normal((20, 2))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    problem = bind(Network(model, mse_loss, (x, y), (x, y), workers=2, private=["2.*"]))
+    assert set(problem.evaluate(problem.initial()).values) == {"loss", "test_loss"}
+    point, v = problem.initial(), torch.linspace(-1, 1, problem.dim).double()
+    forward = problem.hvps(point, v)
+    assert problem._forward_over_reverse is True
+
+    def unsupported(*_: object) -> None:
+        raise NotImplementedError("Trying to use forward AD with an operator that does not support it")
+
+    monkeypatch.setattr(torch.func, "jvp", unsupported)
+    problem._forward_over_reverse = None
+    assert torch.allclose(problem.hvps(point, v), forward)
+    assert problem._forward_over_reverse is False
+
+
+def test_frozen_parameters_and_indices_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    tokens = GENERATOR.integers(0, 9, (12, 2))
+    problem = bind(Network(model, cross_entropy, (tokens, tokens[:, 0] % 3), workers=2))
+    assert problem.layout.names == ("2.weight", "2.bias")
+    assert problem.gradients(problem.initial()).count_nonzero() > 0
+
+
+def test_private_patterns_may_match_nothing_or_everything() -> None:
+    for private, sizes in (([], (0,)), (["*"], None)):
+        problem = bind(Network(mlp(), cross_entropy, TRAIN, workers=2, private=private))
+        x = problem.initial()
+        empty = "private" if sizes else "shared"
+        assert problem.gradients(x, Draw(0), part=empty).shape == (2, 0)
+        assert problem.gradients(x, Draw(0), part=empty, reduce="sum").shape == (0,)
+
+
+def test_built_in_networks_start_the_same_everywhere_and_learn() -> None:
+    recipe = Network.from_table(NetworkTable(kind="network", model="cnn", weights="rows"), workers=3)
+    problem = bind(recipe, torch.float32)
+    x = problem.initial()
+    assert torch.equal(x, bind(recipe, torch.float32).initial())
+    assert not torch.equal(x, bind(recipe, torch.float32, seed=8).initial())
+    assert all(v.count_nonzero() == 0 for k, v in problem.layout.views(x).items() if k.endswith("bias"))
+    velocity = torch.zeros_like(x)
+    for t in range(60):
+        velocity = 0.9 * velocity + problem.gradients(x, Draw(t), reduce="sum")
+        x = x - 0.03 * velocity
+    measured = problem.evaluate(x)
+    weights = measured.weights["accuracy"]
+    assert (measured.values["accuracy"] * weights).sum() / weights.sum() > 0.9
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    with pytest.raises(UserError, match="alexnet.*16×16.*8×8"):
+        Network.from_table(NetworkTable(kind="network", model="alexnet"), workers=2)
+    with pytest.raises(UserError, match="workers"):
+        bind(Network(mlp(), cross_entropy, TRAIN, workers=41))
+    with pytest.raises(UserError, match="do not fit together"):
+        bind(Network(nn.Linear(3, 3), cross_entropy, TRAIN, workers=2))
+    with pytest.raises(UserError, match="4 outputs, but a label is 4"):
+        bind(Network(build("mlp", (1, 8, 8), 4), lambda o, _: o.mean(), TRAIN, workers=2))
+    with pytest.raises(UserError, match="one number"):
+        bind(Network(mlp(), lambda o, _: o, TRAIN, workers=2))
+    with pytest.raises(UserError, match="momentum"):
+        bind(Network(nn.Sequential(nn.BatchNorm2d(1, momentum=None)), cross_entropy, TRAIN, workers=2))
+    with pytest.raises(UserError, match="batch_size"):
+        Network(mlp(), cross_entropy, TRAIN, workers=2, batch_size=0)
