@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +40,7 @@ def run(
     """Run a config: mpirun -n P hpcopt run CONFIG.toml; without a launcher, one rank with all workers."""
     from hpcopt.config import load
 
-    changes = [*(overrides or []), *([f"run.out={str(out)!r}"] if out else [])]
+    changes = [*(overrides or []), *([f"run.out={json.dumps(str(out))}"] if out else [])]
     comm, checked = _together(lambda: load(config, changes))
     from hpcopt.run import start
 
@@ -113,20 +115,23 @@ def data_info(file: Annotated[Path, typer.Argument(metavar="FILE.h5")]) -> None:
 
 def main() -> None:
     """The entry point: errors become one message from rank 0 and the exit code of the contract."""
-    import click
-
+    # typer's command line errors: click's, or those of the copy of click inside newer versions of typer
+    usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         sys.exit(app(standalone_mode=False))
     except HpcoptError as error:
         _fail(f"hpcopt: error: {error}", error.exit_code)
-    except click.ClickException as error:
-        _fail(f"hpcopt: error: {error.format_message()} (hpcopt --help)", 2)
-    except click.Abort:
+    except usage as error:
+        if expected_size() > 1:
+            _world()  # the same on all ranks; no rank ends, and the launcher the job, before rank 0 has spoken
+        message = error.format_message()  # none where the help was printed for want of arguments
+        _fail(f"hpcopt: error: {message} (hpcopt --help)" if message else "", 2)
+    except typer.Abort:
         _fail("hpcopt: aborted", 1)
 
 
 def _fail(message: str, code: int) -> None:
-    if _rank() == 0:
+    if _rank() == 0 and message:
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -148,7 +153,7 @@ def _world() -> MPI.Comm:
 
 
 def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
-    """Checks the user's input on every rank: at once where there is one, in agreement where there are more."""
+    """Checks the user's input: at once on one rank, in agreement on more."""
     if expected_size() == 1:
         result = check()
         return _world(), result

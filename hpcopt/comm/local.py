@@ -1,7 +1,9 @@
-"""The ports' in-process twins: all N workers here, no MPI. The oracle that parallel runs are tested against."""
+"""The ports' in-process twins: all N workers here, no MPI. The oracle in tests of parallel runs."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -30,43 +32,41 @@ class LocalReducer:
 
     def sum(self, part: Tensor) -> Tensor:
         """See `Reducer`."""
-        self.counter.passes += 1
-        return self.scalars(part)
+        return self._sum(part, passes=1.0)
 
     def scalars(self, values: Tensor) -> Tensor:
         """See `Reducer`."""
-        with self.counter.measure():
-            total = self._total(values)
-        nbytes = total.numel() * total.element_size()
-        self.counter.bytes += allreduce_bytes(nbytes, self._ranks)
-        self.counter.bytes_workers += self._workers * allreduce_bytes(nbytes, self._workers)
-        return total
+        return self._sum(values, passes=0.0)
 
     def reduce_scatter(self, part: Tensor) -> Tensor:
         """See `Reducer`."""
-        with self.counter.measure():
-            total = self._total(part)
-        self._count_half(total)
+        start = time.perf_counter()
+        total = self._total(part)
+        self._add(start, total, 0.5, gather_bytes)
         return total
 
     def allgather(self, piece: Tensor, size: int) -> Tensor:
         """See `Reducer`."""
-        with self.counter.measure():
-            assert len(piece) == size
-        self._count_half(piece)
+        assert len(piece) == size
+        self._add(time.perf_counter(), piece, 0.5, gather_bytes)
         return piece
 
     def free(self) -> None:
         """See `Reducer`."""
 
+    def _sum(self, part: Tensor, passes: float) -> Tensor:
+        start = time.perf_counter()
+        total = self._total(part)
+        self._add(start, total, passes, allreduce_bytes)
+        return total
+
     def _total(self, part: Tensor) -> Tensor:
         return part if self.form == "sum" else sum_in_order(part)
 
-    def _count_half(self, whole: Tensor) -> None:
+    def _add(self, since: float, whole: Tensor, passes: float, share: Callable[[int, int], float]) -> None:
         nbytes = whole.numel() * whole.element_size()
-        self.counter.passes += 0.5
-        self.counter.bytes += gather_bytes(nbytes, self._ranks)
-        self.counter.bytes_workers += self._workers * gather_bytes(nbytes, self._workers)
+        workers = self._workers * share(nbytes, self._workers)
+        self.counter.add(since, share(nbytes, self._ranks), workers, passes)
 
 
 def sum_in_order(rows: Tensor) -> Tensor:
@@ -75,5 +75,3 @@ def sum_in_order(rows: Tensor) -> Tensor:
     for row in rows[1:]:
         total += row
     return total
-
-

@@ -8,8 +8,6 @@ back what all workers made together. Every port has an implementation over MPI a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -35,15 +33,13 @@ class Counter:
     seconds: float = 0.0
     passes: float = 0.0
 
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Counts one call and its time."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.calls += 1
-            self.seconds += time.perf_counter() - start
+    def add(self, since: float, bytes: float, bytes_workers: float, passes: float = 0.0) -> None:
+        """Counts one call that began at ``since`` (`time.perf_counter`)."""
+        self.calls += 1
+        self.bytes += bytes
+        self.bytes_workers += bytes_workers
+        self.seconds += time.perf_counter() - since
+        self.passes += passes
 
 
 def gather_bytes(nbytes: int, parts: int) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
@@ -36,6 +36,7 @@ class MPIReducer:
     def __init__(self, comm: MPI.Comm, workers: int, staging: Staging, ordered: bool = False) -> None:
         self._comm = comm.Dup()
         self._workers = workers
+        self._mine = len(block(workers, comm.size, comm.rank))
         self._staging = staging
         self.counter = Counter()
         self.form: Literal["sum", "weighted"] = "weighted" if ordered else "sum"
@@ -46,40 +47,48 @@ class MPIReducer:
 
     def sum(self, part: Tensor) -> Tensor:
         """See `Reducer`. Collective."""
-        self.counter.passes += 1
-        return self.scalars(part)
+        return self._sum(part, passes=1.0)
 
     def scalars(self, values: Tensor) -> Tensor:
         """See `Reducer`. Collective."""
-        with self.counter.measure():
-            if self.form == "weighted":
-                total = self._gather(self._scatter_rows(values), values.shape[-1])
-            else:
-                total = self._allreduce(values)
-        nbytes = _nbytes(total)
-        self.counter.bytes += self._ordered_extra(nbytes) + allreduce_bytes(nbytes, self._comm.size)
-        self.counter.bytes_workers += self._mine() * allreduce_bytes(nbytes, self._workers)
-        return total
+        return self._sum(values, passes=0.0)
 
     def reduce_scatter(self, part: Tensor) -> Tensor:
         """See `Reducer`. Collective."""
-        with self.counter.measure():
-            piece = self._scatter_rows(part) if self.form == "weighted" else self._reduce_scatter(part)
+        start = time.perf_counter()
+        ordered = self.form == "weighted"
+        piece = self._scatter_rows(part) if ordered else self._reduce_scatter(part)
         nbytes = part.shape[-1] * part.element_size()
-        self.counter.bytes += self._ordered_extra(nbytes)
-        self._count_half(nbytes)
+        rows = self._mine if ordered else 1  # the ordered exchange sends every worker's row
+        sent = rows * gather_bytes(nbytes, self._comm.size)
+        self.counter.add(start, sent, self._mine * gather_bytes(nbytes, self._workers), passes=0.5)
         return piece
 
     def allgather(self, piece: Tensor, size: int) -> Tensor:
         """See `Reducer`. Collective."""
-        with self.counter.measure():
-            whole = self._gather(piece, size)
-        self._count_half(_nbytes(whole))
+        start = time.perf_counter()
+        whole = self._gather(piece, size)
+        nbytes = size * piece.element_size()
+        sent = gather_bytes(nbytes, self._comm.size)
+        self.counter.add(start, sent, self._mine * gather_bytes(nbytes, self._workers), passes=0.5)
         return whole
 
     def free(self) -> None:
         """See `Reducer`. Collective."""
         self._comm.Free()
+
+    def _sum(self, part: Tensor, passes: float) -> Tensor:
+        start = time.perf_counter()
+        size = part.shape[-1]
+        nbytes = size * part.element_size()
+        sent = allreduce_bytes(nbytes, self._comm.size)
+        if self.form == "weighted":
+            total = self._gather(self._scatter_rows(part), size)
+            sent += (self._mine - 1) * gather_bytes(nbytes, self._comm.size)
+        else:
+            total = self._allreduce(part)
+        self.counter.add(start, sent, self._mine * allreduce_bytes(nbytes, self._workers), passes)
+        return total
 
     def _allreduce(self, part: Tensor) -> Tensor:
         wire = self._staging.out(part)
@@ -100,7 +109,6 @@ class MPIReducer:
         wire = self._staging.out(part)
         piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
         landing = self._staging.landing(piece)
-        # one exchange takes a range of every rank's slice, so that no message exceeds the limit
         step = max(1, MAX_MESSAGE // part.element_size() // self._comm.size)
         if max(counts) <= step:
             self._comm.Reduce_scatter(wire, landing, counts)
@@ -118,7 +126,7 @@ class MPIReducer:
     def _scatter_rows(self, rows: Tensor) -> Tensor:
         """This rank's columns of every worker's row, summed in the order of the workers."""
         size = rows.shape[-1]
-        n, own = self._mine(), self.own(size)
+        n, own = self._mine, self.own(size)
         columns = torch.empty((self._workers, len(own)), dtype=rows.dtype, device=rows.device)
         wire, landing = self._staging.out(rows.reshape(n, size)), self._staging.landing(columns)
         hosted = [block(self._workers, self._comm.size, rank) for rank in range(self._comm.size)]
@@ -143,8 +151,7 @@ class MPIReducer:
         wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
         counts = sizes(size, self._comm.size)
         if max(counts) * piece.element_size() <= MAX_MESSAGE:
-            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            self._comm.Allgatherv(wire, [landing, counts, starts.tolist()])
+            self._comm.Allgatherv(wire, [landing, counts])
         else:
             self._gather_large(wire, landing, size)
         self._staging.back(landing, whole)
@@ -158,19 +165,3 @@ class MPIReducer:
                 landing[span.start : span.stop] = wire
             for at in range(span.start, span.stop, step):
                 self._comm.Bcast(landing[at : min(at + step, span.stop)], root=rank)
-
-    def _mine(self) -> int:
-        return len(block(self._workers, self._comm.size, self._comm.rank))
-
-    def _ordered_extra(self, nbytes: int) -> float:
-        """Bytes that the ordered exchange sends beyond a reduce-scatter: n rows in place of one."""
-        return (self._mine() - 1) * gather_bytes(nbytes, self._comm.size) if self.form == "weighted" else 0.0
-
-    def _count_half(self, nbytes: int) -> None:
-        self.counter.passes += 0.5
-        self.counter.bytes += gather_bytes(nbytes, self._comm.size)
-        self.counter.bytes_workers += self._mine() * gather_bytes(nbytes, self._workers)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

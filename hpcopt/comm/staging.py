@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.launcher import without_launcher
+from hpcopt.errors import UserError
 
 _PROBE = """
 import torch
@@ -38,23 +39,24 @@ class Staging:
 
     def __init__(self, device: torch.device, aware: bool | None = None) -> None:
         self.device = device
-        self.direct = device.type == "cpu" or (cuda_aware() if aware is None else aware)
+        self._on_host = device.type == "cpu"
+        self.direct = self._on_host or (cuda_aware() if aware is None else aware)
         self._pinned: dict[tuple[str, int, torch.dtype], Tensor] = {}
 
     @property
     def description(self) -> str:
         """In words, for doctor and provenance."""
-        if self.device.type == "cpu":
+        if self._on_host:
             return "host memory"
         return "CUDA-aware MPI" if self.direct else "staged through pinned host memory"
 
     def out(self, tensor: Tensor) -> Any:
         """A buffer for MPI with the tensor's contents: the tensor's own memory, or its pinned copy."""
-        if self.device.type == "cpu":
-            return tensor.detach().numpy()
+        if self._on_host:
+            return tensor.numpy()
         if self.direct:
             torch.cuda.current_stream(self.device).synchronize()
-            return tensor.detach()
+            return tensor
         host = self._host("out", tensor)
         host.copy_(tensor, non_blocking=True)
         torch.cuda.current_stream(self.device).synchronize()
@@ -81,7 +83,7 @@ class Staging:
 
 
 def cuda_aware() -> bool:
-    """Whether MPI can send from and receive into GPU memory, by trying it. Local; seconds on a GPU machine."""
+    """Whether MPI can send from and receive into GPU memory, by trying it. Local; takes seconds."""
     override = os.environ.get("HPCOPT_CUDA_AWARE", "")
     if override in ("0", "1"):
         return override == "1"
@@ -89,7 +91,11 @@ def cuda_aware() -> bool:
         return False
     try:
         probe = subprocess.run(
-            [sys.executable, "-c", _PROBE], env=without_launcher(), capture_output=True, timeout=60, check=False
+            [sys.executable, "-c", _PROBE],
+            env=without_launcher(),
+            capture_output=True,
+            timeout=60,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return False
@@ -97,15 +103,15 @@ def cuda_aware() -> bool:
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
-    """The device that ``run.device`` names: "auto" and "cuda" give the local rank's GPU, else the CPU for "auto".
+    """The device that ``run.device`` names; "auto" and "cuda" give the local rank's GPU, if any.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for and there is none.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and gpus == 0):
         return torch.device("cpu")
     index = int(name[5:]) if name.startswith("cuda:") else local_rank % max(gpus, 1)
     if index >= gpus:
-        raise ValueError(f'device = "{name}", but this node has {gpus} GPUs that torch can use')
+        raise UserError(f'[run] device = "{name}", but this node has {gpus} GPUs that torch can use')
     return torch.device("cuda", index)

@@ -9,6 +9,7 @@ import threading
 import time
 
 GRACE_SECONDS = 2.0
+MAX_SECONDS = 1e9  # what the system's timers take
 
 
 class Watchdog:
@@ -47,7 +48,8 @@ class Watchdog:
 
     def _arm(self) -> None:
         self._armed = time.monotonic()
-        faulthandler.dump_traceback_later(self._seconds + 10, exit=True, file=sys.__stderr__ or 2)
+        patience = min(self._seconds + 10, MAX_SECONDS)
+        faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__ or 2)
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._seconds / 10)):
@@ -57,8 +59,8 @@ class Watchdog:
     def _bark(self) -> None:
         os.write(
             2,
-            f"hpcopt: {self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in {self._where}; "
-            "the stacks of its threads follow, then the job ends\n".encode(),
+            f"hpcopt: {self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in "
+            f"{self._where}; the stacks of its threads follow, then the job ends\n".encode(),
         )
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         time.sleep(GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""Config files: TOML in, validated tables out. Imports neither torch nor MPI, so a wrong key answers at once."""
+"""Config files: TOML in, validated tables out. Imports neither torch nor MPI."""
 
 from hpcopt.config.io import RunConfig, dump, from_tables, load, resumable
 from hpcopt.config.template import template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
         UserError: as `load`.
     """
     path = directory / "config.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
     return load(path, overrides)
 
@@ -110,15 +111,16 @@ def dump(config: RunConfig) -> str:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if path.is_file() and size > MAX_BYTES:
-            raise UserError(f"{path}: {size} bytes; a config has at most {MAX_BYTES}. Is it a data file?")
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)  # never more, for it may be a device or a pipe without an end
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{path}: a config has at most {MAX_BYTES} bytes. Is it a data file?")
+        return tomllib.loads(text.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; a config is TOML in UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside what is not TOML, numbers of 5,000 digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -129,7 +131,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = tables.setdefault(parts[0], {})
     if isinstance(table, dict):
@@ -142,11 +144,13 @@ def _kinds() -> str:
 
 def _method(tables: Mapping[str, Any], errors: list[str]) -> Table | None:
     name = tables.get("run", {}).get("method", RunTable.model_fields["method"].default)
-    if name in METHOD_TABLES:
+    if isinstance(name, str) and name in METHOD_TABLES:
         return _validate(METHOD_TABLES[name], "method", tables.get("method", {}), errors)
     if isinstance(name, str):
         allowed = ", ".join(f'"{method}"' for method in METHOD_TABLES)
-        errors.append(f'[run] method = "{name}": no such method{_suggest(name, METHOD_TABLES)}; allowed: {allowed}')
+        errors.append(
+            f'[run] method = "{name}": no such method{_suggest(name, METHOD_TABLES)}; allowed: {allowed}'
+        )
     return None
 
 
@@ -155,7 +159,7 @@ def _problem(tables: Mapping[str, Any], errors: list[str]) -> ProblemTable | Non
     kind = table.get("kind")
     if isinstance(kind, str) and ":" in kind:
         return _validate(CustomTable, "problem", table, errors)
-    if kind in PROBLEM_TABLES:
+    if isinstance(kind, str) and kind in PROBLEM_TABLES:
         return _validate(PROBLEM_TABLES[kind], "problem", table, errors)
     if kind is not None:
         hint = _suggest(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""

@@ -30,9 +30,7 @@ class Layout:
     n_shared: int
 
     @classmethod
-    def of(
-        cls, named_shapes: Iterable[tuple[str, Sequence[int]]], private: Sequence[str] = ()
-    ) -> Layout:
+    def of(cls, named_shapes: Iterable[tuple[str, Sequence[int]]], private: Sequence[str] = ()) -> Layout:
         """The layout of named parameters; those whose name matches a pattern in ``private`` come last."""
         items = [(name, tuple(shape)) for name, shape in named_shapes]
         is_private = [any(fnmatchcase(name, pattern) for pattern in private) for name, _ in items]

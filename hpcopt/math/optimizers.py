@@ -34,7 +34,7 @@ def moments(table: FirstOrder, x: Tensor) -> tuple[Tensor, Tensor]:
     """The first and second moments to begin with; empty tensors where the update has none."""
     first = table.optimizer == "adam" or table.momentum > 0
     second = table.optimizer == "adam"
-    nothing = x.new_zeros(x.shape[:-1] + (0,))
+    nothing = x.new_zeros((*x.shape[:-1], 0))
     return (
         torch.zeros_like(x) if first else nothing.clone(),
         torch.zeros_like(x) if second else nothing.clone(),

@@ -1,9 +1,9 @@
 """Synchronous SGD on the dense mean gradient: the baseline that every claim is measured against.
 
-    symbol  name  shape  meaning
-    x       x     (d,)   parameters, replicated
-    g       g     (d,)   Σ ω_n ∇f_n(x; batch of worker n)
-    m, v    m, v  (d,)   first and second moments (empty where the update rule has none)
+symbol  name  shape  meaning
+x       x     (d,)   parameters, replicated
+g       g     (d,)   Σ ω_n ∇f_n(x; batch of worker n)
+m, v    m, v  (d,)   first and second moments (empty where the update rule has none)
 """
 
 from __future__ import annotations

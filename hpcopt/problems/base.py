@@ -229,7 +229,7 @@ class Problem(ABC):
         return out
 
     def statistics(self) -> Tensor | None:
-        """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None (everywhere) if none."""
+        """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None if there are none."""
         return None
 
     def settle(self, total: Tensor) -> None:  # noqa: B027  (optional, like `statistics`)

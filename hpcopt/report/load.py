@@ -34,7 +34,7 @@ def load(path: str | Path) -> xarray.DataTree:
     try:
         with xarray.open_datatree(file, engine="h5netcdf") as tree:
             loaded = tree.load()
-        rounds = loaded["metrics/round"].values
+        rounds = np.asarray(loaded["metrics/round"])
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{file}: not a readable run.h5 ({error})") from None
     # records are written one after the other: the first gap is the end

@@ -71,7 +71,7 @@ class Checkpoints:
             with agreed(self._comm):
                 if self._comm.rank == 0:
                     files.commit(partial, path)
-                    self._prune()
+                    self._prune(path)
         except UserError:
             if self._comm.rank == 0:
                 files.discard(partial)
@@ -89,7 +89,7 @@ class Checkpoints:
             UserError: there are checkpoints, but every one is damaged.
         """
         paths = self._comm.bcast(self._listed() if self._comm.rank == 0 else None)
-        warnings = []
+        warnings: list[str] = []
         for path in reversed(paths):
             damage, meta = self._damage(path)
             if damage is None:
@@ -155,9 +155,13 @@ class Checkpoints:
             return []
         return sorted(path for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
 
-    def _prune(self) -> None:
-        """Removes what is beyond ``keep``, and what killed jobs left half-written."""
-        for path in self._listed()[: -self._keep]:
+    def _prune(self, written: Path) -> None:
+        """Removes what is beyond ``keep``, and what killed jobs left half-written.
+
+        What was just written always stays: later rounds may be there, damaged, that were passed over.
+        """
+        others = [path for path in self._listed() if path != written]
+        for path in others[: len(others) + 1 - self._keep]:
             files.discard(path)
         for path in self._directory.glob(f"*{files.PARTIAL}"):
             files.discard(path)

@@ -50,7 +50,7 @@ def digests(rows: NDArray[np.generic], start: int) -> NDArray[np.int64]:
 
 def digest(rows: NDArray[np.generic]) -> int:
     """CRC-32C of an array's bytes."""
-    return int(crc32c(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)))
+    return int(crc32c(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data))
 
 
 def write_summary(path: Path, tables: dict[str, NDArray[np.int64]], meta: dict[str, Any]) -> None:

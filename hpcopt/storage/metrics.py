@@ -1,9 +1,9 @@
 """run.h5: the metrics of a run, readable at every moment, whatever is killed when.
 
-Nothing in the file grows while a job runs. It is made complete, filled with "missing", under a temporary name
-and renamed; records are then written in place, as plain bytes at the offsets of contiguous datasets, so HDF5's
-own structures never change on the disk. ``/metrics/round`` of a record is written last: what has no round does
-not count. When the run ends, or goes on after an interruption, a new file is written and takes the name.
+Nothing in the file grows while a job runs. It is made complete, filled with "missing", under a temporary
+name and renamed; records are then written in place, as plain bytes at the offsets of contiguous datasets,
+so HDF5's own structures never change on the disk. ``/metrics/round`` of a record is written last: what has
+no round does not count. When the run ends, or goes on after an interruption, a new file takes the name.
 
 One process writes (rank 0); these are small numbers that all ranks have already agreed on.
 """
@@ -106,8 +106,10 @@ class RunFile:
             UserError: it cannot be read or written.
         """
         kept = {name: rows for name, rows in read_records(path, up_to).items() if name in schema.columns}
-        _write(path, schema, kept, capacity, attributes)
-        return cls(path, schema, len(kept[LAST_WRITTEN]), flush_seconds)
+        count = len(kept[LAST_WRITTEN])
+        # a run that is extended again and again has more last records than its rounds foretell
+        _write(path, schema, kept, capacity + count, attributes)
+        return cls(path, schema, count, flush_seconds)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one record; columns that are not given stay missing.
@@ -219,6 +221,6 @@ def read_header(path: Path) -> dict[str, Any]:
         return {}
     try:
         with h5py.File(path, "r") as file:
-            return {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
+            return {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable run.h5 ({error})") from None

@@ -45,9 +45,18 @@ def commit() -> str:
 
 def slurm() -> dict[str, str]:
     """Slurm's variables about this job, without anything that could be secret."""
-    wanted = ("JOB_", "CLUSTER_NAME", "NNODES", "NTASKS", "NODELIST", "RESTART_COUNT", "ARRAY_", "CPUS_PER_TASK")
+    wanted = ("JOB_", "CLUSTER_NAME", "NNODES", "NTASKS", "NODELIST", "RESTART_COUNT", "ARRAY_", "CPUS_PER")
     return {
         key: value
         for key, value in sorted(os.environ.items())
         if key.startswith("SLURM_") and key.removeprefix("SLURM_").startswith(wanted)
+    }
+
+
+def job() -> dict[str, str]:
+    """What tells one job of a run's chain from the next."""
+    return {
+        "start": now(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "slurm_restart": os.environ.get("SLURM_RESTART_COUNT", ""),
     }

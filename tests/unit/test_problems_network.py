@@ -122,7 +122,7 @@ def test_evaluation_of_a_shared_point_is_that_of_the_whole_data_set() -> None:
              measured.values.items()}  # fmt: skip
     for (features, labels), name in ((TRAIN, "loss"), (TEST, "test_loss")):
         output = model(torch.tensor(features).double())
-        assert total[name] == pytest.approx(float(cross_entropy(output, torch.tensor(labels))), rel=1e-10)
+        assert total[name] == pytest.approx(cross_entropy(output, torch.tensor(labels)).item(), rel=1e-10)
     right = (output.argmax(1) == torch.tensor(TEST[1])).double().mean()
     assert total["accuracy"] == pytest.approx(float(right))
     assert measured.weights["accuracy"].sum() == 11
@@ -140,22 +140,21 @@ def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
     assert measured.weights["accuracy"].tolist() == [1, 1]
 
 
-def test_a_regression_has_no_accuracy_and_operators_without_a_rule_fall_back(monkeypatch) -> None:
+def test_regression_has_no_accuracy_and_products_fall_back_where_an_operator_has_no_rule() -> None:
     x, y = GENERATOR.standard_normal((20, 3)), GENERATOR.standard_normal((20, 2))
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    problem = bind(Network(model, mse_loss, (x, y), (x, y), workers=2, private=["2.*"]))
-    assert set(problem.evaluate(problem.initial()).values) == {"loss", "test_loss"}
-    point, v = problem.initial(), torch.linspace(-1, 1, problem.dim).double()
-    forward = problem.hvps(point, v)
-    assert problem._forward_over_reverse is True
 
-    def unsupported(*_: object) -> None:
-        raise NotImplementedError("Trying to use forward AD with an operator that does not support it")
+    def own_mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).square().mean()
 
-    monkeypatch.setattr(torch.func, "jvp", unsupported)
-    problem._forward_over_reverse = None
-    assert torch.allclose(problem.hvps(point, v), forward)
-    assert problem._forward_over_reverse is False
+    products = []
+    for loss, forward in ((mse_loss, False), (own_mse, True)):  # torch 2.13 fails in mse_loss's forward rule
+        problem = bind(Network(model, loss, (x, y), (x, y), workers=2, batch_size="full"))
+        assert set(problem.evaluate(problem.initial()).values) == {"loss", "test_loss"}
+        products.append(problem.hvps(problem.initial(), torch.linspace(-1, 1, problem.dim).double()))
+        if problem._forward_over_reverse is not forward:
+            pytest.skip("another torch: mse_loss has a forward rule")
+    assert torch.allclose(*products)
 
 
 def test_frozen_parameters_and_indices_stay_as_they_are() -> None:
@@ -193,7 +192,7 @@ def test_built_in_networks_start_the_same_everywhere_and_learn() -> None:
 
 
 def test_what_does_not_fit_together_is_named() -> None:
-    with pytest.raises(UserError, match="alexnet.*16×16.*8×8"):
+    with pytest.raises(UserError, match=r"alexnet.*16×16.*8×8"):
         Network.from_table(NetworkTable(kind="network", model="alexnet"), workers=2)
     with pytest.raises(UserError, match="workers"):
         bind(Network(mlp(), cross_entropy, TRAIN, workers=41))

@@ -12,6 +12,7 @@ from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
 from hpcopt.problems.data.columns import damage_is_user_error
 from hpcopt.problems.data.feeds import Feed, write_feeds
+from hpcopt.problems.data.hdf5 import describe
 from hpcopt.problems.data.idx import open_idx
 from hpcopt.problems.data.npz import npz_names, open_npz
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from hpcopt.problems.data.columns import Column
     from hpcopt.problems.data.feeds import Progress
+
+__all__ = ["describe", "import_idx", "import_npz"]
 
 IDX_NAME = re.compile(
     r"(?P<prefix>.*)(?P<what>images|labels)[-.]idx\d+(?:[-.]ubyte)?(?P<gz>\.gz)?", re.IGNORECASE

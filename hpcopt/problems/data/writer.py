@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 64 << 10
-PROBE_BYTES = 1 << 20  # also covers what HDF5 adds to small files
+PIECE_BYTES = 1 << 20
+SPARE_PIECES = 8  # four chunk caches of 1 MiB, and as much again
 
 
 class SplitWriter:
@@ -108,13 +109,11 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
     if not out.parent.is_dir():
         raise UserError(f"{out}: cannot be written, {out.parent} is not a directory")
     _refuse_existing(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial, spare = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("partial", "spare"))
     try:
-        _probe(partial, out, nbytes)
-        with h5py.File(partial, "w", driver="sec2", locking=False) as file:
-            with _room_to_close(partial):
-                yield file
-                file.flush()
+        _reserve(spare, out, nbytes)
+        with h5py.File(partial, "x", driver="sec2", locking=False) as file, _room_to_close(partial, spare):
+            yield file
         _sync(partial)
         open_hdf5(partial)
         _refuse_existing(out)  # someone else may have been quicker
@@ -124,35 +123,40 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
         number = getattr(error, "errno", None)
         raise UserError(f"{out}: cannot be written ({os.strerror(number) if number else error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        for path in (partial, spare):
+            path.unlink(missing_ok=True)
 
 
-def _probe(partial: Path, out: Path, nbytes: int) -> None:
-    """Finds out what would stop HDF5, which may crash where it cannot even write its header."""
-    with partial.open("xb") as file:
-        free = shutil.disk_usage(out.parent).free
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        most = free if limit == resource.RLIM_INFINITY else min(free, limit)
-        if most < nbytes + PROBE_BYTES:
-            raise UserError(
-                f"{out}: cannot be written, it needs {nbytes + PROBE_BYTES} bytes, but only {most} are free"
-            )
-        file.write(bytes(PROBE_BYTES))  # a quota shows only in writing
+def _reserve(spare: Path, out: Path, nbytes: int) -> None:
+    """Makes sure that there is room for ``nbytes``, and fills the file that keeps room for the end."""
+    pieces = SPARE_PIECES + nbytes // (PIECE_BYTES * 256)  # HDF5's index of chunks is a thousandth
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    free = shutil.disk_usage(out.parent).free
+    most = free if limit == resource.RLIM_INFINITY else min(free, limit)
+    needed = nbytes + pieces * PIECE_BYTES
+    if most < needed:
+        raise UserError(f"{out}: cannot be written, it needs {needed} bytes, but only {most} are free")
+    with spare.open("xb") as file:
+        for _ in range(pieces):  # written, not only asked for: a quota shows in nothing else
+            file.write(bytes(PIECE_BYTES))
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _room_to_close(partial: Path) -> Iterator[None]:
-    """Where writing failed, gives the space back at once, so that HDF5 can close on a disk that was full.
+def _room_to_close(partial: Path, spare: Path) -> Iterator[None]:
+    """Lets HDF5 close its file on a full disk too; 1.10 crashes at the end of the process where it cannot.
 
-    It crashes at the end of the process otherwise (1.10 does).
+    What it still holds in its caches goes where the spare file was; where a write failed before, the file is
+    lost anyhow, and all its space is given back.
     """
     try:
         yield
     except BaseException:
         os.truncate(partial, 0)
         raise
+    finally:
+        spare.unlink()
 
 
 def _refuse_existing(out: Path) -> None:

@@ -1,0 +1,187 @@
+"""Probes of what the ranks do together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpcopt.comm.launcher import expected_size, launcher_name
+from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
+from hpcopt.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_OTHER_MPI = (
+    "mpirun or srun and mpi4py belong to different MPIs: put the matching mpirun first on PATH "
+    "(source jobs/env.sh), or try srun --mpi=pmix"
+)
+_NETWORK = (
+    "the ranks cannot reach each other: name the network (OMPI_MCA_btl_tcp_if_include=eth0, "
+    "UCX_NET_DEVICES=…), and check the firewall between the nodes"
+)
+_NO_PARALLEL_HDF5 = (
+    "install an h5py built with parallel HDF5 (tools/setup; README, «Installing»): without it runs of "
+    "several ranks cannot write checkpoints"
+)
+_HDF5 = (
+    "start in a directory on the cluster's parallel file system (Lustre, GPFS, BeeGFS); try "
+    "OMPI_MCA_io=^ompio, and see that h5py and mpi4py use the same MPI"
+)
+_CORES = "start fewer ranks per node, ask for more cores (--cpus-per-task), look at mpirun --bind-to, or set "
+ALLREDUCE_BYTES = 1 << 20
+FILE_BYTES = 16 << 20
+GIB = 1 << 30
+
+
+def launcher(comm: MPI.Comm) -> Finding:
+    """Who started the ranks, and whether MPI sees as many as that."""
+    from mpi4py import MPI
+
+    hosts = sorted(set(comm.allgather(MPI.Get_processor_name())))
+    wanted = expected_size()
+    if comm.size != wanted and wanted > 1:
+        return fails(f"{launcher_name()} started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
+    shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
+    text = f"{launcher_name()}: {_count(comm.size, 'rank')} on {_count(len(hosts), 'host')} ({shown})"
+    return ok(text) if comm.size > 1 else note(text)
+
+
+def message_passing(comm: MPI.Comm) -> Finding:
+    """A sum over all ranks whose result is known."""
+    from mpi4py import MPI
+
+    values = np.full(ALLREDUCE_BYTES // 8, comm.rank + 1.0)
+    comm.Barrier()
+    start = time.perf_counter()
+    comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
+    seconds = time.perf_counter() - start
+    if not np.all(values == comm.size * (comm.size + 1) / 2):
+        return fails("an allreduce gives wrong sums", _OTHER_MPI)
+    return ok(f"allreduce of 1 MiB over {_count(comm.size, 'rank')}: right, {1e3 * seconds:.1f} ms")
+
+
+def parallel_hdf5(comm: MPI.Comm) -> Finding:
+    """A collective write of one file in the current directory, the last rank's part empty, read back."""
+    from hpcopt.storage import slab
+
+    built = slab.parallel_hdf5()
+    if comm.size > 1 and not built:
+        return fails("h5py is built without parallel HDF5", _NO_PARALLEL_HDF5)
+    try:
+        with scratch(comm) as folder:
+            seconds, right = _write_and_read(comm, folder / "probe.h5")
+    except UserError as error:
+        return fails(str(error), _HDF5)
+    if not right:
+        return fails("a collective write reads back differently", _HDF5)
+    text = f"{FILE_BYTES >> 20} MiB by {_count(comm.size, 'rank')} into one file: right, {seconds:.2f} s"
+    if not built:
+        return warning(f"{text}; h5py is built without parallel HDF5", _NO_PARALLEL_HDF5)
+    return ok(text + (", one rank empty" if comm.size > 1 else ""))
+
+
+def cores_and_memory(comm: MPI.Comm) -> Finding:
+    """Whether the ranks of a node have the cores and the memory that they will use."""
+    from mpi4py import MPI
+
+    from hpcopt.doctor.machine import memory_bytes
+
+    try:
+        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    except ValueError:
+        threads = 0
+    if threads < 1:
+        return fails(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}", "export OMP_NUM_THREADS=1")
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    cores = len(set().union(*node.allgather(os.sched_getaffinity(0))))
+    ranks, share = node.size, memory_bytes() / node.size / GIB
+    node.Free()
+    text = (
+        f"{_count(ranks, 'rank')} of {_count(threads, 'thread')} on {_count(cores, 'core')} of a node, "
+        f"{share:.1f} GiB of memory for each rank"
+    )
+    if ranks * threads > cores:
+        return warning(f"{text}: too few cores", f"{_CORES}OMP_NUM_THREADS={max(1, cores // ranks)}")
+    if share < 1:
+        return warning(text, "ask for more memory (sbatch --mem), or start fewer ranks per node")
+    if "OMP_NUM_THREADS" not in os.environ:
+        return note(f"{text}; OMP_NUM_THREADS is not set", "export OMP_NUM_THREADS=1 (jobs/env.sh does)")
+    return ok(text)
+
+
+@contextmanager
+def scratch(comm: MPI.Comm) -> Iterator[Path]:
+    """A new directory in the current one, the same for all ranks, removed afterwards. Collective.
+
+    Raises:
+        UserError: it cannot be made, or is not seen by every rank.
+    """
+    from hpcopt.comm.agree import agree, agreed
+    from hpcopt.doctor.examination import scratch_path
+
+    folder: Path = comm.bcast(scratch_path())
+    try:
+        with agreed(comm):
+            if comm.rank == 0:
+                _make(folder)
+        agree(comm, folder.is_dir(), "the current directory is not shared: rank 0's files are not seen")
+        yield folder
+        comm.Barrier()
+    finally:
+        if comm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder.parent}: cannot be written ({error.strerror})") from None
+
+
+def _write_and_read(comm: MPI.Comm, path: Path) -> tuple[float, bool]:
+    """Seconds of the write, and whether this rank finds what another one wrote. Collective."""
+    from hpcopt.comm.agree import agreed
+    from hpcopt.storage import files, format
+    from hpcopt.storage.checkpoint import Piece, allocate, write_pieces
+
+    writers = max(1, comm.size - 1)
+    rows = max(1, FILE_BYTES // 8 // writers)
+    count = rows if comm.rank < writers else 0
+    mine = np.arange(count, dtype=np.float64) + comm.rank * rows
+    pieces = [Piece("x", (writers * rows,), min(comm.rank, writers) * rows, mine)]
+    with agreed(comm):
+        if comm.rank == 0:
+            try:
+                allocate(path, pieces)
+            except OSError as error:
+                raise UserError(f"{path.parent.parent}: cannot be written ({error.strerror})") from None
+    start = time.perf_counter()
+    write_pieces(comm, path, pieces)
+    files.sync(path)
+    comm.Barrier()
+    seconds = time.perf_counter() - start
+    begin = (comm.rank + 1) % writers * rows
+    found = format.read_rows(path, "x", begin, begin + rows)
+    return seconds, bool(np.array_equal(found, np.arange(begin, begin + rows, dtype=np.float64)))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+# the probes of later ports (neighbours, mailbox, sparse sums) go here, one line each
+PORTS: tuple[Probe, ...] = ()
+
+LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)
+MESSAGES = Probe("message passing", message_passing, _NETWORK, Where.TOGETHER)
+HDF5 = Probe("parallel HDF5", parallel_hdf5, _HDF5, Where.TOGETHER, seconds=15.0)
+CORES = Probe("cores and memory", cores_and_memory, f"{_CORES}OMP_NUM_THREADS=1", Where.TOGETHER)

@@ -1,0 +1,42 @@
+"""Runs many command lines one after the other in one job, for starting a job costs seconds.
+
+Each goes through hpcopt's real entry point on every rank; a line of JSON on stdout tells every rank's exit code
+and what it printed on stderr. What is no exit (a bug) ends the job as it would end the user's.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from mpi4py import MPI
+
+from hpcopt import cli
+
+
+def run(command: list[str]) -> tuple[object, str]:
+    """One command line on this rank: its exit code and its stderr."""
+    sys.argv = ["hpcopt", *command]
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as err:
+        os.dup2(err.fileno(), 2)
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            text = os.pread(err.fileno(), 1 << 20, 0).decode()
+            if isinstance(sys.exc_info()[1], Exception):
+                os.write(2, text.encode())
+    return code, text
+
+
+for number, command in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+    ends = MPI.COMM_WORLD.gather(run(command))
+    if ends is not None:
+        codes, texts = zip(*ends, strict=True)
+        os.write(1, (json.dumps({"case": number, "codes": codes, "texts": texts}) + "\n").encode())

@@ -1,0 +1,107 @@
+"""Workers are mathematics, ranks are hardware: the same run on any number of ranks, resumed on any other."""
+
+import itertools
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import hpcopt
+from hpcopt.config import from_tables
+from hpcopt.run import resume, start
+
+from .conftest import first_ranks
+
+pytestmark = pytest.mark.mpi(min_size=4)
+
+PROBLEMS = {
+    "linear_regression": {"kind": "linear_regression", "dim": 23, "rows_per_worker": 40},
+    "quadratic": {"kind": "quadratic", "eigenvalues": "power", "dim": 17},
+    "mlp": {"kind": "network", "dataset": "digits", "hidden": [16], "batch_size": 8, "partition": "dirichlet"},
+    "dropout": {"kind": "network", "dataset": "digits", "model": "cnn", "dropout": 0.5, "batch_size": 4},
+    "batchnorm": {"kind": "tests.parallel.factories:batchnorm"},
+}
+
+
+def run(comm, out, problem, method=None, **keys):
+    tables = {
+        "run": {"workers": 6, "rounds": 12, "evaluate_every": 3, "out": str(out), "device": "cpu"} | keys,
+        "method": method or {"lr": 0.01, "momentum": 0.9},
+        "problem": PROBLEMS[problem],
+    }
+    return hpcopt.load(start(comm, from_tables(tables, "test")))
+
+
+def curves(comm, where, problem, **keys):
+    """The run's results for 1, 2, 3 and 4 ranks, on every rank."""
+    found = []
+    for ranks in range(1, 5):
+        with first_ranks(comm, ranks) as sub:
+            data = run(sub, where / f"{problem}{ranks}", problem, **keys) if sub is not None else None
+        found.append(comm.bcast(data["metrics"].to_dataset() if comm.rank == 0 else None))
+    return found
+
+
+MEASURED = ("seconds", "bytes_sent")  # what may depend on the ranks
+
+
+def largest_difference(runs):
+    """Over all metrics but the measured ones, relative to the largest value of the metric."""
+    differences = [
+        float(np.max(np.abs(other[name] - runs[0][name])) / np.max(np.abs(runs[0][name])))
+        for other in runs[1:]
+        for name in runs[0].data_vars
+        if name not in MEASURED
+    ]
+    return max(differences)
+
+
+@pytest.mark.parametrize("problem", ["linear_regression", "quadratic", "mlp", "dropout"])
+def test_float64_agrees_to_1e_6(comm, mpi_tmp_path, problem):
+    runs = curves(comm, mpi_tmp_path, problem, dtype="float64")
+    assert largest_difference(runs) < 1e-6
+    assert [run["bytes_sent"][-1] > 0 for run in runs] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("problem", ["linear_regression", "quadratic", "mlp"])
+def test_float32_agrees_to_1e_4(comm, mpi_tmp_path, problem):
+    assert largest_difference(curves(comm, mpi_tmp_path, problem, dtype="float32", rounds=20)) < 1e-4
+
+
+@pytest.mark.parametrize("problem", ["linear_regression", "mlp", "dropout", "batchnorm"])
+def test_deterministic_is_bit_identical(comm, mpi_tmp_path, problem):
+    keys = {"dtype": "float32", "deterministic": True}
+    assert largest_difference(curves(comm, mpi_tmp_path, problem, **keys)) == 0.0
+
+
+@pytest.mark.parametrize("method", [{"lr": 0.01, "momentum": 0.9}, {"lr": 0.01, "optimizer": "adam"}])
+def test_resume_on_any_other_number_of_ranks(comm, mpi_tmp_path, method):
+    """Interrupted by its number of rounds after 7 of 12, off the grid of records, then extended."""
+    keys = {"dtype": "float64", "deterministic": True, "keep_checkpoints": 1}
+    with first_ranks(comm, 1) as sub:
+        whole = run(sub, mpi_tmp_path / "whole", "mlp", method, **keys) if sub is not None else None
+    for before, after in itertools.product(range(1, 5), repeat=2):
+        out = mpi_tmp_path / f"{before}-{after}"
+        with first_ranks(comm, before) as sub:
+            if sub is not None:
+                run(sub, out, "mlp", method, rounds=7, **keys)
+        with first_ranks(comm, after) as sub:
+            if sub is not None:
+                resume(out, comm=sub, overrides=("run.rounds=12",))
+        if comm.rank == 0:
+            data = hpcopt.load(out)
+            kept = np.isin(data["metrics/round"], whole["metrics/round"])
+            assert data["metrics/round"].values.tolist() == [0, 3, 6, 7, 9, 12]
+            for name in ("loss", "accuracy", "gradients", "epochs", "bytes_workers", "passes"):
+                assert np.array_equal(data["metrics"][name][kept], whole["metrics"][name]), name
+        comm.Barrier()
+
+
+def test_sub_communicator_other_than_the_first_ranks(comm, mpi_tmp_path):
+    """Two runs at once, on the even and on the odd ranks."""
+    half = comm.Split(comm.rank % 2, comm.rank)
+    data = run(half, mpi_tmp_path / f"half{comm.rank % 2}", "quadratic")
+    losses = comm.allgather(data["metrics/loss"].values.tolist())
+    assert all(loss == losses[0] for loss in losses)
+    half.Free()
+    assert MPI.COMM_WORLD.size == comm.size

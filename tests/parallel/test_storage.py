@@ -1,0 +1,80 @@
+"""The slab door and checkpoints on several ranks, some of them with nothing to write."""
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcopt.comm.blocks import block
+from hpcopt.storage import slab
+from hpcopt.storage.checkpoint import Checkpoints, Piece, allocate, write_pieces
+from hpcopt.storage.format import read_rows
+
+from .conftest import first_ranks
+
+pytestmark = pytest.mark.mpi
+
+
+def piece(comm, name, rows, width, dtype=np.float64, only=None):
+    """Rows of arange, spread over the ranks, or all on rank ``only``."""
+    whole = np.arange(rows * width, dtype=dtype).reshape(rows, width) if width else np.arange(rows, dtype=dtype)
+    mine = block(rows, comm.size, comm.rank)
+    if only is not None:
+        mine = range(rows) if comm.rank == only else range(0)
+    return Piece(name, whole.shape, mine.start, whole[mine.start : mine.stop]), whole
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 128])
+def test_slabs_of_every_shape_and_empty_ranks(comm, mpi_tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(slab, "MAX_WRITE", limit)
+    path = mpi_tmp_path / "slabs.h5"
+    made = [
+        piece(comm, "one_row", 1, 0),  # fewer rows than ranks
+        piece(comm, "uneven", 101, 0, np.float32),
+        piece(comm, "matrix", 7, 13),
+        piece(comm, "last_only", 11, 3, np.int64, only=comm.size - 1),
+        piece(comm, "nothing", 0, 0),
+        piece(comm, "no_columns", 6, 1),
+    ]
+    pieces = [p for p, _ in made]
+    pieces[-1] = Piece("no_columns", (6, 0), pieces[-1].start, pieces[-1].rows[:, :0])
+    if comm.rank == 0:
+        allocate(path, pieces)
+    comm.Barrier()
+    write_pieces(comm, path, pieces)
+    with h5py.File(path, "r") as file:
+        for p, whole in made[:-1]:
+            assert np.array_equal(file["state"][p.name][...], whole), p.name
+        assert file["state/no_columns"].shape == (6, 0)
+    comm.Barrier()
+
+
+def test_checkpoints_come_back_keep_the_last_and_pass_over_damage(comm, mpi_tmp_path):
+    checkpoints = Checkpoints(comm, mpi_tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for round in (1, 2, 3):
+        p, whole = piece(comm, "x", 1000, 3)
+        path = checkpoints.write(round, [Piece(p.name, p.shape, p.start, p.rows + round)], {"note": "hello"})
+    assert sorted(f.name for f in mpi_tmp_path.iterdir()) == ["round-00000002.h5", "round-00000003.h5"]
+    newest, meta, warnings = checkpoints.newest()
+    assert (newest, meta["round"], meta["note"], warnings) == (path, 3, "hello", [])
+    assert np.array_equal(read_rows(path, "x", 0, 1000), whole + 3)
+    comm.Barrier()
+    if comm.rank == 0:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+    comm.Barrier()
+    older, meta, warnings = checkpoints.newest()
+    assert meta["round"] == 2
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+
+
+def test_the_file_does_not_depend_on_the_ranks(comm, mpi_tmp_path):
+    contents = []
+    for ranks in range(1, comm.size + 1):
+        with first_ranks(comm, ranks) as sub:
+            if sub is not None:
+                p, _ = piece(sub, "x", 50, 2)
+                Checkpoints(sub, mpi_tmp_path / str(ranks), 1).write(7, [p], {})
+        contents.append(read_rows(mpi_tmp_path / str(ranks) / "round-00000007.h5", "x", 0, 50))
+    assert all(np.array_equal(contents[0], other) for other in contents)

@@ -1,0 +1,67 @@
+"""Agreement and stopping together."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from hpcopt.comm.agree import agree, agreed
+from hpcopt.comm.gather import gather_rows
+from hpcopt.comm.stopping import Stop, StopAgreement
+from hpcopt.errors import NothingToResume, UserError
+
+pytestmark = pytest.mark.mpi
+
+
+def test_one_rank_fails_and_all_raise_naming_it(comm):
+    last = comm.size - 1
+    with pytest.raises(UserError, match="bad thing") as caught:
+        agree(comm, comm.rank != last, "bad thing")
+    assert len(set(comm.allgather(str(caught.value)))) == 1
+    if comm.size > 1:
+        assert f"rank {last} of {comm.size}" in str(caught.value)
+    agree(comm, True, "never shown")
+
+
+def test_the_same_failure_everywhere_is_told_once(comm):
+    with pytest.raises(UserError) as caught:
+        agree(comm, False, "the file is missing")
+    assert str(caught.value) == "the file is missing"
+
+
+def test_agreed_passes_the_kind_of_error_on(comm):
+    with pytest.raises(NothingToResume), agreed(comm):
+        if comm.rank == 0:
+            raise NothingToResume("nothing")
+
+
+def test_gather_rows_orders_by_worker(comm):
+    workers = comm.size + 2
+    from hpcopt.comm.blocks import block
+
+    mine = block(workers, comm.size, comm.rank)
+    rows = np.array([[w, w * w] for w in mine], dtype=float).reshape(-1, 2)
+    expected = [[w, w * w] for w in range(workers)]
+    assert gather_rows(comm, rows, workers).tolist() == expected
+
+
+def test_a_signal_on_one_rank_stops_all_in_the_same_round(comm):
+    stopping = StopAgreement(comm, 0)
+    stopped = None
+    for round in range(1, 10_000):
+        if round == 10 and comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if stopping.poll(round) is Stop.SIGNAL:
+            stopped = round
+            break
+    stopping.close()
+    assert stopped is not None
+    assert stopped >= 10
+    assert len(set(comm.allgather(stopped))) == 1
+
+
+def test_nobody_asks_and_nobody_stops(comm):
+    stopping = StopAgreement(comm, 0)
+    assert {stopping.poll(round) for round in range(200)} == {Stop.NO}
+    stopping.close()
