@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ class Reporter:
     def event(self, name: str, **values: Any) -> None:
         """One line in log.jsonl, forced out at once."""
         if self._active:
-            with (self._directory / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"time": now(), "event": name, **values}) + "\n")
+            line = json.dumps({"time": now(), "event": name, **values}) + "\n"
+            # no job ends for want of a log line; what has to be written says so itself
+            with suppress(OSError), (self._directory / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(line)
 
     def say(self, text: str) -> None:
         """One line to the user, at once, and to log.jsonl."""
@@ -96,7 +99,8 @@ class Reporter:
         for name, value in record.items():
             if name.startswith("metrics/"):
                 table.add_row(name.removeprefix("metrics/"), f"{value:.6g}")
-        console = Console()
+        # Open MPI shows the ranks a terminal even where its own output goes to a file
+        console = Console(force_terminal=False)
         console.print(table)
         console.print(f"results: {path}", soft_wrap=True, highlight=False)
 

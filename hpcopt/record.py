@@ -27,8 +27,9 @@ class Clock:
         self._started: float | None = None
 
     def start(self) -> None:
-        """Goes on."""
-        self._started = time.perf_counter()
+        """Goes on, if it stands still."""
+        if self._started is None:
+            self._started = time.perf_counter()
 
     def pause(self) -> None:
         """Stands still, once the device has finished what it was given."""

@@ -6,6 +6,8 @@ One probe per line of the table (`finding.Probe`); a new port adds its own to `t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,14 +37,19 @@ def examine(probes: Sequence[Probe] | None = None) -> bool:
     return Examination(as_table, SECONDS).examine(_everything if probes is None else lambda comm: probes)
 
 
-def examine_together() -> bool:
-    """The probes that need ranks, for the doctor that started this job: one line of JSON. Collective."""
+def examine_together(ranks: int) -> bool:
+    """The probes that need ranks, for the doctor that started this job: one line of JSON. Collective.
+
+    Args:
+        ranks: how many there should be; a mismatched mpirun starts as many jobs of one rank.
+    """
     from hpcopt.doctor import together
     from hpcopt.doctor.examination import Examination
     from hpcopt.doctor.table import as_json
     from hpcopt.doctor.trial import CHILD_SECONDS
 
-    probes = (together.LAUNCHER, together.MESSAGES, together.HDF5, *together.PORTS)
+    launcher = replace(together.LAUNCHER, run=partial(together.launcher, wanted=ranks))
+    probes = (launcher, together.MESSAGES, together.HDF5, *together.PORTS)
     return Examination(as_json, CHILD_SECONDS).examine(lambda comm: probes)
 
 

@@ -1,7 +1,7 @@
-"""Two ranks of this are what a doctor without a launcher starts; see `trial`."""
+"""``mpirun -n P python -m hpcopt.doctor P``: what a doctor without a launcher starts; see `trial`."""
 
 import sys
 
 from hpcopt.doctor import examine_together
 
-sys.exit(not examine_together())
+sys.exit(not examine_together(int(sys.argv[1])))

@@ -66,8 +66,7 @@ class Examination:
         self._timer.close()
         if self._guardian is not None:
             self._guardian.dismiss()
-            sys.stdout.write(self._render(self._rows))
-            sys.stdout.flush()
+            _write(self._render(self._rows))
         return all(row.finding.grade < Grade.FAILS for row in self._rows)
 
     def _start_mpi(self) -> Finding:
@@ -146,3 +145,10 @@ class Examination:
         """The output if the probe of this name ends like this."""
         untried = [Row(later, note("not tried")) for later in self._ahead]
         return self._render([*self._rows, Row(name, finding), *untried])
+
+
+def _write(text: str) -> None:
+    """To stdout, whatever its encoding knows."""
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()

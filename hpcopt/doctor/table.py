@@ -20,6 +20,7 @@ _MARKS = {
 
 def as_table(rows: list[Row]) -> str:
     """A table of check, result and remedy, and a verdict; in a log every check is one line, however long."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -30,6 +31,8 @@ def as_table(rows: list[Row]) -> str:
         file=io.StringIO(), force_terminal=terminal, no_color=not terminal, width=None if terminal else 10_000
     )
     table = Table("check", "result", "remedy", title="hpcopt doctor", title_justify="left")
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        table.box = box.ASCII
     for name, finding in rows:
         mark, style = _MARKS[finding.grade]
         result = Text.assemble((mark, style), f" {_line(finding.result)}")

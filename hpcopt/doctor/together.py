@@ -41,14 +41,14 @@ FILE_BYTES = 16 << 20
 GIB = 1 << 30
 
 
-def launcher(comm: MPI.Comm) -> Finding:
-    """Who started the ranks, and whether MPI sees as many as that."""
+def launcher(comm: MPI.Comm, wanted: int | None = None) -> Finding:
+    """Who started the ranks, and whether MPI sees as many as that (or as ``wanted``)."""
     from mpi4py import MPI
 
     hosts = sorted(set(comm.allgather(MPI.Get_processor_name())))
-    wanted = expected_size()
+    wanted = wanted or expected_size()
     if comm.size != wanted and wanted > 1:
-        return fails(f"{launcher_name()} started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
+        return fails(f"the launcher started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
     shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
     text = f"{launcher_name()}: {_count(comm.size, 'rank')} on {_count(len(hosts), 'host')} ({shown})"
     return ok(text) if comm.size > 1 else note(text)

@@ -25,12 +25,12 @@ _OTHERWISE = "source jobs/env.sh, or load the cluster's MPI module (HPCOPT_MODUL
 
 
 def two_ranks() -> Finding:
-    """Starts ``mpirun -n 2 python -m hpcopt.doctor`` and reports what that finds."""
+    """Starts ``mpirun -n 2 python -m hpcopt.doctor 2`` and reports what that finds."""
     mpirun = shutil.which("mpirun")
     if mpirun is None:
         return warning("no mpirun on PATH: one rank only", _OTHERWISE)
     start = time.monotonic()
-    code, output, complaint = _run([mpirun, "-n", "2", sys.executable, "-m", "hpcopt.doctor"])
+    code, output, complaint = _run([mpirun, "-n", "2", sys.executable, "-m", "hpcopt.doctor", "2"])
     rows = from_json(output)
     if rows is None:
         return _did_not_start(mpirun, code, complaint)

@@ -57,16 +57,8 @@ class Checkpoints:
         """
         path = self._directory / f"round-{round:08d}.h5"
         partial = files.partial_name(path)
-        meta = meta | {
-            "schema": format.SCHEMA,
-            "schema_version": format.SCHEMA_VERSION,
-            "round": round,
-            "arrays": {piece.name: list(piece.shape) for piece in pieces},
-        }
         try:
-            self._allocate(partial, pieces)
-            write_pieces(self._comm, partial, pieces)
-            self._summarise(partial, pieces, meta)
+            self.put(partial, pieces, meta | {"round": round})
             self._read_back(partial)
             with agreed(self._comm):
                 if self._comm.rank == 0:
@@ -77,6 +69,13 @@ class Checkpoints:
                 files.discard(partial)
             raise
         return path
+
+    def put(self, path: Path, pieces: list[Piece], meta: dict[str, Any]) -> None:
+        """Writes a file and forces it to the disk, as `write` does before it reads it back. Collective."""
+        self._allocate(path, pieces)
+        write_pieces(self._comm, path, pieces)
+        self._summarise(path, pieces, meta)
+        files.sync(path)
 
     def newest(self) -> tuple[Path, dict[str, Any], list[str]] | None:
         """The newest checkpoint that is intact. Collective.
@@ -118,6 +117,11 @@ class Checkpoints:
                     ) from None
 
     def _summarise(self, path: Path, pieces: list[Piece], meta: dict[str, Any]) -> None:
+        meta = meta | {
+            "schema": format.SCHEMA,
+            "schema_version": format.SCHEMA_VERSION,
+            "arrays": {piece.name: list(piece.shape) for piece in pieces},
+        }
         tables = {}
         for piece in pieces:
             gathered = self._comm.gather(format.digests(piece.rows, piece.start))
@@ -131,8 +135,7 @@ class Checkpoints:
                     raise UserError(f"{path}: cannot be completed ({error})") from None
 
     def _read_back(self, path: Path) -> None:
-        files.sync(path)
-        self._comm.Barrier()
+        self._comm.Barrier()  # what others wrote has to be on the disk too
         files.drop_cache(path)
         damage, _ = self._damage(path)
         if damage is not None:

@@ -1,7 +1,7 @@
 """Runs many command lines one after the other in one job, for starting a job costs seconds.
 
-Each goes through hpcopt's real entry point on every rank; a line of JSON on stdout tells every rank's exit code
-and what it printed on stderr. What is no exit (a bug) ends the job as it would end the user's.
+Each goes through hpcopt's real entry point on every rank; a line of JSON on stdout tells every rank's exit
+code and what it printed on stderr. What is no exit (a bug) ends the job as it would end the user's.
 """
 
 import json
@@ -24,7 +24,7 @@ def run(command: list[str]) -> tuple[object, str]:
         try:
             cli.main()
         except SystemExit as end:
-            code = end.code
+            code = end.code or 0
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from examine import Examiner  # noqa: E402
+from examine import Examiner
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def regions(path: Path, whole: bytes) -> dict[str, range]:
     """Places in the file that each mean something else."""
     import h5py
 
-    found = {"superblock": range(0, 48)}
+    found = {"superblock": range(48)}
     with h5py.File(path, "r") as file:
         for name in ("state/x", "state/v", "digests/x", "meta"):
             dataset = file[name]
@@ -86,7 +86,7 @@ def zeroed_blocks(places: dict[str, range], whole: bytes) -> Iterator[tuple[str,
 
 
 def judge(older: Path, newer: Path, arrays: dict[str, np.ndarray], meta: dict) -> str:
-    """"passed over", "identical", or what is wrong."""
+    """ "passed over", "identical", or what is wrong."""
     found = Checkpoints(MPI.COMM_SELF, newer.parent, 2).newest()
     if found is None:
         return "WRONG: no checkpoint found"

@@ -19,12 +19,12 @@ LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
 _IN_ENVIRONMENT = ["bash", "-c", f'source "{ROOT}/jobs/env.sh" && exec "$@"', "launch"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """How a job ended.
 
     Attributes:
-        code: its exit code as the shell shows it; negative: the signal that killed the launcher; None: it hung.
+        code: its exit code; negative: the signal that killed the launcher; None: it hung.
         seconds: how long it took.
         out, err: what it printed.
     """
@@ -34,7 +34,7 @@ class Outcome:
     out: str
     err: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if self.code is None:
             how = f"hung after {self.seconds:.1f} s"
         elif self.code < 0:

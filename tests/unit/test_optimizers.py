@@ -1,0 +1,56 @@
+"""The flat updates against torch.optim, and the schedules at their ends."""
+
+import pytest
+import torch
+
+from hpcopt.config.methods import AllreduceSGDTable
+from hpcopt.math.optimizers import learning_rate, moments, update
+
+CASES = {
+    "sgd": ({}, lambda p: torch.optim.SGD(p, lr=0.1)),
+    "decay": ({"weight_decay": 0.1}, lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1)),
+    "momentum": ({"momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+    "nesterov": (
+        {"momentum": 0.9, "nesterov": True},
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    ),
+    "adam": (
+        {"optimizer": "adam", "weight_decay": 0.01},
+        lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_equal_torch(case):
+    settings, reference = CASES[case]
+    table = AllreduceSGDTable(lr=0.1, **settings)
+    torch.manual_seed(0)
+    x = torch.randn(9, dtype=torch.float64)
+    p = x.clone().requires_grad_()
+    optimizer = reference([p])
+    m, v = moments(table, x)
+    for round in range(20):
+        g = torch.sin(3 * x) + x
+        p.grad = torch.sin(3 * p.detach()) + p.detach()
+        update(table, x, g, m, v, round)
+        optimizer.step()
+    assert torch.allclose(x, p.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "round", "rate"),
+    [
+        ({}, 1000, 1.0),
+        ({"schedule": "cosine", "lr_horizon": 100}, 0, 1.0),
+        ({"schedule": "cosine", "lr_horizon": 100}, 50, 0.5),
+        ({"schedule": "cosine", "lr_horizon": 100}, 100, 0.0),
+        ({"schedule": "cosine", "lr_horizon": 100}, 1000, 0.0),
+        ({"schedule": "exponential", "lr_decay": 0.25, "lr_decay_rounds": 10}, 5, 0.5),
+        ({"schedule": "step", "lr_decay": 0.25, "lr_decay_rounds": 10}, 19, 0.25),
+        ({"warmup_rounds": 10}, 0, 0.1),
+        ({"warmup_rounds": 10}, 9, 1.0),
+    ],
+)
+def test_schedules(settings, round, rate):
+    assert learning_rate(AllreduceSGDTable(lr=1.0, **settings), round) == pytest.approx(rate, abs=1e-12)
