@@ -117,13 +117,15 @@ def main() -> None:
     """The entry point: errors become one message from rank 0 and the exit code of the contract."""
     # typer's command line errors: click's, or those of the copy of click inside newer versions of typer
     usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    # read by torch when it is imported: large tensors in huge pages, which MPI copies faster
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         sys.exit(app(standalone_mode=False))
     except HpcoptError as error:
         _fail(f"hpcopt: error: {error}", error.exit_code)
     except usage as error:
         if expected_size() > 1:
-            _world()  # the same on all ranks; no rank ends, and the launcher the job, before rank 0 has spoken
+            _world()  # no rank ends, and the launcher with it the job, before rank 0 has spoken
         message = error.format_message()  # none where the help was printed for want of arguments
         _fail(f"hpcopt: error: {message} (hpcopt --help)" if message else "", 2)
     except typer.Abort:

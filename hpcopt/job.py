@@ -27,7 +27,7 @@ from hpcopt.problems.base import Problem, Recipe, Share
 from hpcopt.progress import Reporter
 from hpcopt.record import Clock, Recorder, Totals
 from hpcopt.rundir import RunDirectory
-from hpcopt.storage import provenance
+from hpcopt.storage import format, provenance
 from hpcopt.storage.state import check_fits, pieces_of, restore
 
 BUFFERS = "problem_buffers"
@@ -103,6 +103,7 @@ class Job:
         with agreed(self.comm):
             device = local_device(run.device, local_rank())
             self.problem: Problem = self._bind(device)
+        self._check_start()
         staging = Staging(device)
         self._settle(staging)
         self.ports = Ports(MPIReducer(self.comm, run.workers, staging, ordered=run.deterministic))
@@ -119,6 +120,16 @@ class Job:
         mine = block(run.workers, self.comm.size, self.comm.rank)
         dtype = {"float32": torch.float32, "float64": torch.float64}[run.dtype or "float64"]
         return self._recipe.bind(Share(mine, run.workers, run.seed, dtype, device))
+
+    def _check_start(self) -> None:
+        """A user's factory may build another start on every rank, and nothing would be right after that."""
+        digests = self.comm.allgather(format.digest(self.problem.initial().cpu().numpy()))
+        agree(
+            self.comm,
+            len(set(digests)) == 1,
+            f"[problem] kind = {self.config.problem.kind!r}: the ranks begin with different parameters; seed "
+            "whatever is random where the model is built (torch.manual_seed)",
+        )
 
     def _settle(self, staging: Staging) -> None:
         """Gives the problem the sum of its statistics over all workers; costs no metric anything."""

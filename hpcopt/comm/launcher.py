@@ -37,8 +37,15 @@ def launcher_name() -> str:
 
 
 def without_launcher() -> dict[str, str]:
-    """The environment for a subprocess that must not believe it is a rank of this job."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
+    """The environment for a subprocess that must not believe it is a rank of this job.
+
+    The user's own settings of the MPI library stay.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(LAUNCHER_PREFIXES) or "_MCA_" in key or "ALLOW_RUN_AS_ROOT" in key
+    }
 
 
 def _first(names: tuple[str, ...], default: int) -> int:

@@ -45,7 +45,12 @@ class RunConfig:
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Plain values by table and key, without those that are not set."""
-        return {name: getattr(self, name).model_dump(exclude_none=True) for name in TABLES}
+        # a factory of the user's is called with what was given: it need not know any other key
+        own = {"problem"} if isinstance(self.problem, CustomTable) else set()
+        return {
+            name: getattr(self, name).model_dump(exclude_none=True, exclude_unset=name in own)
+            for name in TABLES
+        }
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:

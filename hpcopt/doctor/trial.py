@@ -16,7 +16,6 @@ from hpcopt.doctor.table import from_json
 
 SECONDS = 28.0
 CHILD_SECONDS = 22.0
-_SETTINGS = ("_MCA_", "ALLOW_RUN_AS_ROOT")
 _REMEDIES = {
     "root": "source jobs/env.sh, which permits mpirun as root",
     "slots": "source jobs/env.sh, which permits more ranks than cores, or ask for 2 tasks",
@@ -52,11 +51,9 @@ def _did_not_start(mpirun: str, code: int | None, complaint: str) -> Finding:
 
 def _run(command: list[str]) -> tuple[int | None, str, str]:
     """Exit code (None: out of time), stdout and stderr."""
-    # launcher variables would make mpirun take itself for a rank; the user's settings of it must stay
-    settings = {key: value for key, value in os.environ.items() if any(part in key for part in _SETTINGS)}
     process = subprocess.Popen(
         command,
-        env=without_launcher() | settings,
+        env=without_launcher(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

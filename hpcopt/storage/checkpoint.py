@@ -17,6 +17,9 @@ from hpcopt.errors import UserError
 from hpcopt.storage import files, format
 from hpcopt.storage.slab import LIBVER, open_shared, parallel_hdf5, write_rows
 
+# HDF5 1.10 crashes the process where it meets a full disk while it closes a file: what it writes by itself,
+# headers, digests and meta data, finds its room kept by a spare file
+SPARE_BYTES = 1 << 20
 _NAME = re.compile(r"round-(\d{8,})\.h5")
 
 
@@ -67,6 +70,7 @@ class Checkpoints:
         except UserError:
             if self._comm.rank == 0:
                 files.discard(partial)
+                files.discard(spare_name(partial))
             raise
         return path
 
@@ -108,9 +112,12 @@ class Checkpoints:
             if self._comm.rank == 0:
                 try:
                     self._directory.mkdir(parents=True, exist_ok=True)
+                    total = sum(int(np.prod(p.shape)) * p.rows.dtype.itemsize for p in pieces)
+                    total += SPARE_BYTES
+                    files.hold(spare_name(path), SPARE_BYTES + total // 100_000)
+                    files.hold(path, total)
                     allocate(path, pieces)
                 except OSError as error:
-                    total = sum(int(np.prod(p.shape)) * p.rows.dtype.itemsize for p in pieces)
                     raise UserError(
                         f"{path}: cannot reserve {total} bytes for a checkpoint "
                         f"({error.strerror or error}); earlier checkpoints are untouched"
@@ -130,6 +137,7 @@ class Checkpoints:
         with agreed(self._comm):
             if self._comm.rank == 0:
                 try:
+                    files.discard(spare_name(path))
                     format.write_summary(path, tables, meta)
                 except (OSError, RuntimeError) as error:
                     raise UserError(f"{path}: cannot be completed ({error})") from None
@@ -164,10 +172,15 @@ class Checkpoints:
         What was just written always stays: later rounds may be there, damaged, that were passed over.
         """
         others = [path for path in self._listed() if path != written]
-        for path in others[: len(others) + 1 - self._keep]:
+        for path in others[: max(0, len(others) + 1 - self._keep)]:
             files.discard(path)
         for path in self._directory.glob(f"*{files.PARTIAL}"):
             files.discard(path)
+
+
+def spare_name(path: Path) -> Path:
+    """The file that keeps room for the end of ``path``."""
+    return files.partial_name(path.with_name(path.name + ".spare"))
 
 
 def allocate(path: Path, pieces: list[Piece]) -> None:

@@ -78,6 +78,16 @@ def reserve(path: Path) -> None:
         os.close(descriptor)
 
 
+def hold(path: Path, size: int) -> None:
+    """Makes a file of ``size`` bytes that means nothing but has its disk blocks.
+
+    Raises:
+        OSError: there is no room (ENOSPC), or a quota says so.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
 def discard(path: Path) -> None:
     """Removes a file if it is there."""
     with contextlib.suppress(OSError):

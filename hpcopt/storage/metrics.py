@@ -10,6 +10,7 @@ One process writes (rank 0); these are small numbers that all ranks have already
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Mapping
@@ -183,7 +184,14 @@ def _dtype(column: str) -> type[np.generic]:
 def _write(
     path: Path, schema: Schema, records: Records, capacity: int, attributes: Mapping[str, Any]
 ) -> None:
-    with files.replacing(path) as partial, h5py.File(partial, "w", libver=LIBVER) as file:
+    with files.replacing(path) as partial:
+        partial.write_bytes(_image(schema, records, capacity, attributes))
+
+
+def _image(schema: Schema, records: Records, capacity: int, attributes: Mapping[str, Any]) -> bytes:
+    """The file's bytes, made in memory: HDF5 1.10 crashes the process where its disk is full."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=LIBVER) as file:
         file.attrs.update({"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes))
         for column, dims in schema.columns.items():
             group, _, name = column.rpartition("/")
@@ -198,6 +206,7 @@ def _write(
             for axis, dim in enumerate(("record", *dims)):
                 dataset.dims[axis].label = dim
                 dataset.dims[axis].attach_scale(file[group][dim])
+    return buffer.getvalue()
 
 
 def _scales(group: h5py.Group, capacity: int, dimensions: dict[str, list[Any]]) -> None:

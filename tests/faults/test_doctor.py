@@ -54,7 +54,7 @@ examine([
 """
 
 
-def _lines(directory: Path, *command: str, seconds: float = 60) -> tuple[int, dict[str, str], str]:
+def _lines(directory: Path, *command: str, seconds: float = 70) -> tuple[int, dict[str, str], str]:
     """Exit code, the table's lines by the name of the check, and stderr."""
     settings = {key: value for key, value in os.environ.items() if "_MCA_" in key or "ALLOW_RUN" in key}
     environment = without_launcher() | settings | {"OMP_NUM_THREADS": "1"}
@@ -88,7 +88,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["hang", "kill"])
 def test_a_probe_that_does_not_come_back_ends_the_job_with_the_table(tmp_path: Path, how: str) -> None:
-    code, table, complaints = _lines(tmp_path, *MPIRUN, sys.executable, "-c", SICK, how, seconds=30)
+    code, table, complaints = _lines(tmp_path, *MPIRUN, sys.executable, "-c", SICK, how)
     # an exception on one rank is a line, and the ranks stay together
     assert (
         table["raises"]

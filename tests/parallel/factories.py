@@ -10,6 +10,8 @@ def batchnorm(workers):
     torch.manual_seed(0)
     x = torch.randn(60, 6)
     y = (x.sum(1) > 0).long()
-    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+    )
     loss = torch.nn.functional.cross_entropy
     return hpcopt.Network(model, loss, (x[:48], y[:48]), (x[48:], y[48:]), workers=workers, batch_size=4)

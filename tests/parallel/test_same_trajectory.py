@@ -17,7 +17,13 @@ pytestmark = pytest.mark.mpi(min_size=4)
 PROBLEMS = {
     "linear_regression": {"kind": "linear_regression", "dim": 23, "rows_per_worker": 40},
     "quadratic": {"kind": "quadratic", "eigenvalues": "power", "dim": 17},
-    "mlp": {"kind": "network", "dataset": "digits", "hidden": [16], "batch_size": 8, "partition": "dirichlet"},
+    "mlp": {
+        "kind": "network",
+        "dataset": "digits",
+        "hidden": [16],
+        "batch_size": 8,
+        "partition": "dirichlet",
+    },
     "dropout": {"kind": "network", "dataset": "digits", "model": "cnn", "dropout": 0.5, "batch_size": 4},
     "batchnorm": {"kind": "tests.parallel.factories:batchnorm"},
 }

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.mpi
 
 def piece(comm, name, rows, width, dtype=np.float64, only=None):
     """Rows of arange, spread over the ranks, or all on rank ``only``."""
-    whole = np.arange(rows * width, dtype=dtype).reshape(rows, width) if width else np.arange(rows, dtype=dtype)
+    shape = (rows, width) if width else (rows,)
+    whole = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
     mine = block(rows, comm.size, comm.rank)
     if only is not None:
         mine = range(rows) if comm.rank == only else range(0)
@@ -63,7 +64,7 @@ def test_checkpoints_come_back_keep_the_last_and_pass_over_damage(comm, mpi_tmp_
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
     comm.Barrier()
-    older, meta, warnings = checkpoints.newest()
+    _, meta, warnings = checkpoints.newest()
     assert meta["round"] == 2
     assert len(warnings) == 1
     assert str(path) in warnings[0]

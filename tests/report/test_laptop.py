@@ -27,7 +27,12 @@ def laptop(tmp_path_factory):
 
 
 def test_load_and_export(laptop, tmp_path):
-    hpcopt.run(hpcopt.AllreduceSGD(lr=0.1), hpcopt.Quadratic(2, eigenvalues=[1.0, 2.0]), out=tmp_path / "r", rounds=20)
+    hpcopt.run(
+        hpcopt.AllreduceSGD(lr=0.1),
+        hpcopt.Quadratic(2, eigenvalues=[1.0, 2.0]),
+        out=tmp_path / "r",
+        rounds=20,
+    )
     program = (
         "import sys, hpcopt\n"
         "data = hpcopt.load(sys.argv[1])\n"
@@ -44,4 +49,5 @@ def test_load_and_export(laptop, tmp_path):
 
 def test_there_is_no_torch_and_no_mpi_there(laptop):
     for name in ("torch", "mpi4py"):
-        assert subprocess.run([laptop, "-c", f"import {name}"], capture_output=True, check=False).returncode != 0
+        result = subprocess.run([laptop, "-c", f"import {name}"], capture_output=True, check=False)
+        assert result.returncode != 0

@@ -11,7 +11,9 @@ HEAVY = ("torch", "mpi4py.MPI", "xarray", "h5py", "scipy", "sklearn")
 def imported_by(code):
     """Which heavy modules a fresh interpreter has loaded after running ``code``."""
     program = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     return eval(result.stdout.splitlines()[-1])
 
 
@@ -21,7 +23,8 @@ def imported_by(code):
         "import hpcopt",
         "from hpcopt.cli import app",
         "from hpcopt.config import from_tables; from_tables({'problem': {'kind': 'network'}}, 'c')",
-        "import sys; sys.argv = ['hpcopt', '--help']\nfrom hpcopt.cli import main\ntry: main()\nexcept SystemExit: pass",
+        "import sys; sys.argv = ['hpcopt', '--help']\n"
+        "from hpcopt.cli import main\ntry: main()\nexcept SystemExit: pass",
     ],
 )
 def test_without_anything_heavy(code):

@@ -1,4 +1,4 @@
-"""`tools/bench storage`: a checkpoint against a plain parallel POSIX write of the same bytes, both with fsync."""
+"""`tools/bench storage`: a checkpoint against a plain parallel POSIX write of the same bytes."""
 
 from __future__ import annotations
 
@@ -65,11 +65,13 @@ def main() -> None:
         gigabytes = ELEMENTS * 4 / 1e9
         ratios = [p / w for p, w in zip(plain, written, strict=True)]
         print(f"{comm.size} ranks, {gigabytes:.2f} GB, {REPEATS} repeats, fsync included")
-        for name, times in (("POSIX write", plain), ("checkpoint, with digests", written), ("read-back", read)):
+        results = {"POSIX write": plain, "checkpoint, with digests": written, "read-back": read}
+        for name, times in results.items():
             rates = [gigabytes / t for t in times]
             print(f"{name:26} {statistics.median(rates):6.2f} GB/s  [{min(rates):.2f}, {max(rates):.2f}]")
         print(
-            f"checkpoint / POSIX bandwidth {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+            f"checkpoint / POSIX bandwidth {statistics.median(ratios):.2f} "
+            f"[{min(ratios):.2f}, {max(ratios):.2f}]"
         )
 
 

@@ -1,0 +1,190 @@
+"""How jobs end that cannot go on: an exception, a stall, a signal, a full disk. Never by hanging."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from examine import Examiner, Found
+from launch import Started, launch
+
+HERE = Path(__file__).parent
+TROUBLE = """
+[run]
+workers = {workers}
+rounds = 400
+evaluate_every = 10
+checkpoint_every = 90
+stall_seconds = {stall}
+[method]
+lr = 0.1
+momentum = 0.9
+[problem]
+kind = "trouble:factory"
+what = "{what}"
+pause = {pause}
+"""
+LARGE = """
+[run]
+workers = 2
+rounds = 25
+evaluate_every = 5
+checkpoint_every = 5
+[method]
+lr = 1e-4
+momentum = 0.5
+[problem]
+kind = "linear_regression"
+dim = 500_000
+rows_per_worker = 2
+"""
+CHECKPOINT = 2 * 500_000 * 8
+
+
+def config(
+    directory: Path, what: str, workers: int = 2, stall: float = 60.0, pause: float = 0.0
+) -> list[str]:
+    """Writes a config; the command line that runs it."""
+    path = directory / "config.toml"
+    path.write_text(TROUBLE.format(what=what, workers=workers, stall=stall, pause=pause))
+    return ["hpcopt", "run", str(path), "--out", str(directory / "out")]
+
+
+def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(tmp_path: Path) -> None:
+    outcome = launch(config(tmp_path, "raise", workers=3), 3, cwd=HERE, limit=60)
+    assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
+    assert "hpcopt: rank 1 of 3 on " in outcome.err, outcome
+    assert "ArithmeticError: worker 1 does not like round 5" in outcome.err, outcome
+    assert outcome.err.count("Traceback") == 1, outcome
+    trace = outcome.err[outcome.err.index("Traceback") :]
+    assert "trouble.py" in trace[: trace.index("ArithmeticError")]
+
+
+def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: Path) -> None:
+    outcome = launch(config(tmp_path, "stall", stall=3.0), 2, cwd=HERE, limit=60)
+    assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
+    for rank in (0, 1):
+        assert re.search(
+            rf"hpcopt: rank {rank} of 2 on \S+: no progress for 3 s \(run.stall_seconds\) in round 5;",
+            outcome.err,
+        ), outcome
+    assert outcome.err.count("Current thread") + outcome.err.count("most recent call first") >= 4, outcome
+    assert re.search(r'File ".*trouble.py", line \d+ in _add_gradient', outcome.err), (
+        outcome
+    )  # the guilty one
+    assert re.search(r'File ".*reducer.py", line \d+ in ', outcome.err), outcome  # the one that waits for it
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, examiner: Examiner) -> Found:
+    """The run of the signal tests, left alone."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    outcome = launch(config(directory, "nothing", pause=0.01), 2, cwd=HERE)
+    assert outcome.code == 0, outcome
+    found = examiner(directory / "out")
+    assert found.faults == []
+    assert found.rounds == list(range(0, 401, 10))
+    return found
+
+
+def usr1_to_the_launcher(job: Started) -> None:
+    os.kill(job.process.pid, signal.SIGUSR1)
+
+
+def term_to_one_rank(job: Started) -> None:
+    os.kill(job.ranks()[1], signal.SIGTERM)
+
+
+@pytest.mark.parametrize("send", [usr1_to_the_launcher, term_to_one_rank])
+def test_a_signal_becomes_a_checkpoint_and_exit_75(
+    send: Callable[[Started], None], tmp_path: Path, examiner: Examiner, undisturbed: Found
+) -> None:
+    with Started(config(tmp_path, "nothing", pause=0.01), 2, cwd=HERE) as job:
+        while reached(tmp_path / "out") < 30 and job.process.poll() is None:
+            time.sleep(0.01)
+        send(job)
+        outcome = job.wait(60)
+    assert outcome.code == 75, outcome
+    told = re.findall(r"hpcopt: error: .*after round (\d+).*hpcopt resume", outcome.err)
+    assert len(told) == 1, outcome
+    stopped = int(told[0])
+    assert 30 <= stopped < 400
+    left = examiner(tmp_path / "out")
+    assert left.faults == []
+    assert left.intact[-1] == stopped
+    assert left.rounds == list(range(0, stopped + 1, 10))
+
+    resumed = launch(["hpcopt", "resume", tmp_path / "out"], 2, cwd=HERE)
+    assert resumed.code == 0, resumed
+    assert f"going on from round {stopped}" in resumed.err
+    found = examiner(tmp_path / "out")
+    assert found.faults == []
+    assert (found.rounds, found.losses) == (undisturbed.rounds, undisturbed.losses)
+    assert found.stopped_by == "rounds"
+
+
+def reached(directory: Path) -> int:
+    """The last round in a run's log; -1 before the first."""
+    log = directory / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    rounds = [int(json.loads(line)["round"]) for line in lines if '"record"' in line and line.endswith("}")]
+    return max(rounds, default=-1)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={CHECKPOINT * 5 // 2}", "tmpfs", path],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_checkpoints_before_stay(disk: Path, examiner: Examiner) -> None:
+    (disk.parent / "config.toml").write_text(LARGE)
+    command = ["hpcopt", "run", str(disk.parent / "config.toml"), "--out"]
+    reference = launch([*command, disk.parent / "reference"], 2)
+    assert reference.code == 0, reference
+
+    outcome = launch([*command, disk / "out"], 2)  # two checkpoints fit, a third beside them does not
+    assert outcome.code == 2, outcome
+    assert outcome.err.count("hpcopt: error:") == 1, outcome
+    assert "Traceback" not in outcome.err, outcome
+    told = outcome.err[outcome.err.index("hpcopt: error:") :]
+    assert str(disk / "out/checkpoints/round-00000015.h5") in told
+    assert "No space left on device" in told
+    found = examiner(disk / "out")
+    assert found.faults == []
+    assert found.intact == [5, 10]
+    assert found.rounds == [0, 5, 10, 15]
+    assert list(disk.rglob("*.partial")) == []
+
+    subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT * 5}", disk], check=True)
+    resumed = launch(["hpcopt", "resume", disk / "out"], 2)
+    assert resumed.code == 0, resumed
+    assert "going on from round 10" in resumed.err
+    assert examiner(disk / "out") == examiner(disk.parent / "reference")
+
+
+def test_a_disk_that_fills_up_at_any_step_is_an_error_and_never_a_damaged_file(disk: Path) -> None:
+    outcome = launch(["python", "-m", "mpi4py", HERE / "fulldisk.py", disk], 2, limit=120)
+    lines = [line.split("\t") for line in outcome.out.splitlines()]
+    assert outcome.code == 0, outcome
+    for what in ("checkpoint", "metrics"):
+        ends = [end for kind, _, end in lines if kind == what]
+        assert ends.count("written") >= 2, ends
+        failed = [end for end in ends if end != "written"]
+        assert len(failed) >= 5, ends
+        assert [end for end in failed if str(disk) not in end] == []

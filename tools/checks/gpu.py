@@ -1,0 +1,228 @@
+"""The ranks of tools/gpu_check: ports and runs on a device against the same on the CPU in one process.
+
+    [mpirun -n 2] python tools/checks/gpu.py cuda|cpu DIRECTORY
+
+A later port adds a function like `check_reducer` to `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+import hpcopt
+from hpcopt.comm.blocks import block
+from hpcopt.comm.crash import abort_on_exception
+from hpcopt.comm.launcher import local_rank
+from hpcopt.comm.local import LocalReducer
+from hpcopt.comm.ports import Reducer
+from hpcopt.comm.reducer import MPIReducer
+from hpcopt.comm.staging import Staging, local_device
+from hpcopt.storage.slab import parallel_hdf5
+
+WORKERS = 5
+SIZES = (1, 1_000_003)
+REPEATS = 5
+ROUNDS = 40
+# of different orders of the sums, relative to the largest entry; ordered sums must be the same bits
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+LINE = "{:32} {:>10} {:8} {:>9} {:>10} {:>10} {:>7}  {}"
+
+
+class Outcome(NamedTuple):
+    """One line of the table; times in seconds, of the slowest rank."""
+
+    name: str
+    size: int
+    dtype: str
+    error: float
+    limit: float
+    cpu: float
+    device: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the error is within its limit (a nan is not)."""
+        return self.error <= self.limit
+
+    def __str__(self) -> str:
+        ratio = f"{self.device / self.cpu:.2f}" if self.cpu else ""
+        times = [f"{1e3 * seconds:.3f} ms" for seconds in (self.cpu, self.device)]
+        verdict = "right" if self.right else "WRONG"
+        return LINE.format(
+            self.name, f"{self.size:,}", self.dtype, f"{self.error:.1e}", *times, ratio, verdict
+        )
+
+
+Report = Callable[[Outcome], None]
+Call = Callable[[Reducer, Tensor], Tensor]
+Part = Callable[[Reducer, Tensor, range], Tensor]
+
+
+def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
+    """Every call of `Reducer`, plain and ordered, against the twin that holds all workers. Collective."""
+    for ordered in (False, True):
+        twin = LocalReducer(WORKERS, ordered)
+        there = MPIReducer(comm, WORKERS, staging, ordered)
+        here = MPIReducer(comm, WORKERS, Staging(torch.device("cpu")), ordered)
+        for size in SIZES:
+            for dtype in ROUNDING:
+                rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
+                for name, (part, call, cut) in _calls(size).items():
+                    want = call(twin, part(twin, rows, range(WORKERS)))
+                    want = want[there.own(size).start : there.own(size).stop] if cut else want
+                    given = part(there, rows, block(WORKERS, comm.size, comm.rank))
+                    got, seconds = _timed(comm, call, there, given.to(staging.device))
+                    _, base = _timed(comm, call, here, given)
+                    limit = 0.0 if ordered else ROUNDING[dtype]
+                    title = f"reduce.{name}{' (ordered)' * ordered}"
+                    kind = str(dtype).removeprefix("torch.")
+                    report(Outcome(title, size, kind, _error(comm, got, want), limit, base, seconds))
+        there.free()
+        here.free()
+
+
+def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -> None:
+    """A run on the device, and one from a checkpoint made there, against a run on the CPU. Collective."""
+    shared = comm.size == 1 or parallel_hdf5()
+    if not shared and comm.rank == 0:
+        print("h5py is built without parallel HDF5: every rank makes its own run on one rank")
+    ranks, own = (comm, folder) if shared else (MPI.COMM_SELF, folder / str(comm.rank))
+    want, base = _run(MPI.COMM_SELF, "cpu", folder / f"cpu{comm.rank}", ROUNDS)
+    got, seconds = _run(ranks, staging.device.type, own / "whole", ROUNDS)
+    _run(ranks, staging.device.type, own / "resumed", ROUNDS // 2)
+    start = time.perf_counter()
+    recipe = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
+    with _quiet():
+        hpcopt.resume(own / "resumed", problem=recipe, comm=ranks, overrides=(f"run.rounds={ROUNDS}",))
+    again = time.perf_counter() - start
+    resumed = _state(own / "resumed")
+    for name, found, took in (("run", got, seconds), ("run from a checkpoint", resumed, again)):
+        error = max(_error(comm, found[key], want[key]) for key in want)
+        report(Outcome(f"quadratic: {name}", 300, "float64", error, 1e-9, base, took))
+
+
+CHECKS = [check_reducer]
+
+
+def _calls(size: int) -> dict[str, tuple[Part, Call, bool]]:
+    """What is handed over, the call, and whether its result is this rank's slice of the twin's."""
+    return {
+        "sum": (_contribution, lambda reducer, given: reducer.sum(given), False),
+        "scalars": (_contribution, lambda reducer, given: reducer.scalars(given), False),
+        "reduce_scatter": (_contribution, lambda reducer, given: reducer.reduce_scatter(given), True),
+        "allgather": (_piece, lambda reducer, given: reducer.allgather(given, size), False),
+    }
+
+
+def _contribution(reducer: Reducer, rows: Tensor, mine: range) -> Tensor:
+    rows = rows[mine.start : mine.stop]
+    return rows.clone() if reducer.form == "weighted" else rows.sum(0)
+
+
+def _piece(reducer: Reducer, rows: Tensor, mine: range) -> Tensor:
+    own = reducer.own(rows.shape[1])
+    return rows[0, own.start : own.stop].clone()
+
+
+def _timed(comm: MPI.Comm, call: Call, reducer: Reducer, given: Tensor) -> tuple[Tensor, float]:
+    """The result, and the least time of some more calls, of the slowest rank [s]. Collective."""
+    result = call(reducer, given.clone()).clone()
+    times = []
+    for _ in range(REPEATS):
+        again = given.clone()
+        _finish(given)
+        comm.Barrier()
+        start = time.perf_counter()
+        call(reducer, again)
+        _finish(given)
+        times.append(comm.allreduce(time.perf_counter() - start, MPI.MAX))
+    return result, min(times)
+
+
+def _finish(tensor: Tensor) -> None:
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)
+
+
+def _error(comm: MPI.Comm, got: Any, want: Any) -> float:
+    """The largest difference on any rank, relative to the largest entry wanted. Collective."""
+    a, b = (torch.as_tensor(x).cpu().double() for x in (got, want))
+    if a.shape != b.shape:
+        worst = float("inf")
+    else:
+        scale = float(b.abs().max()) if b.numel() else 1.0
+        worst = float((a - b).abs().max()) / (scale or 1.0) if b.numel() else 0.0
+    # MPI's maximum may lose a nan
+    return float(comm.allreduce(worst if worst == worst else float("inf"), MPI.MAX))
+
+
+def _run(comm: MPI.Comm, device: str, out: Path, rounds: int) -> tuple[dict[str, Any], float]:
+    """The state and the losses of a run, and its seconds, files included. Collective over ``comm``."""
+    start = time.perf_counter()
+    with _quiet():
+        hpcopt.run(
+            hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
+            hpcopt.Quadratic(WORKERS, "geometric", dim=300),
+            comm=comm,
+            out=out,
+            rounds=rounds,
+            seed=3,
+            device=device,
+        )
+    return _state(out), time.perf_counter() - start
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the summaries of runs between the lines of the table."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _state(out: Path) -> dict[str, Any]:
+    """Everything that the run's last checkpoint holds, and its losses."""
+    newest = max((out / "checkpoints").glob("*.h5"))
+    with h5py.File(newest) as file:
+        state = {name: np.asarray(array) for name, array in file["state"].items() if array.size}
+    with h5py.File(out / "run.h5") as file:
+        return state | {"loss": np.asarray(file["metrics/loss"])}
+
+
+def main() -> int:
+    """Runs all checks; 1 if anything is wrong. Collective."""
+    comm = MPI.COMM_WORLD
+    abort_on_exception(comm)
+    torch.set_num_threads(1)
+    staging = Staging(local_device(sys.argv[1], local_rank()))
+    wrong = 0
+
+    def report(outcome: Outcome) -> None:
+        nonlocal wrong
+        wrong += not outcome.right
+        if comm.rank == 0:
+            print(outcome, flush=True)
+
+    if comm.rank == 0:
+        print(f"\n{staging.device}: {staging.description}; {comm.size} ranks, {os.uname().nodename}")
+        print(LINE.format("check", "size", "type", "error", "CPU", "device", "ratio", ""))
+    for check in CHECKS:
+        check(comm, staging, report)
+    check_runs(comm, staging, report, Path(sys.argv[2]))
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
