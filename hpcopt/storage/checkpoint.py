@@ -79,7 +79,8 @@ class Checkpoints:
         self._allocate(path, pieces)
         write_pieces(self._comm, path, pieces)
         self._summarise(path, pieces, meta)
-        files.sync(path)
+        with agreed(self._comm):
+            files.sync(path)
 
     def newest(self) -> tuple[Path, dict[str, Any], list[str]] | None:
         """The newest checkpoint that is intact. Collective.

@@ -39,19 +39,34 @@ def partial_name(path: Path) -> Path:
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Forces a complete file to the disk and gives it its name."""
+    """Forces a complete file to the disk and gives it its name; raises as `sync`."""
     sync(partial)
-    os.replace(partial, path)
+    with refusals(path):
+        os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Forces a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Forces a file or a directory to the disk.
+
+    Raises:
+        UserError: the file system refuses: a network's tells only now that it is full.
+    """
+    with refusals(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turns what the system says against a file into a `UserError` that names it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def drop_cache(path: Path) -> None:

@@ -131,8 +131,9 @@ class RunFile:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def flush(self) -> None:
-        """Forces what was appended to the disk."""
-        os.fdatasync(self._descriptor)
+        """Forces what was appended to the disk; raises as `append`."""
+        with files.refusals(self.path):
+            os.fdatasync(self._descriptor)
         self._flushed = time.monotonic()
 
     def finish(self, attributes: Mapping[str, Any]) -> None:

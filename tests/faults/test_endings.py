@@ -136,6 +136,19 @@ def reached(directory: Path) -> int:
     return max(rounds, default=-1)
 
 
+def test_a_run_extended_again_and_again_keeps_every_record(tmp_path: Path, examiner: Examiner) -> None:
+    run = tmp_path / "out"
+    first = [*config(tmp_path, "nothing")[1:], "--set", "run.rounds=5"]
+    more = [["resume", str(run), "--set", f"run.rounds={rounds}"] for rounds in (7, 8, 9, 12, 13)]
+    (tmp_path / "cases.json").write_text(json.dumps([first, *more]))
+    outcome = launch(["python", HERE / "batch.py", tmp_path / "cases.json"], cwd=HERE)
+    assert outcome.code == 0, outcome
+    assert outcome.out.count('"codes": [0]') == 6, outcome
+    found = examiner(run)
+    assert found.rounds == [0, 5, 7, 8, 9, 10, 12, 13]
+    assert sorted(found.losses, reverse=True) == found.losses
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own."""
