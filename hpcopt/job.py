@@ -15,6 +15,7 @@ from mpi4py import MPI
 from hpcopt.comm.agree import agree, agreed
 from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
+from hpcopt.comm.plans import Plan, choose
 from hpcopt.comm.ports import Ports
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging, local_device
@@ -105,15 +106,17 @@ class Job:
             self.problem: Problem = self._bind(device)
         self._check_start()
         staging = Staging(device)
-        self._settle(staging)
-        self.ports = Ports(MPIReducer(self.comm, run.workers, staging, ordered=run.deterministic))
+        found = self._find_checkpoint() if self._resuming else None
+        plan = self._plan(found)
+        self._settle(staging, plan)
+        self.ports = Ports(MPIReducer(self.comm, run.workers, staging, plan))
         self._watchdog.beat("the method's start")
         self.state = self.method.start(self.problem, self.ports)
-        before = self._restore() if self._resuming else None
+        before = self._restore(*found) if found is not None else None
         self.directory.write_config()
         self.clock = Clock(device)
         self.recorder = Recorder(self.comm, self.problem, self.method, self.ports, self.clock, before)
-        self._about = self._describe(staging)
+        self._about = self._describe(staging) | {"plan": plan}
 
     def _bind(self, device: torch.device) -> Problem:
         run = self.config.run
@@ -131,16 +134,24 @@ class Job:
             "whatever is random where the model is built (torch.manual_seed)",
         )
 
-    def _settle(self, staging: Staging) -> None:
+    def _plan(self, found: tuple[Path, dict[str, Any]] | None) -> Plan:
+        """How sums travel; what an earlier job measured is used again."""
+        run = self.config.run
+        remembered = found[1]["plan"] if found is not None else ""
+        wanted = "ordered" if run.deterministic else run.reduction
+        itemsize = 4 if run.dtype == "float32" else 8
+        return choose(self.comm, wanted, remembered, self.problem.dim, itemsize)
+
+    def _settle(self, staging: Staging, plan: Plan) -> None:
         """Gives the problem the sum of its statistics over all workers; costs no metric anything."""
         rows = self.problem.statistics()
         if rows is not None:
-            reducer = MPIReducer(self.comm, self.config.run.workers, staging, self.config.run.deterministic)
+            reducer = MPIReducer(self.comm, self.config.run.workers, staging, plan)
             self.problem.settle(reducer.scalars(rows if reducer.form == "weighted" else rows.sum(0)))
             reducer.free()
 
-    def _restore(self) -> Totals | None:
-        """Takes over the newest intact checkpoint; None where there is none yet."""
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest intact checkpoint of this very run; None where there is none yet."""
         found = self.directory.checkpoints.newest()
         if found is None:
             self.reporter.say(f"{self.directory.path}: no checkpoint yet, starting from round 0")
@@ -153,6 +164,10 @@ class Job:
                 raise UserError(
                     f"{path}: was written with {key} = {meta[key]!r}, but the config says {mine!r}"
                 )
+        return path, meta
+
+    def _restore(self, path: Path, meta: dict[str, Any]) -> Totals:
+        """Takes a checkpoint over; gives what the run cost until then."""
         tensors = self._tensors()
         check_fits(self.comm, path, meta, tensors)
         restore(self.comm, path, tensors)
@@ -167,8 +182,9 @@ class Job:
         self._watchdog.beat("the first evaluation")
         self._last = self.recorder.record(self.state.round, self.state)
         schema = self.recorder.schema(self._last)
-        self.directory.open_metrics(schema, self.state.round, self._about, self._job())
-        self.reporter.start(self._job())
+        job = provenance.job() | {"round": self.state.round, "ranks": self.comm.size}
+        self.directory.open_metrics(schema, self.state.round, self._about, job)
+        self.reporter.start(job)
         if self.state.round == 0:
             self._append()
 
@@ -236,6 +252,7 @@ class Job:
         self.directory.flush()  # records up to a checkpoint must outlive it
         meta = self._identity() | {
             "totals": asdict(self.recorder.totals()),
+            "plan": self._about["plan"],
             "model": self.method.model_field,
             "layout": asdict(self.problem.layout),
         }
@@ -290,20 +307,15 @@ class Job:
     def _describe(self, staging: Staging) -> dict[str, Any]:
         """The root attributes of run.h5. Collective."""
         hosts = self.comm.gather(MPI.Get_processor_name())
-        mpi = MPI.Get_library_version().split(",")[0]
-        return self._identity() | {
-            "ranks": self.comm.size,
-            "config": json.dumps(self.config.tables()),
-            "version": provenance.versions()["hpcopt"],
-            "commit": provenance.commit(),
-            "libraries": json.dumps(provenance.versions() | {"mpi": mpi}),
-            "hosts": json.dumps(sorted(set(hosts or []))),
-            "slurm": json.dumps(provenance.slurm()),
-            "device": f"{staging.device} ({staging.description})",
-            "end": "",
-            "stopped_by": "",
-        }
-
-    def _job(self) -> dict[str, Any]:
-        """This job's link in the run's chain of jobs."""
-        return provenance.job() | {"round": self.state.round, "ranks": self.comm.size}
+        return (
+            self._identity()
+            | provenance.software({"mpi": MPI.Get_library_version().split(",")[0]})
+            | {
+                "ranks": self.comm.size,
+                "hosts": json.dumps(sorted(set(hosts or []))),
+                "config": json.dumps(self.config.tables()),
+                "device": f"{staging.device} ({staging.description})",
+                "end": "",
+                "stopped_by": "",
+            }
+        )

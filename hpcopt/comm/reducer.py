@@ -11,35 +11,40 @@ from torch import Tensor
 
 from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.local import sum_in_order
+from hpcopt.comm.plans import Plan
 from hpcopt.comm.ports import Counter, allreduce_bytes, gather_bytes
+from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
 
 # MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
 MAX_MESSAGE = 1 << 30
+# below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
+RING_ELEMENTS = 1 << 14
 
 
 class MPIReducer:
     """`Reducer` over a communicator.
 
-    Two plans: MPI's own allreduce on the partial sums of each rank, in place and without copies; and, with
-    ``ordered``, an exchange that gives every rank all workers' rows for its slice of the columns, so that
-    sums run in the order of the workers and come out bit-identical on any number of ranks (N/2 times the
-    bytes).
+    Its plans for a sum: ``"mpi"``, MPI's own allreduce of the ranks' partial sums, in place and without
+    copies; ``"ring"``, the same between hosts with slow links (`hpcopt.comm.ring`); ``"ordered"``, an
+    exchange that gives every rank all workers' rows for its slice of the columns, so that sums run in the
+    order of the workers and come out bit-identical on any number of ranks (N/2 times the bytes).
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
         workers: N, over the ranks of ``comm`` in contiguous blocks.
         staging: how GPU tensors reach MPI.
-        ordered: use the second plan.
+        plan: see `hpcopt.comm.plans.choose`.
     """
 
-    def __init__(self, comm: MPI.Comm, workers: int, staging: Staging, ordered: bool = False) -> None:
+    def __init__(self, comm: MPI.Comm, workers: int, staging: Staging, plan: Plan = "mpi") -> None:
         self._comm = comm.Dup()
         self._workers = workers
         self._mine = len(block(workers, comm.size, comm.rank))
         self._staging = staging
         self.counter = Counter()
-        self.form: Literal["sum", "weighted"] = "weighted" if ordered else "sum"
+        self.form: Literal["sum", "weighted"] = "weighted" if plan == "ordered" else "sum"
+        self._ring = Ring(self._comm) if plan == "ring" else None
 
     def own(self, size: int) -> range:
         """See `Reducer`."""
@@ -75,6 +80,8 @@ class MPIReducer:
 
     def free(self) -> None:
         """See `Reducer`. Collective."""
+        if self._ring is not None:
+            self._ring.free()
         self._comm.Free()
 
     def _sum(self, part: Tensor, passes: float) -> Tensor:
@@ -93,7 +100,9 @@ class MPIReducer:
     def _allreduce(self, part: Tensor) -> Tensor:
         wire = self._staging.out(part)
         step = MAX_MESSAGE // part.element_size()
-        if wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
+        if self._ring is not None and part.numel() >= RING_ELEMENTS:
+            self._ring.allreduce(wire)
+        elif wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
             self._comm.Allreduce(MPI.IN_PLACE, wire)
         else:
             for start in range(0, wire.shape[0], step):

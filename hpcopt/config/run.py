@@ -41,6 +41,9 @@ class RunTable(Table):
     """"auto" (the local rank's GPU where there is one), "cpu", "cuda" or "cuda:INDEX" """
     deterministic: bool = False
     """sums in the order of the workers: bit-identical on any number of ranks, slower"""
+    reduction: Literal["auto", "mpi", "ring"] = "auto"
+    """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, or what is measured to
+    be faster at the start of the run; not used with deterministic"""
     target_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """stop at the first evaluation with a training loss at or below this"""
     max_seconds: Positive | None = None

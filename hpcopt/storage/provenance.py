@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from datetime import UTC, datetime
@@ -25,6 +26,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def software(more: dict[str, str]) -> dict[str, str]:
+    """Versions, commit and Slurm's variables as attributes; ``more`` are further libraries' versions."""
+    return {
+        "version": versions()["hpcopt"],
+        "commit": commit(),
+        "libraries": json.dumps(versions() | more),
+        "slurm": json.dumps(slurm()),
+    }
 
 
 def commit() -> str:

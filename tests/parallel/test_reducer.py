@@ -33,7 +33,8 @@ def limit(request, monkeypatch):
 def test_every_verb_equals_the_twin(comm, size, dtype, ordered):
     rows = contributions(size, dtype)
     mine = block(WORKERS, comm.size, comm.rank)
-    port, twin = MPIReducer(comm, WORKERS, Staging(CPU), ordered), LocalReducer(WORKERS, ordered)
+    plan = "ordered" if ordered else "mpi"
+    port, twin = MPIReducer(comm, WORKERS, Staging(CPU), plan), LocalReducer(WORKERS, ordered)
 
     def here():
         own = rows[mine.start : mine.stop].clone()
