@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpcopt.comm import signals
 from hpcopt.comm.launcher import expected_rank, expected_size
 from hpcopt.errors import HpcoptError, UserError
 
@@ -38,6 +39,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run's directory (run.out).")] = None,
 ) -> None:
     """Run a config: mpirun -n P hpcopt run CONFIG.toml; without a launcher, one rank with all workers."""
+    signals.catch()
     from hpcopt.config import load
 
     changes = [*(overrides or []), *([f"run.out={json.dumps(str(out))}"] if out else [])]
@@ -52,6 +54,7 @@ def resume(
     directory: Annotated[Path, typer.Argument(help="The run's directory.")], overrides: Overrides = None
 ) -> None:
     """Go on from the newest intact checkpoint, on any number of ranks."""
+    signals.catch()
     from hpcopt.config import resumable
 
     comm, _ = _together(lambda: resumable(directory, overrides or []))
@@ -88,6 +91,63 @@ def doctor() -> None:
     from hpcopt.doctor import examine
 
     if not examine():
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="The TOML file.")],
+    nodes: Annotated[int, typer.Option(help="Nodes.")],
+    ntasks_per_node: Annotated[int, typer.Option(help="Ranks per node.")],
+    time: Annotated[str, typer.Option(help="Time limit: MINUTES, HH:MM:SS, D-HH:MM:SS, …")],
+    cpus_per_task: Annotated[int, typer.Option(help="Cores, and threads, per rank.")] = 1,
+    job_name: Annotated[str | None, typer.Option(help="The job's name (the config's).")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory (run.out).")] = None,
+    array: Annotated[
+        str | None, typer.Option(metavar="TABLE.KEY=V1,V2,…", help="One run per value, as a job array.")
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="JOB[,JOB]", help="Start when these jobs have succeeded.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="The site's profile (site.toml here, or in ~/.config/hpcopt).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; needs no Slurm.")] = False,
+) -> None:
+    """Check a config and queue it as a Slurm job; prints the job's number."""
+    from hpcopt.cluster import render
+    from hpcopt.cluster import submit as submission
+
+    resources = {
+        "nodes": nodes,
+        "ntasks_per_node": ntasks_per_node,
+        "cpus_per_task": cpus_per_task,
+        "time": time,
+    }
+    settings, jobs = tuple(overrides or ()), tuple(after or ())
+    order = submission.Order(config, resources, settings, out, profile, job_name, array, jobs)
+    request, site = submission.prepare(order)
+    if dry_run:
+        typer.echo(render.render(request, site), nl=False)
+    else:
+        typer.echo(submission.submit(request, site))
+
+
+@app.command()
+def jobs(
+    follow: Annotated[
+        str | None, typer.Option(metavar="JOB|DIR", help="Show this job's progress until it has ended.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also jobs that ended long ago.")] = False,
+) -> None:
+    """Your jobs: what waits, runs and failed, and why."""
+    from hpcopt.cluster import follow as following
+    from hpcopt.cluster import jobs as known
+
+    if follow is None:
+        typer.echo(known.table(everything))
+    elif not following.follow(follow, typer.echo):
         raise typer.Exit(1)
 
 

@@ -41,7 +41,8 @@ class RunDirectory:
 
         def make() -> None:
             try:
-                taken = self.metrics.exists() or (self.path / "checkpoints").exists()
+                names = ("config.toml", "run.h5", "checkpoints")
+                taken = any((self.path / name).exists() for name in names)
                 self.path.mkdir(parents=True, exist_ok=True)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", error)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from hpcopt.comm.blocks import block, sizes
 
-SEGMENT_BYTES = 1 << 20
+# below Open MPI's limit for sending over TCP at once: larger messages wait for an answer of the receiver,
+# which queues behind what the receiver itself is sending, so that the two directions of a link take turns
+SEGMENT_BYTES = 60_000
 
 Vector = NDArray[Any]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from enum import IntEnum
-from types import FrameType
 
 import numpy as np
 from mpi4py import MPI
+
+from hpcopt.comm import signals
 
 # how often the ranks look at each other's wishes [s]; a signal takes effect within two of these
 WINDOW_SECONDS = 0.5
@@ -32,12 +32,12 @@ class StopAgreement:
     """
 
     def __init__(self, comm: MPI.Comm, round: int) -> None:
+        self._catching = signals.catch()
         self._comm = comm.Dup()
         self._wish = Stop.NO
         self._send, self._result = np.zeros(2), np.zeros(2)
         self._request: MPI.Request | None = None
         self._due, self._posted, self._since = round, round, time.perf_counter()
-        self._previous = {number: signal.signal(number, self._on_signal) for number in _signals()}
 
     def ask(self, wish: Stop) -> None:
         """Asks all ranks to stop. Local."""
@@ -54,6 +54,8 @@ class StopAgreement:
                 self._request = None
                 return Stop(int(self._result[0]))
             window = int(np.clip(WINDOW_SECONDS / max(self._result[1], 1e-9), 1, MAX_WINDOW))
+        if signals.received():
+            self.ask(Stop.SIGNAL)
         now = time.perf_counter()
         self._send[:] = self._wish, (now - self._since) / max(round - self._posted, 1)
         self._request = self._comm.Iallreduce(self._send, self._result, MPI.MAX)
@@ -64,13 +66,6 @@ class StopAgreement:
         """Completes what is in flight and gives the signals back. Collective."""
         if self._request is not None:
             self._request.Wait()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self._catching:
+            signals.release()
         self._comm.Free()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.ask(Stop.SIGNAL)
-
-
-def _signals() -> tuple[signal.Signals, ...]:
-    return (signal.SIGUSR1, signal.SIGTERM)

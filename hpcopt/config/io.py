@@ -63,7 +63,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
     """
-    tables = _parse(path)
+    tables = parse(path)
     for override in overrides:
         _override(tables, override)
     return from_tables(tables, str(path))
@@ -114,7 +114,25 @@ def dump(config: RunConfig) -> str:
     return tomli_w.dumps(config.tables())
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def check_table(table: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Checks the keys of one table by itself, for what is not a run's config (a site profile).
+
+    Raises:
+        UserError: as `load`.
+    """
+    errors: list[str] = []
+    checked = _validate(table, "", values, errors)
+    _fail(source, errors)
+    assert checked is not None
+    return checked
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """Reads a TOML file of at most `MAX_BYTES`.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)  # never more, for it may be a device or a pipe without an end
@@ -176,7 +194,8 @@ def _validate(table: type[T], name: str, values: Mapping[str, Any], errors: list
     try:
         return table.model_validate(dict(values))
     except ValidationError as error:
-        errors += [f"[{name}] " + _explain(table, detail) for detail in error.errors()]
+        prefix = f"[{name}] " if name else ""
+        errors += [prefix + _explain(table, detail) for detail in error.errors()]
         return None
 
 

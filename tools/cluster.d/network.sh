@@ -14,7 +14,8 @@ links() { ip -o link show | awk -F': ' -v mine="hpc$id" 'index($2, mine) == 1 { 
 pick_network() { # prints the first three numbers of a /24 that no route of this machine leads into
   local start=$((16#${id:0:2})) i net
   if [ -n "${HPCOPT_CLUSTER_NET:-}" ]; then
-    [[ $HPCOPT_CLUSTER_NET =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || refuse "HPCOPT_CLUSTER_NET is three numbers, like 10.77.5"
+    [[ $HPCOPT_CLUSTER_NET =~ ^(10\.[0-9]+|192\.168|172\.(1[6-9]|2[0-9]|3[01]))\.[0-9]+$ ]] ||
+      refuse "HPCOPT_CLUSTER_NET is the first three numbers of a private network, like 10.77.5; not «$HPCOPT_CLUSTER_NET»"
     free_network "$HPCOPT_CLUSTER_NET" || refuse "this machine has a route to $HPCOPT_CLUSTER_NET.0/24; choose another HPCOPT_CLUSTER_NET"
     printf '%s\n' "$HPCOPT_CLUSTER_NET"
     return
@@ -26,20 +27,23 @@ pick_network() { # prints the first three numbers of a /24 that no route of this
   refuse "this machine has a route to all of 10.77.0.0/16; name a free /24: HPCOPT_CLUSTER_NET=10.99.5 (or another)"
 }
 
-free_network() {
-  ! { ip -4 route show root "$1.0/24"; ip -4 route show match "$1.0/24"; } | grep -qv '^default'
+free_network() { # leads no route but the default one there? (also false for the machine's own addresses)
+  local routes
+  routes=$(ip -4 route show table all root "$1.0/24" && ip -4 route show table all match "$1.0/24") || return 1
+  ! grep -v '^default' <<<"$routes" | grep . >/dev/null
 }
 
 make_network() { # NET N
   local net=$1 name
   ip link add "$bridge" type bridge
-  ip link set "$bridge" addrgenmode none up
+  ip link set "$bridge" addrgenmode none # no IPv6: nobody should try its addresses
+  ip link set "$bridge" up
   ip address add "$net.254/24" dev "$bridge"
   for name in $(names "$2"); do
     ip netns add "$(netns_of "$name")"
     ip link add "$(veth_of "$name")" type veth peer name eth0 netns "$(netns_of "$name")"
     ip link set "$(veth_of "$name")" master "$bridge" addrgenmode none up
-    ip -n "$(netns_of "$name")" link set eth0 addrgenmode none up # no IPv6: nobody should try its addresses
+    ip -n "$(netns_of "$name")" link set eth0 addrgenmode none up
     ip -n "$(netns_of "$name")" address add "$net.${name#n}/24" dev eth0
   done
 }
@@ -80,7 +84,7 @@ shape() { # RATE TC-COMMAND… -- DEVICE…
   shift
   if [ "$rate" != none ]; then
     "${command[@]}" replace "$@" root tbf rate "$rate" burst 256kb latency 100ms
-  elif "${command[@]}" show "$@" | grep -q '^qdisc tbf'; then
+  elif [[ $("${command[@]}" show "$@") == "qdisc tbf"* ]]; then
     "${command[@]}" del "$@" root
   fi
 }

@@ -34,7 +34,10 @@ start_munge() {
   until_true 10 test -S "$munge/socket" || fail "munged did not start"
 }
 
-start_slurmctld() { background slurmctld unshare --uts sh -c "hostname head && exec slurmctld -D -f $SLURM_CONF"; }
+start_slurmctld() { # with a host name, and a file that has its address, of its own
+  background slurmctld unshare --uts --mount \
+    sh -ec "hostname head; mount --bind $dir/etc/hosts /etc/hosts; exec slurmctld -D -f $SLURM_CONF"
+}
 
 slurmd_of() { # NAME: prints its slurmd
   local pid
@@ -44,8 +47,8 @@ slurmd_of() { # NAME: prints its slurmd
   return 1
 }
 
-start_slurmd() { # NAME
-  (background "slurmd.$1" "$here/cluster" exec --host "$1" -- slurmd -D -f "$SLURM_CONF")
+start_slurmd() { # NAME OPTIONS…
+  (background "slurmd.$1" "$here/cluster" exec --host "$1" -- slurmd -D -f "$SLURM_CONF" "${@:2}")
 }
 
 daemons() { # NAME…: prints the processes on the head that belong to this cluster; all if no name is given
@@ -64,11 +67,12 @@ daemons() { # NAME…: prints the processes on the head that belong to this clus
 
 states() { timeout 5 sinfo --noheader --Node --partition=main --format='%N %T' 2>/dev/null; }
 idle() { [ "$(states | grep -c ' idle$')" = "$1" ]; }                # N: are all nodes idle?
-serving() { states | grep -qxE "$1 (idle|mixed|allocated|completing)"; } # NAME: may it have jobs?
+# not grep -q: it may end its input early, and pipefail takes that for a no
+serving() { states | grep -xE "$1 (idle|mixed|allocated|completing)" >/dev/null; } # NAME: may it have jobs?
 
 show_logs() {
   local log
-  for log in "$dir"/log/*; do
+  for log in "$dir"/log/*.out; do
     [ ! -s "$log" ] || { printf -- '--- %s\n' "$log"; tail -n 8 "$log"; }
   done >&2
 }

@@ -1,0 +1,43 @@
+"""Signals that ask a job to stop: caught from the first moment on, acted upon when the loop runs. No MPI."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGUSR1, signal.SIGTERM)
+
+# signals belong to the process, and so does what came of them
+_previous: dict[signal.Signals, Any] = {}
+_received: list[int] = []
+
+
+def catch() -> bool:
+    """From here on USR1 and TERM are remembered instead of ending the process.
+
+    Returns:
+        Whether that is new; who began it calls `release`, or leaves it until the process ends.
+    """
+    if _previous:
+        return False
+    for number in STOPPING:
+        _previous[number] = signal.signal(number, _remember)
+    return True
+
+
+def received() -> bool:
+    """Whether one came since `catch`."""
+    return bool(_received)
+
+
+def release() -> None:
+    """Gives the signals back to whom they belonged, and forgets what came."""
+    for number, handler in _previous.items():
+        signal.signal(number, handler)
+    _previous.clear()
+    _received.clear()
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _received.append(number)

@@ -1,0 +1,75 @@
+"""`tools/bench hosts`: dense allreduces between rate-limited hosts: MPI's, the ring, and torch's gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed
+from mpi4py import MPI
+
+from hpcopt.comm.ring import Ring
+
+ELEMENTS = 11_000_000  # float32: 44 MB
+REPEATS = 5
+
+
+def seconds(comm: MPI.Comm, call: Callable[[], object]) -> float:
+    """The slowest rank's time of one call."""
+    comm.Barrier()
+    start = time.perf_counter()
+    call()
+    return float(comm.allreduce(time.perf_counter() - start, MPI.MAX))
+
+
+def start_gloo(comm: MPI.Comm) -> None:
+    """A process group over the same ranks, through the same interface."""
+    address = socket.gethostbyname(socket.gethostname())
+    with socket.socket() as free:
+        free.bind((address, 0))
+        port = free.getsockname()[1]
+    address, port = comm.bcast((address, port))
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "eth0"}
+    torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
+
+
+def main() -> None:
+    """Prints medians with spread, and the ring's ratio to the others, taken in turn in one run."""
+    torch.set_num_threads(1)
+    comm = MPI.COMM_WORLD
+    start_gloo(comm)
+    ring, array, tensor = Ring(comm), np.ones(ELEMENTS, np.float32), torch.ones(ELEMENTS)
+    calls = {
+        "MPI's allreduce": lambda: comm.Allreduce(MPI.IN_PLACE, array),
+        "ring over the hosts": lambda: ring.allreduce(array),
+        "gloo": lambda: torch.distributed.all_reduce(tensor),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(1 + REPEATS):
+        for name, call in calls.items():
+            array[:], tensor[:] = 1, 1
+            took = seconds(comm, call)
+            assert max(array[-1], float(tensor[-1])) == comm.size
+            if repeat:
+                times[name].append(took)
+    hosts = len(set(comm.allgather(socket.gethostname())))
+    ring.free()
+    if comm.rank == 0:
+        print(f"{hosts} hosts, {comm.size} ranks, {' '.join(sys.argv[1:])}, 44 MB, medians of {REPEATS}")
+        for name, values in times.items():
+            ratio = statistics.median(a / b for a, b in zip(times["ring over the hosts"], values, strict=True))
+            print(
+                f"  {name:20} {statistics.median(values):7.3f} s  [{min(values):.3f}, {max(values):.3f}]  "
+                f"ring / this {ratio:.2f}"
+            )
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
