@@ -62,8 +62,9 @@ def main() -> None:
     ring.free()
     if comm.rank == 0:
         print(f"{hosts} hosts, {comm.size} ranks, {' '.join(sys.argv[1:])}, 44 MB, medians of {REPEATS}")
+        ring_times = times["ring over the hosts"]
         for name, values in times.items():
-            ratio = statistics.median(a / b for a, b in zip(times["ring over the hosts"], values, strict=True))
+            ratio = statistics.median(a / b for a, b in zip(ring_times, values, strict=True))
             print(
                 f"  {name:20} {statistics.median(values):7.3f} s  [{min(values):.3f}, {max(values):.3f}]  "
                 f"ring / this {ratio:.2f}"
