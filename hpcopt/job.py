@@ -109,7 +109,7 @@ class Job:
         found = self._find_checkpoint() if self._resuming else None
         plan = self._plan(found)
         self._settle(staging, plan)
-        self.ports = Ports(MPIReducer(self.comm, run.workers, staging, plan))
+        self.ports = Ports(MPIReducer(self.comm, run.workers, staging, plan, run.overlap))
         self._watchdog.beat("the method's start")
         self.state = self.method.start(self.problem, self.ports)
         before = self._restore(*found) if found is not None else None

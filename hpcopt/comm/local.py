@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from hpcopt.comm.blocks import block
-from hpcopt.comm.ports import Counter, allreduce_bytes, gather_bytes
+from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_bytes
 
 
 class LocalReducer:
@@ -33,6 +33,10 @@ class LocalReducer:
     def sum(self, part: Tensor) -> Tensor:
         """See `Reducer`."""
         return self._sum(part, passes=1.0)
+
+    def begin(self, part: Tensor) -> Summing:
+        """See `Reducer`."""
+        return Later(self.sum, part)
 
     def scalars(self, values: Tensor) -> Tensor:
         """See `Reducer`."""

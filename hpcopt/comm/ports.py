@@ -8,6 +8,7 @@ back what all workers made together. Every port has an implementation over MPI a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -52,6 +53,20 @@ def allreduce_bytes(nbytes: int, parts: int) -> float:
     return 2 * gather_bytes(nbytes, parts)
 
 
+class Summing(Protocol):
+    """A sum over all workers that began before its summands were complete.
+
+    Attributes:
+        ready: to be called with ranges [start, stop) of the vector that have their final values, as
+            `Problem.gradients` does; None where nobody wants to know.
+    """
+
+    ready: Callable[[int, int], None] | None
+
+    def finish(self) -> Tensor:
+        """The sum, (m,), as `Reducer.sum` gives it, once all contributions are complete. Collective."""
+
+
 class Reducer(Protocol):
     """Sums over all workers. Every call is collective over the run's ranks.
 
@@ -68,6 +83,9 @@ class Reducer(Protocol):
     def sum(self, part: Tensor) -> Tensor:
         """The sum over all workers, (m,), the same on every rank; ``part`` may be overwritten."""
 
+    def begin(self, part: Tensor) -> Summing:
+        """Begins a `sum` of a buffer that is about to be filled. Collective, as its `Summing.finish`."""
+
     def reduce_scatter(self, part: Tensor) -> Tensor:
         """This rank's slice of the sum over all workers, as `own` says; ``part`` may be overwritten."""
 
@@ -82,6 +100,24 @@ class Reducer(Protocol):
 
     def free(self) -> None:
         """Frees buffers and communicators. Collective."""
+
+
+class Later:
+    """`Summing` that sums when everything is there.
+
+    Args:
+        sum: the reducer's.
+        part: the buffer.
+    """
+
+    ready: Callable[[int, int], None] | None = None
+
+    def __init__(self, sum: Callable[[Tensor], Tensor], part: Tensor) -> None:
+        self._sum, self._part = sum, part
+
+    def finish(self) -> Tensor:
+        """See `Summing`."""
+        return self._sum(self._part)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.local import sum_in_order
+from hpcopt.comm.overlap import Overlapped
 from hpcopt.comm.plans import Plan
-from hpcopt.comm.ports import Counter, allreduce_bytes, gather_bytes
+from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_bytes
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
 
@@ -35,15 +37,19 @@ class MPIReducer:
         workers: N, over the ranks of ``comm`` in contiguous blocks.
         staging: how GPU tensors reach MPI.
         plan: see `hpcopt.comm.plans.choose`.
+        overlap: sums that `begin` opens travel while their buffer is being filled (CPU tensors only).
     """
 
-    def __init__(self, comm: MPI.Comm, workers: int, staging: Staging, plan: Plan = "mpi") -> None:
+    def __init__(
+        self, comm: MPI.Comm, workers: int, staging: Staging, plan: Plan = "mpi", overlap: bool = False
+    ) -> None:
         self._comm = comm.Dup()
         self._workers = workers
         self._mine = len(block(workers, comm.size, comm.rank))
         self._staging = staging
         self.counter = Counter()
         self.form: Literal["sum", "weighted"] = "weighted" if plan == "ordered" else "sum"
+        self._overlap = overlap and staging.device.type == "cpu"
         self._ring = Ring(self._comm) if plan == "ring" else None
 
     def own(self, size: int) -> range:
@@ -53,6 +59,12 @@ class MPIReducer:
     def sum(self, part: Tensor) -> Tensor:
         """See `Reducer`. Collective."""
         return self._sum(part, passes=1.0)
+
+    def begin(self, part: Tensor) -> Summing:
+        """See `Reducer`. Collective."""
+        if self._overlap and self.form == "sum":
+            return _Early(self, part)
+        return Later(self.sum, part)
 
     def scalars(self, values: Tensor) -> Tensor:
         """See `Reducer`. Collective."""
@@ -86,29 +98,35 @@ class MPIReducer:
 
     def _sum(self, part: Tensor, passes: float) -> Tensor:
         start = time.perf_counter()
-        size = part.shape[-1]
-        nbytes = size * part.element_size()
-        sent = allreduce_bytes(nbytes, self._comm.size)
         if self.form == "weighted":
-            total = self._gather(self._scatter_rows(part), size)
-            sent += (self._mine - 1) * gather_bytes(nbytes, self._comm.size)
+            total = self._gather(self._scatter_rows(part), part.shape[-1])
         else:
             total = self._allreduce(part)
-        self.counter.add(start, sent, self._mine * allreduce_bytes(nbytes, self._workers), passes)
+        self._count_sum(start, total, passes)
         return total
+
+    def _count_sum(self, since: float, total: Tensor, passes: float) -> None:
+        nbytes = total.numel() * total.element_size()
+        sent = allreduce_bytes(nbytes, self._comm.size)
+        if self.form == "weighted":  # the ordered exchange sends every worker's row
+            sent += (self._mine - 1) * gather_bytes(nbytes, self._comm.size)
+        self.counter.add(since, sent, self._mine * allreduce_bytes(nbytes, self._workers), passes)
 
     def _allreduce(self, part: Tensor) -> Tensor:
         wire = self._staging.out(part)
-        step = MAX_MESSAGE // part.element_size()
-        if self._ring is not None and part.numel() >= RING_ELEMENTS:
+        self._allreduce_wire(wire)
+        self._staging.back(wire, part)
+        return part
+
+    def _allreduce_wire(self, wire: Any) -> None:
+        step = MAX_MESSAGE // wire.dtype.itemsize
+        if self._ring is not None and wire.shape[0] >= RING_ELEMENTS:
             self._ring.allreduce(wire)
         elif wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
             self._comm.Allreduce(MPI.IN_PLACE, wire)
         else:
             for start in range(0, wire.shape[0], step):
                 self._comm.Allreduce(MPI.IN_PLACE, wire[start : start + step])
-        self._staging.back(wire, part)
-        return part
 
     def _reduce_scatter(self, part: Tensor) -> Tensor:
         """This rank's slice, from everybody's whole vectors."""
@@ -174,3 +192,19 @@ class MPIReducer:
                 landing[span.start : span.stop] = wire
             for at in range(span.start, span.stop, step):
                 self._comm.Bcast(landing[at : min(at + step, span.stop)], root=rank)
+
+
+class _Early:
+    """`Summing` of an `MPIReducer` that overlaps; its time is what `finish` still has to wait."""
+
+    def __init__(self, reducer: MPIReducer, part: Tensor) -> None:
+        self._reducer, self._part = reducer, part
+        self._parts = Overlapped(part.numpy(), reducer._allreduce_wire)
+        self.ready: Callable[[int, int], None] | None = self._parts.ready
+
+    def finish(self) -> Tensor:
+        """See `Summing`. Collective."""
+        start = time.perf_counter()
+        self._parts.finish()
+        self._reducer._count_sum(start, self._part, passes=1.0)
+        return self._part

@@ -44,6 +44,9 @@ class RunTable(Table):
     reduction: Literal["auto", "mpi", "ring"] = "auto"
     """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, or what is measured to
     be faster at the start of the run; not used with deterministic"""
+    overlap: bool = False
+    """send parts of a dense sum while the last worker's backward pass still computes the rest (CPU; pays
+    where a rank has a core to spare)"""
     target_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """stop at the first evaluation with a training loss at or below this"""
     max_seconds: Positive | None = None

@@ -44,7 +44,10 @@ class AllreduceSGD(Method[AllreduceSGDState]):
 
     def step(self, state: AllreduceSGDState) -> StepInfo:
         """One round: g ← Σ ω_n ∇f_n(x); x ← x − η · update(g)."""
-        g = self._problem.gradients(state.x, Draw(state.round), reduce=self._reduce.form, out=self._g)
-        g = self._reduce.sum(g)
+        total = self._reduce.begin(self._g)
+        self._problem.gradients(
+            state.x, Draw(state.round), reduce=self._reduce.form, out=self._g, ready=total.ready
+        )
+        g = total.finish()
         optimizers.update(self.settings, state.x, g, state.m, state.v, state.round)
         return StepInfo()

@@ -14,6 +14,7 @@ Symbols: N workers in all, n workers here, d parameters, ω_n the worker's weigh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -35,6 +36,7 @@ ALIGNMENT = 64
 T = TypeVar("T", bound=BaseModel)
 Part = Literal["all", "shared", "private"]
 Reduce = Literal["none", "weighted", "sum"]
+Ready = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,16 @@ class Problem(ABC):
 
     @abstractmethod
     def _add_gradient(
-        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+        self,
+        i: int,
+        x: Tensor,
+        draw: Draw | None,
+        part: Part,
+        scale: float,
+        out: Tensor,
+        ready: Ready | None = None,
     ) -> None:
-        """out += scale · ∇f_i(x), restricted to ``part``."""
+        """out += scale · ∇f_i(x), restricted to ``part``; may tell ``ready`` what is final."""
 
     @abstractmethod
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
@@ -177,6 +186,7 @@ class Problem(ABC):
         part: Part = "all",
         reduce: Reduce = "none",
         out: Tensor | None = None,
+        ready: Ready | None = None,
     ) -> Tensor:
         """The workers' gradients.
 
@@ -187,6 +197,8 @@ class Problem(ABC):
             reduce: ``"none"``: ∇f_n, (n, m); ``"weighted"``: ω_n ∇f_n, (n, m);
                 ``"sum"``: Σ ω_n ∇f_n over the workers here, (m,).
             out: where to write, overwritten; allocated if None.
+            ready: for ``"sum"``: called with ranges [start, stop) of ``out`` that have their final values,
+                each element at most once, while the rest is still being computed; a problem need not.
 
         Returns:
             ``out``.
@@ -202,7 +214,8 @@ class Problem(ABC):
         scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
         for i in range(self.share.n):
             target = out if reduce == "sum" else out[i]
-            self._add_gradient(i, row(X, i), draw, part, scales[i], target)
+            last = reduce == "sum" and i == self.share.n - 1
+            self._add_gradient(i, row(X, i), draw, part, scales[i], target, ready if last else None)
             self.samples += self.batch_rows(i, draw)
         return out
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from hpcopt.problems.base import Part
+    from hpcopt.problems.base import Part, Ready
 
     Forward = Callable[[Tensor], Tensor]
 
@@ -108,6 +108,25 @@ class FlatModule:
             for name in names:
                 self._parameters[name].grad = None  # else out would live as long as the module
 
+    @contextmanager
+    def telling(self, ready: Ready | None) -> Iterator[None]:
+        """Within, ``backward`` calls ``ready`` with the range of each parameter whose gradient is final.
+
+        Only for a backward pass through all of the module that uses each parameter's gradient once.
+        """
+        hooks = []
+        if ready is not None:
+            at = 0
+            for name, size in zip(self.layout.names, self.layout.sizes, strict=True):
+                hook = _tell(ready, at, at + size)
+                hooks.append(self._parameters[name].register_post_accumulate_grad_hook(hook))
+                at += size
+        try:
+            yield
+        finally:
+            for hook_handle in hooks:
+                hook_handle.remove()
+
     def hvp(
         self, loss: Callable[[Forward], Tensor], x: Tensor, v: Tensor, forward_over_reverse: bool
     ) -> Tensor:
@@ -159,6 +178,10 @@ class FlatModule:
                     f"problem.model: {name} has momentum=None, which averages over an integer count of "
                     "batches that is not kept per worker; give it a momentum such as 0.1"
                 )
+
+
+def _tell(ready: Ready, start: int, stop: int) -> Callable[[Tensor], None]:
+    return lambda _: ready(start, stop)
 
 
 def _float_buffers(module: nn.Module) -> list[_Buffer]:

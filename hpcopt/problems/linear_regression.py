@@ -16,7 +16,7 @@ from hpcopt.problems.batches import Batches
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hpcopt.problems.base import Draw, Part, Share
+    from hpcopt.problems.base import Draw, Part, Ready, Share
 
 LARGEST_SOLVED = 2048
 """dimension up to which the optimum is found from the normal equations (d² numbers per worker)"""
@@ -126,7 +126,14 @@ class LinearRegressionProblem(Problem):
         return (A @ x - b).square().mean()
 
     def _add_gradient(
-        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+        self,
+        i: int,
+        x: Tensor,
+        draw: Draw | None,
+        part: Part,
+        scale: float,
+        out: Tensor,
+        ready: Ready | None = None,
     ) -> None:
         if out.numel():  # there are no private parameters
             A, b = self._batch(i, draw)

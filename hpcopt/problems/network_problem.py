@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hpcopt.config.problems import NetworkTable
-    from hpcopt.problems.base import Draw, Part, Share
+    from hpcopt.problems.base import Draw, Part, Ready, Share
     from hpcopt.problems.flat_module import Forward
     from hpcopt.problems.rows import Rows, WorkerRows
 
@@ -145,10 +145,19 @@ class NetworkProblem(Problem):
         return total
 
     def _add_gradient(
-        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+        self,
+        i: int,
+        x: Tensor,
+        draw: Draw | None,
+        part: Part,
+        scale: float,
+        out: Tensor,
+        ready: Ready | None = None,
     ) -> None:
         if not out.numel():
             return
+        if self._decay:
+            out.add_(x[self.layout.part(part)], alpha=scale * self._decay)
         self._module.point(x)
         self._module.train(True)
         with (
@@ -156,12 +165,13 @@ class NetworkProblem(Problem):
             self._seeded(i, draw),
             self._module.accumulating(part, out),
         ):
+            left = 1.0  # of the batch
             for piece, fraction in self._batch(i, draw):
+                left -= fraction
                 loss = self._batch_loss(self._module.module, piece=piece)
                 if loss.requires_grad:  # not where the part has no influence on the output
-                    (loss * (scale * fraction)).backward()
-        if self._decay:
-            out.add_(x[self.layout.part(part)], alpha=scale * self._decay)
+                    with self._module.telling(ready if left < 1e-9 else None):
+                        (loss * (scale * fraction)).backward()
 
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
         if self._forward_over_reverse is None:

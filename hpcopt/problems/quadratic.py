@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from hpcopt.problems.base import Draw, Part, Share
+    from hpcopt.problems.base import Draw, Part, Ready, Share
 
 LARGEST = 8192
 """the largest dimension: H is a dense (d, d) matrix"""
@@ -114,7 +114,14 @@ class QuadraticProblem(Problem):
         return 0.5 * (x @ (self._H @ x))
 
     def _add_gradient(
-        self, i: int, x: Tensor, draw: Draw | None, part: Part, scale: float, out: Tensor
+        self,
+        i: int,
+        x: Tensor,
+        draw: Draw | None,
+        part: Part,
+        scale: float,
+        out: Tensor,
+        ready: Ready | None = None,
     ) -> None:
         if out.numel():  # there are no private parameters
             out.add_(self._H @ x, alpha=scale)

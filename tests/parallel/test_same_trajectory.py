@@ -7,6 +7,7 @@ import pytest
 from mpi4py import MPI
 
 import hpcopt
+from hpcopt.comm import overlap
 from hpcopt.config import from_tables
 from hpcopt.run import resume, start
 
@@ -78,6 +79,14 @@ def test_float32_agrees_to_1e_4(comm, mpi_tmp_path, problem):
 def test_deterministic_is_bit_identical(comm, mpi_tmp_path, problem):
     keys = {"dtype": "float32", "deterministic": True}
     assert largest_difference(curves(comm, mpi_tmp_path, problem, **keys)) == 0.0
+
+
+def test_overlap_changes_nothing_but_the_rounding(comm, mpi_tmp_path, monkeypatch):
+    monkeypatch.setattr(overlap, "BUCKET_BYTES", 4096)
+    runs = [curves(comm, mpi_tmp_path / str(on), "mlp", dtype="float64", overlap=on) for on in (False, True)]
+    for plain, overlapped in zip(*runs, strict=True):
+        assert largest_difference([plain, overlapped]) < 1e-6
+        assert np.array_equal(plain["bytes_sent"], overlapped["bytes_sent"])
 
 
 @pytest.mark.parametrize("method", [{"lr": 0.01, "momentum": 0.9}, {"lr": 0.01, "optimizer": "adam"}])

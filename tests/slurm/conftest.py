@@ -11,12 +11,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTERS = Path("/var/lib")
@@ -38,8 +41,15 @@ class Cluster:
 
     def tool(self, *arguments: object, limit: float = 90) -> subprocess.CompletedProcess[str]:
         """How ``tools/cluster ARGUMENTS…`` ends; an error, with nothing left of it, after ``limit`` s."""
+        return self.call(ROOT / "tools/cluster", *arguments, limit=limit)
+
+    def call(
+        self, *arguments: object, limit: float = 60, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """How a command on the head ends, at once and without tools/cluster; otherwise as `tool`."""
         inherited = {key: old for key, old in os.environ.items() if not key.startswith(_FOREIGN)}
-        command = [*_IN_ENVIRONMENT, str(ROOT / "tools/cluster"), *map(str, arguments)]
+        inherited |= {"SLURM_CONF": str(self.folder / "etc/slurm.conf")} | (env or {})
+        command = [*_IN_ENVIRONMENT, *map(str, arguments)]
         # files, not pipes: a process that is left over would hold a pipe open
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             process = subprocess.Popen(
@@ -76,7 +86,7 @@ class Cluster:
 
     def record(self, job: str) -> dict[str, str]:
         """``scontrol show job``; finished jobs stay for five minutes, unknown ones are empty."""
-        shown = self.tool("exec", "--", "scontrol", "--oneliner", "show", "job", job)
+        shown = self.call("scontrol", "--oneliner", "show", "job", job)
         return dict(re.findall(r"(\w+)=(\S*)", shown.stdout)) if shown.returncode == 0 else {}
 
     def state(self, job: str) -> str:
@@ -88,9 +98,16 @@ class Cluster:
         end = time.monotonic() + limit
         while (record := self.record(job)).get("JobState") not in states:
             if time.monotonic() > end:
-                pytest.fail(f"job {job} is not {' or '.join(states)} after {limit} s: {record}")
+                what = f"job {job} is not {' or '.join(states)} after {limit} s: {record}"
+                pytest.fail(f"{what}\n{self.tails(record.get('StdOut'))}")
             time.sleep(0.3)
         return record
+
+    def tails(self, *files: object) -> str:
+        """The ends of these files and of Slurm's own logs, for messages."""
+        logs = [*(Path(str(file)) for file in files if file), *sorted((self.folder / "log").glob("slurm*"))]
+        texts = ((log, log.read_text(errors="replace")) for log in logs if log.is_file())
+        return "\n".join(f"--- {log}\n{text[-3000:]}" for log, text in texts if text)
 
     def nodes(self) -> dict[str, str]:
         """Node name -> state, as sinfo has it (idle, allocated, down*, …)."""
@@ -126,6 +143,24 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if os.geteuid() == 0:
             _succeed(cluster.tool("down"))
+
+
+@pytest.fixture(scope="session")
+def boxes(cluster: Cluster) -> Iterator[Callable[[str], Cluster]]:
+    """Makes more clusters of two hosts, each with a name, which are up until the end of the session."""
+    made: list[Cluster] = []
+
+    def make(name: str) -> Cluster:
+        box = Cluster(cluster.folder.with_name(f"{cluster.folder.name}-{name}"))
+        made.append(box)
+        _succeed(box.tool("up", 2, limit=240))
+        return box
+
+    try:
+        yield make
+    finally:
+        for box in made:
+            box.tool("down")
 
 
 @pytest.fixture
