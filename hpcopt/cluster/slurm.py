@@ -62,7 +62,9 @@ def call(command: Sequence[str], limit: float = LIMIT_SECONDS) -> str:
     if process.returncode:
         reason = f"{command[0]}: {_reason(complaint) or f'exit code {process.returncode}'}"
         # Slurm's own time limit: the controller may still find the request when it comes back
-        raise NoAnswer(reason) if "timed out" in reason else UserError(reason)
+        if "timed out" in reason:
+            raise NoAnswer(f"{reason}; is Slurm's controller (slurmctld) down?")
+        raise UserError(reason)
     return printed
 
 

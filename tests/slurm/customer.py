@@ -63,6 +63,7 @@ class Customer:
     ) -> subprocess.CompletedProcess[str]:
         """How a command ends."""
         own = {name: str(self.home / name) for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME")}
+        own["OMPI_MCA_mpi_yield_when_idle"] = "1"  # many more ranks than cores, and srun does not tell them
         return self.cluster.call(*command, limit=limit, env=own | dict(env or {}))
 
     def succeed(self, *command: object, limit: float = 60, env: Mapping[str, str] | None = None) -> str:

@@ -1,0 +1,400 @@
+"""hpcopt submit and hpcopt jobs as users have them: a queue, a time limit, preemption, lost nodes, odd names.
+
+What takes long happens at the same time: the scenarios begin first, in threads, and are looked at last.
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from customer import QUICK, SLOW, Customer, states, status
+from scenarios import SCENARIOS
+
+from hpcopt.config.methods import METHOD_TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+HANG = 20  # seconds; the promise is an error within 15
+# what a method needs besides its defaults to make sense on a small linear regression
+SETTINGS = {"allreduce_sgd": {"lr": 0.05}}
+RATES = ["0.01", "0.02", "0.05", "0.1"]
+HOSTILE = """it's "$(touch canary)" `touch canary`; touch canary & é #%j \\"""
+
+
+@pytest.fixture(scope="module")
+def home():
+    """A folder that all hosts see."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="test-jobs-", dir=ROOT / "runs"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scenarios(request, boxes, home):
+    """Scenario -> its future; those that a test of this session asks for run from the beginning."""
+    names = [item.name for item in request.session.items if item.module is request.module]
+    asked = [name for name in SCENARIOS if f"test_a_disturbed_job_finishes[{name}]" in names]
+    with ThreadPoolExecutor(max(len(asked), 1)) as threads:
+        stories = {}
+        for name in asked:
+            customer = Customer(boxes(name.replace("_", "-")), home / name)
+            stories[name] = threads.submit(SCENARIOS[name], customer)
+        yield stories
+
+
+@pytest.fixture(scope="module")
+def customer(cluster, home, scenarios):
+    """A user of the session's cluster."""
+    return Customer(cluster, home / "customer")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(customer):
+    """The slow problem's curve, in one go on one rank, without its pauses."""
+    config = customer.write("undisturbed", SLOW, run={"rounds": 600}, problem={"pause": 0.0})
+    customer.succeed("hpcopt", "run", config, "--out", customer.home / "undisturbed")
+    (curve,) = customer.look(customer.home / "undisturbed")
+    return curve
+
+
+def same_curve(found, expected):
+    """The same records and losses, as far as the shorter run goes: the learning rate is constant."""
+    assert found["stopped_by"] == "rounds"
+    every, last = found["config"]["run"]["evaluate_every"], found["config"]["run"]["rounds"]
+    assert found["rounds"] == list(range(0, last + 1, every))
+    assert found["losses"] == pytest.approx(expected["losses"][: len(found["losses"])], rel=1e-6, abs=0)
+    assert found["losses"][-1] < found["losses"][0]
+
+
+# --- without a cluster, or with one that says no -------------------------------------------------
+
+
+def test_a_dry_run_needs_no_slurm(customer):
+    config = customer.write("dry", QUICK)
+    hpcopt = Path(sys.executable).parent / "hpcopt"
+    where = {key: old for key, old in os.environ.items() if not key.startswith("SLURM")}
+    done = subprocess.run(
+        [hpcopt, "submit", config, *["--nodes", "2", "--ntasks-per-node", "2", "--time", "5", "--dry-run"]],
+        env=where | {"PATH": str(customer.home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
+    assert "#SBATCH --nodes=2" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--nodes", "-1"], "--nodes = -1"),
+        (["--nodes", "0"], "--nodes = 0"),
+        (["--ntasks-per-node", "-2"], "--ntasks-per-node = -2"),
+        (["--nodes", "1e3"], "valid integer"),
+        (["--job-name", "a\n#SBATCH --partition=urgent\ntouch canary"], "--job-name"),
+        (["--job-name", ""], "--job-name"),
+        (["--time", "$(touch canary)"], "--time"),
+        (["--time", "-5"], "--time"),
+        (["--after", "1;touch canary"], "--after"),
+        (["--out", "runs/a\ntouch canary"], "--out"),
+        (["--set", "method.lr=$(touch canary)"], "[method] lr = '$(touch canary)'"),
+        (["--set", "run.seed=1\ntouch canary"], "[run] seed"),
+        (["--array", "method.lr=$(touch canary),1"], "[method] lr = '$(touch canary)'"),
+        (["--nodes", "3"], "6 ranks"),
+    ],
+)
+def test_refused_before_it_is_queued(customer, options, reason):
+    config = customer.write("refused", QUICK)
+    out = ("--out", customer.home / "refused")
+    refused(customer, config, *out, *options, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "reason"),
+    [
+        ('partition = "no where"', [], "sbatch: invalid partition specified: no where"),
+        ('partition = "$(touch canary)"', [], "sbatch: invalid partition specified: $(touch canary)"),
+        ('constraint = "a100"', [], "sbatch: Batch job submission failed: Invalid feature specification"),
+        ("gpus_per_task = 1", [], "sbatch: Batch job submission failed: Invalid generic resource"),
+        ('reservation = "monday"', [], "eservation"),
+        ("", ["--nodes", "3"], "ode count"),
+    ],
+)
+def test_slurm_says_no(customer, profile, options, reason):
+    site = customer.home / "site-no.toml"
+    site.write_text(profile)
+    config = customer.write("no", QUICK, run={"workers": 8})
+    out = ("--out", customer.home / "no")
+    done = refused(customer, config, *out, "--profile", site, *options, reason=reason)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (customer.home / "no").exists()
+
+
+def refused(customer, config, *options, reason):
+    """hpcopt submit says no in its own or Slurm's words, and nothing has been run or queued."""
+    sizes = ["--nodes", "2", "--ntasks-per-node", "2", "--time", "5"]
+    before = customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split()
+    done = customer.call("hpcopt", "submit", config, *sizes, *options)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split() == before
+    assert no_canary(customer)
+    return done
+
+
+def no_canary(customer):
+    return not any((place / "canary").exists() for place in (ROOT, Path.cwd(), customer.home, Path.home()))
+
+
+# --- ordinary days -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHOD_TABLES)
+def test_every_method_as_under_mpirun(customer, method):
+    config = customer.write(method, QUICK | {"method": SETTINGS.get(method, {})}, run={"method": method})
+    job = customer.submit(config)
+    here = customer.home / f"{method}-mpirun"
+    customer.succeed("mpirun", "-n", 4, "hpcopt", "run", config, "--out", here, limit=120)
+    customer.complete(job, limit=120)
+    found, expected = customer.look(customer.home / method, here)
+    assert (found["ranks"], found["hosts"]) == (4, ["n1", "n2"])
+    assert expected["ranks"] == 4
+    assert len(expected["hosts"]) == 1
+    same_curve(found, expected)
+    assert [(job["slurm_job"], job["slurm_restart"]) for job in found["jobs"]] == [(job, "")]
+
+
+def test_an_array_in_a_chain(customer):
+    config = customer.write("chain", QUICK)
+    small = {"nodes": 1, "tasks": 1}
+    first = customer.submit(config, out="first", **small)
+    array = customer.submit(
+        config, "--array", f"method.lr={','.join(RATES)}", "--after", first, out="array", **small
+    )
+    last = customer.submit(config, "--after", array, out="last", **small)
+    assert "Dependency" in customer.table()[last]
+
+    customer.complete(last, limit=180)
+    top = customer.home / "array"
+    runs = [top / f"method.lr={rate}" for rate in RATES]
+    assert sorted(path.name for path in top.iterdir() if path.is_dir()) == sorted(run.name for run in runs)
+    found = customer.look(*runs)
+    assert [run["config"]["method"]["lr"] for run in found] == [float(rate) for rate in RATES]
+    assert all(run["rounds"] == list(range(0, 31, 5)) for run in found)
+    assert len({run["losses"][-1] for run in found}) == 4
+
+    chain = [[customer.home / "first"], runs, [customer.home / "last"]]
+    times = [[(status(run)[0]["time"], status(run)[-1]["time"]) for run in link] for link in chain]
+    for before, after in itertools.pairwise(times):
+        assert max(end for _, end in before) <= min(start for start, _ in after)
+    table = customer.table()
+    for job in (first, last, *(f"{array}_{task}" for task in range(4))):
+        assert "COMPLETED" in table[job]
+        assert "done (0)" in table[job]
+
+
+def test_the_table_and_scancel(customer, undisturbed):
+    small = {"nodes": 1, "tasks": 1}
+    diverging = customer.submit(
+        customer.write("diverging", QUICK, run={"rounds": 2000}), "--set", "method.lr=1e3", **small
+    )
+    assert customer.ended(diverging)["ExitCode"] == "4:0"
+    running = customer.submit(customer.write("slow", SLOW, run={"rounds": 600}), nodes=1)
+    customer.until_round(customer.home / "slow", 20, running)
+    (customer.home / "exclusive.toml").write_text('extra = ["--exclusive"]')
+    wide = customer.write("wide", QUICK)
+    waiting = customer.submit(wide, "--profile", customer.home / "exclusive.toml")
+    orphan = customer.submit(customer.write("orphan", QUICK), "--after", running, **small)
+    customer.until(
+        lambda: customer.cluster.record(waiting).get("Reason") == "Resources", "Resources", 30, waiting
+    )
+    table = customer.table()
+    for job, words in {
+        diverging: ("FAILED", "failed (4)"),
+        running: ("RUNNING", "/600 ", "started"),
+        waiting: ("PENDING", "Resources"),
+        orphan: ("PENDING", "Dependency"),
+    }.items():
+        assert all(word in table[job] for word in words), table[job]
+
+    customer.succeed("scancel", running, waiting)
+    assert customer.ended(running)["JobState"] == "CANCELLED"
+    assert customer.ended(orphan)["JobState"] == "CANCELLED"  # and does not wait for ever
+    assert "CANCELLED" in customer.table()[running]
+    run = customer.home / "slow"
+    assert "requeued" not in states(run)
+    customer.succeed("hpcopt", "resume", run, "--set", "problem.pause=0.0")
+    (found,) = customer.look(run)
+    same_curve(found, undisturbed)
+    assert [(job["slurm_job"], job["ranks"]) for job in found["jobs"]] == [(running, 2), ("", 1)]
+    assert found["jobs"][1]["round"] >= 20
+
+
+def test_hostile_names_run(customer):
+    config = customer.write("it's $(touch canary)", QUICK)
+    out = "out 'of' $(touch canary) %j é"
+    job = customer.submit(
+        config, "--job-name", HOSTILE, "--set", 'method.schedule="cosine"', nodes=1, tasks=1, out=out
+    )
+    assert customer.succeed("squeue", "-h", "-t", "all", "-j", job, "-o", "%j").strip() == HOSTILE
+    customer.complete(job)
+    (found,) = customer.look(customer.home / out)
+    assert found["config"]["method"]["schedule"] == "cosine"
+    line = customer.table()[job]
+    assert HOSTILE in line
+    assert line.endswith(str(customer.home / out))
+    assert (customer.home / out / f"slurm-{job}.out").is_file()
+    assert no_canary(customer)
+    again = customer.call(
+        "hpcopt",
+        "submit",
+        config,
+        *["--nodes", "1", "--ntasks-per-node", "1", "--time", "5"],
+        "--out",
+        customer.home / out,
+    )
+    assert again.returncode == 2
+    assert "already holds" in again.stderr
+
+
+def test_the_scripts_in_jobs(customer):
+    quick, slow = customer.write("quick", QUICK), customer.write("pauses", SLOW, run={"rounds": 100})
+
+    def sbatch(script, config):
+        out = customer.home / script
+        options = ("--parsable", f"--output={customer.home}/{script}-%j.out")
+        where = {"CONFIG": str(config), "OUT": str(out)}
+        printed = customer.succeed("sbatch", *options, ROOT / f"jobs/{script}.sbatch", env=where)
+        return out, printed.strip()
+
+    preempted, long = sbatch("preemptible", slow)
+    plain, short = sbatch("cpu", quick)
+    rates, sweep = sbatch("sweep", quick)
+    log = preempted / "log.jsonl"
+    customer.until(lambda: log.is_file() and log.read_text().count('"record"') > 1, "two records", 120, long)
+    customer.succeed("scancel", "--signal=USR1", long)
+
+    customer.complete(short, limit=120)
+    customer.complete(sweep, limit=120)
+    record = customer.complete(long, limit=120)
+    assert record["Restarts"] == "1"
+    assert [(line["code"], line["restart"]) for line in status(preempted)] == [(75, 0), (0, 1)]
+    runs = [rates / f"method.lr={rate}" for rate in ("0.01", "0.03", "0.1", "0.3")]
+    found = customer.look(preempted, plain, *runs)
+    assert all(run["stopped_by"] == "rounds" for run in found)
+    assert [job["slurm_restart"] for job in found[0]["jobs"]] == ["", "1"]
+    assert found[0]["rounds"] == list(range(0, 101, 5))
+    assert [run["config"]["method"]["lr"] for run in found[2:]] == [0.01, 0.03, 0.1, 0.3]
+    table = customer.table()
+    assert all("COMPLETED" in table[job] for job in (short, long, f"{sweep}_3"))
+
+
+# --- a controller that does not answer -----------------------------------------------------------
+
+
+def test_nothing_hangs_without_the_controller(home, boxes):
+    customer = Customer(boxes("mute"), home / "mute")
+    config = customer.write("mute", QUICK)
+    sizes = ["--nodes", "1", "--ntasks-per-node", "1", "--time", "5"]
+    commands = {
+        "submit": ("hpcopt", "submit", config, *sizes, "--out", customer.home / "mute"),
+        "jobs": ("hpcopt", "jobs"),
+        "follow": ("hpcopt", "jobs", "--follow", "1"),
+    }
+
+    def ask(name):
+        start = time.monotonic()
+        done = customer.call(*commands[name], limit=HANG)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert "Traceback" not in done.stderr
+        print(f"{name}: {time.monotonic() - start:.1f} s: {done.stderr}")
+        return done.stderr
+
+    controllers = controllers_of(customer.cluster)
+    try:
+        for process in controllers:
+            os.kill(process, signal.SIGSTOP)
+        with ThreadPoolExecutor(3) as threads:
+            said = dict(zip(commands, threads.map(ask, commands), strict=True))
+    finally:
+        for process in controllers:
+            os.kill(process, signal.SIGCONT)
+    assert all("is Slurm's controller (slurmctld) down?" in text for text in said.values())
+    assert "look with squeue" in said["submit"]
+
+    # it is alive again, and what was asked for meanwhile is either queued or can be
+    script = customer.home / "mute" / "job.sbatch"
+    assert script.is_file()
+    customer.until(lambda: customer.call("hpcopt", "jobs").returncode == 0, "an answer", 60, "0")
+    if not customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split():
+        customer.succeed("sbatch", script)
+    (job,) = customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split()
+    customer.complete(job)
+    assert job in customer.table()
+
+    for process in controllers:  # and now it is gone
+        os.kill(process, signal.SIGKILL)
+    commands["submit"] = ("hpcopt", "submit", config, *sizes, "--out", customer.home / "gone")
+    with ThreadPoolExecutor(3) as threads:
+        said = dict(zip(commands, threads.map(ask, commands), strict=True))
+    assert all("slurm" in text.lower() for text in said.values())
+
+
+def controllers_of(cluster):
+    """The processes of a cluster's slurmctld."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            what = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if what.startswith(b"slurmctld") and str(cluster.folder / "etc/slurm.conf").encode() in what:
+            found.append(int(folder.name))
+    assert found
+    return found
+
+
+# --- what began first ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_disturbed_job_finishes(scenarios, undisturbed, name):
+    story = scenarios[name].result(timeout=400)
+    (found,) = story.customer.look(story.run)
+    told = f"{found['jobs']}\n{status(story.run)}\n{story.customer.cluster.tails(story.record['StdOut'])}"
+    same_curve(found, undisturbed)
+
+    restarts = [int(job["slurm_restart"] or 0) for job in found["jobs"]]
+    assert len(restarts) >= 2, told
+    assert restarts == sorted(set(restarts)), told
+    assert (restarts[0], restarts[-1]) == (0, int(story.record["Restarts"])), told
+    assert {job["slurm_job"] for job in found["jobs"]} == {story.job}
+    begun = [job["round"] for job in found["jobs"]]
+    assert begun[0] == 0
+    assert begun == sorted(begun)
+    assert begun[-1] >= (20 if name == "time_limit" else 30), told  # not from the beginning again
+    assert {job["ranks"] for job in found["jobs"]} == {4}
+
+    lines = status(story.run)
+    assert [line["restart"] for line in lines if line["state"] == "started"] == list(range(restarts[-1] + 1))
+    assert (lines[-1]["state"], lines[-1]["code"]) == ("done", 0)
+    if name == "time_limit":
+        assert {line["code"] for line in lines if line["state"] == "requeued"} == {75}, told
+    else:
+        assert restarts == [0, 1], told
+    printed = Path(story.record["StdOut"]).read_text()
+    assert printed.count("going on from round") == len(restarts) - 1, told  # appended
+    line = story.customer.table()[story.job]
+    assert "COMPLETED" in line
+    assert "done (0)" in line
