@@ -159,7 +159,7 @@ class Job:
         path, meta, warnings = found
         for warning in warnings:
             self.reporter.say(f"warning: {warning}")
-        for key, mine in self._identity().items():
+        for key, mine in self.config.identity().items():
             if meta[key] != mine:
                 raise UserError(
                     f"{path}: was written with {key} = {meta[key]!r}, but the config says {mine!r}"
@@ -250,7 +250,7 @@ class Job:
         self.clock.pause()
         self._watchdog.beat(f"the checkpoint of round {self.state.round}")
         self.directory.flush()  # records up to a checkpoint must outlive it
-        meta = self._identity() | {
+        meta = self.config.identity() | {
             "totals": asdict(self.recorder.totals()),
             "plan": self._about["plan"],
             "model": self.method.model_field,
@@ -293,22 +293,11 @@ class Job:
         """Everything that a checkpoint holds."""
         return self.state.tensors() | {BUFFERS: (Held.PER_WORKER, self.problem.buffers)}
 
-    def _identity(self) -> dict[str, Any]:
-        """What must not change within a run."""
-        run = self.config.run
-        return {
-            "method": run.method,
-            "problem": self.config.problem.kind,
-            "workers": run.workers,
-            "seed": run.seed,
-            "dtype": run.dtype,
-        }
-
     def _describe(self, staging: Staging) -> dict[str, Any]:
         """The root attributes of run.h5. Collective."""
         hosts = self.comm.gather(MPI.Get_processor_name())
         return (
-            self._identity()
+            self.config.identity()
             | provenance.software({"mpi": MPI.Get_library_version().split(",")[0]})
             | {
                 "ranks": self.comm.size,

@@ -52,6 +52,17 @@ class RunConfig:
             for name in TABLES
         }
 
+    def identity(self) -> dict[str, Any]:
+        """What must not change within a run."""
+        run = self.run
+        return {
+            "method": run.method,
+            "problem": self.problem.kind,
+            "workers": run.workers,
+            "seed": run.seed,
+            "dtype": run.dtype,
+        }
+
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads and checks a config file.
