@@ -205,13 +205,10 @@ def _rank() -> int:
 
 
 def _world() -> MPI.Comm:
-    """All ranks of the job; an exception on one of them ends all from now on."""
-    from mpi4py import MPI
+    """All ranks of the job; starts MPI."""
+    from hpcopt.comm.world import world
 
-    from hpcopt.comm.crash import abort_on_exception
-
-    abort_on_exception(MPI.COMM_WORLD)
-    return MPI.COMM_WORLD
+    return world()
 
 
 def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:

@@ -75,10 +75,9 @@ class Examination:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             return fails(f"mpi4py: {error}", _NO_MPI)
-        from hpcopt.comm.crash import abort_on_exception
+        from hpcopt.comm.world import world
 
-        comm = MPI.COMM_WORLD
-        abort_on_exception(comm)
+        comm = world()
         self._comm = comm.Dup()  # a probe that goes wrong must not disturb what the ranks agree on
         self._hosts = comm.allgather(self._hosts[0])
         self._settle_first(comm)

@@ -24,12 +24,13 @@ from torch import Tensor
 
 import hpcopt
 from hpcopt.comm.blocks import block
-from hpcopt.comm.crash import abort_on_exception
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.local import LocalReducer
+from hpcopt.comm.plans import Plan
 from hpcopt.comm.ports import Reducer
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging, local_device
+from hpcopt.comm.world import world
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
@@ -75,8 +76,9 @@ def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Every call of `Reducer`, plain and ordered, against the twin that holds all workers. Collective."""
     for ordered in (False, True):
         twin = LocalReducer(WORKERS, ordered)
-        there = MPIReducer(comm, WORKERS, staging, ordered)
-        here = MPIReducer(comm, WORKERS, Staging(torch.device("cpu")), ordered)
+        plan: Plan = "ordered" if ordered else "mpi"
+        there = MPIReducer(comm, WORKERS, staging, plan)
+        here = MPIReducer(comm, WORKERS, Staging(torch.device("cpu")), plan)
         for size in SIZES:
             for dtype in ROUNDING:
                 rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
@@ -203,8 +205,7 @@ def _state(out: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Runs all checks; 1 if anything is wrong. Collective."""
-    comm = MPI.COMM_WORLD
-    abort_on_exception(comm)
+    comm = world()
     torch.set_num_threads(1)
     staging = Staging(local_device(sys.argv[1], local_rank()))
     wrong = 0

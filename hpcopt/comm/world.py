@@ -1,4 +1,4 @@
-"""An exception on one rank ends the job at once, that rank's traceback first."""
+"""All ranks of the job, the only place that names them; an exception on one ends all, its traceback first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from types import TracebackType
 from mpi4py import MPI
 
 
-def abort_on_exception(comm: MPI.Comm) -> None:
-    """From here on, an exception that nobody catches aborts all ranks of ``comm``. Local."""
+def world() -> MPI.Comm:
+    """All ranks of the job. From here on, an exception that nobody catches ends them all. Local."""
+    _abort_on_exception(MPI.COMM_WORLD)
+    return MPI.COMM_WORLD
 
+
+def _abort_on_exception(comm: MPI.Comm) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         lines = "".join(traceback.format_exception(kind, error, trace))
         host = MPI.Get_processor_name()
