@@ -6,8 +6,8 @@ time (reduce-scatter, then allgather, in M − 1 steps each); at last the slices
 node. So each host's link carries 2n(M − 1)/M bytes of a vector of n bytes in each direction, however many
 ranks it has.
 
-The segments of a step are added while later ones are on the way. Patarasuk & Yuan, J. Parallel Distrib.
-Comput. 69 (2009), show that the ring is bandwidth-optimal.
+A segment of a step goes on to the right while later ones are on the way. Patarasuk & Yuan, J. Parallel
+Distrib. Comput. 69 (2009), show that the ring is bandwidth-optimal.
 """
 
 from __future__ import annotations
@@ -65,28 +65,45 @@ class Ring:
         self._node.Free()
 
     def _ring(self, piece: Vector) -> None:
+        """Step t passes on what step t - 1 brought: sums in the first M - 1 steps, results in the others."""
         nodes, me = self._across.size, self._across.rank
         chunks = [block(len(piece), nodes, index) for index in range(nodes)]
         views = [piece[chunk.start : chunk.stop] for chunk in chunks]
-        landing = self._buffer("chunk", len(chunks[0]), piece.dtype)
-        for step in range(nodes - 1):
-            outgoing, incoming = views[(me - step) % nodes], views[(me - step - 1) % nodes]
-            self._exchange(outgoing, landing[: len(incoming)], add_to=incoming)
-        for step in range(nodes - 1):
-            self._exchange(views[(me + 1 - step) % nodes], views[(me - step) % nodes])
+        steps = 2 * (nodes - 1)
+        sends = [self._send(views[me])] if steps else []
+        for step in range(steps):
+            incoming, adding = views[(me - step - 1) % nodes], step < nodes - 1
+            if adding:
+                landing = self._buffer(f"chunk {step % 2}", len(chunks[0]), piece.dtype)[: len(incoming)]
+            else:  # what was there has to be gone before it is overwritten
+                MPI.Request.Waitall(sends[step - nodes + 1])
+                landing = incoming
+            sends.append(self._pass_on(landing, incoming, adding, last=step == steps - 1))
+        for requests in sends:
+            MPI.Request.Waitall(requests)
 
-    def _exchange(self, outgoing: Vector, incoming: Vector, add_to: Vector | None = None) -> None:
-        """Sends to the right while receiving from the left; adds each segment as soon as it is there."""
-        right, left = (self._across.rank + 1) % self._across.size, (self._across.rank - 1) % self._across.size
-        step = SEGMENT_BYTES // outgoing.itemsize
-        starts = range(0, len(incoming), step)
-        receives = [self._across.Irecv(incoming[at : at + step], left) for at in starts]
-        sends = [self._across.Isend(outgoing[at : at + step], right) for at in range(0, len(outgoing), step)]
-        if add_to is not None:
-            for at, receive in zip(starts, receives, strict=True):
-                receive.Wait()
-                add_to[at : at + step] += incoming[at : at + step]
-        MPI.Request.Waitall(receives + sends)
+    def _pass_on(self, landing: Vector, chunk: Vector, adding: bool, last: bool) -> list[MPI.Request]:
+        """Receives a chunk from the left; each segment goes to the right as soon as it is complete."""
+        left = (self._across.rank - 1) % self._across.size
+        segments = self._segments(chunk)
+        receives = [self._across.Irecv(landing[segment], left) for segment in segments]
+        sends: list[MPI.Request] = []
+        for segment, receive in zip(segments, receives, strict=True):
+            receive.Wait()
+            if adding:
+                chunk[segment] += landing[segment]
+            if not last:
+                sends += self._send(chunk[segment])
+        return sends
+
+    def _send(self, vector: Vector) -> list[MPI.Request]:
+        right = (self._across.rank + 1) % self._across.size
+        return [self._across.Isend(vector[segment], right) for segment in self._segments(vector)]
+
+    @staticmethod
+    def _segments(vector: Vector) -> list[slice]:
+        step = SEGMENT_BYTES // vector.itemsize
+        return [slice(at, at + step) for at in range(0, len(vector), step)]
 
     def _buffer(self, use: str, size: int, dtype: np.dtype[Any]) -> Vector:
         key = (use, dtype)

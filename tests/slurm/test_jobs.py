@@ -59,7 +59,7 @@ def customer(cluster, home, scenarios):
 @pytest.fixture(scope="module")
 def undisturbed(customer):
     """The slow problem's curve, in one go on one rank, without its pauses."""
-    config = customer.write("undisturbed", SLOW, run={"rounds": 600}, problem={"pause": 0.0})
+    config = customer.write("undisturbed", SLOW, run={"rounds": 800}, problem={"pause": 0.0})
     customer.succeed("hpcopt", "run", config, "--out", customer.home / "undisturbed")
     (curve,) = customer.look(customer.home / "undisturbed")
     return curve
@@ -120,22 +120,21 @@ def test_refused_before_it_is_queued(customer, options, reason):
 
 
 @pytest.mark.parametrize(
-    ("profile", "options", "reason"),
+    ("profile", "reason"),
     [
-        ('partition = "no where"', [], "sbatch: invalid partition specified: no where"),
-        ('partition = "$(touch canary)"', [], "sbatch: invalid partition specified: $(touch canary)"),
-        ('constraint = "a100"', [], "sbatch: Batch job submission failed: Invalid feature specification"),
-        ("gpus_per_task = 1", [], "sbatch: Batch job submission failed: Invalid generic resource"),
-        ('reservation = "monday"', [], "eservation"),
-        ("", ["--nodes", "3"], "ode count"),
+        ('partition = "no where"', "sbatch: invalid partition specified: no where"),
+        ('partition = "$(touch canary)"', "sbatch: invalid partition specified: $(touch canary)"),
+        ('constraint = "a100"', "sbatch: Batch job submission failed: Invalid feature specification"),
+        ("gpus_per_task = 1", "sbatch: Invalid generic resource (gres) specification"),
+        ('reservation = "monday"', "eservation"),
     ],
 )
-def test_slurm_says_no(customer, profile, options, reason):
+def test_slurm_says_no(customer, profile, reason):
     site = customer.home / "site-no.toml"
     site.write_text(profile)
     config = customer.write("no", QUICK, run={"workers": 8})
     out = ("--out", customer.home / "no")
-    done = refused(customer, config, *out, "--profile", site, *options, reason=reason)
+    done = refused(customer, config, *out, "--profile", site, reason=reason)
     assert len(done.stderr.splitlines()) == 1
     assert not (customer.home / "no").exists()
 
@@ -391,8 +390,10 @@ def test_a_disturbed_job_finishes(scenarios, undisturbed, name):
     assert (lines[-1]["state"], lines[-1]["code"]) == ("done", 0)
     if name == "time_limit":
         assert {line["code"] for line in lines if line["state"] == "requeued"} == {75}, told
-    else:
+    elif name in ("requeue", "preemption"):
         assert restarts == [0, 1], told
+    # a lost node: Slurm tries again after a minute to end the lost tasks, and if the node is back by then, the
+    # signal meets the requeued job's step of the same number. That is one more failure to come back from
     printed = Path(story.record["StdOut"]).read_text()
     assert printed.count("going on from round") == len(restarts) - 1, told  # appended
     line = story.customer.table()[story.job]
