@@ -16,7 +16,11 @@ QUICK = {
     "method": {"lr": 0.05},
     "problem": {"kind": "linear_regression", "dim": 20, "rows_per_worker": 30},
 }
-SLOW = QUICK | {"problem": {"kind": "tests.slurm.slow:factory", "pause": 0.1}}
+# one that has not converged after hundreds of rounds, and depends on more state than the parameters
+SLOW = QUICK | {
+    "method": {"lr": 0.0003, "momentum": 0.9},
+    "problem": {"kind": "tests.slurm.slow:factory", "pause": 0.1},
+}
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 LOOK = """
 import json, sys

@@ -101,12 +101,12 @@ def test_a_dry_run_needs_no_slurm(customer):
         (["--nodes", "0"], "--nodes = 0"),
         (["--ntasks-per-node", "-2"], "--ntasks-per-node = -2"),
         (["--nodes", "1e3"], "valid integer"),
-        (["--job-name", "a\n#SBATCH --partition=urgent\ntouch canary"], "--job-name"),
+        (["--job-name", "a\n#SBATCH --partition=urgent\ntouch canary"], "must be one line"),
         (["--job-name", ""], "--job-name"),
         (["--time", "$(touch canary)"], "--time"),
         (["--time", "-5"], "--time"),
         (["--after", "1;touch canary"], "--after"),
-        (["--out", "runs/a\ntouch canary"], "--out"),
+        (["--out", "runs/a\ntouch canary"], "must be one line"),
         (["--set", "method.lr=$(touch canary)"], "[method] lr = '$(touch canary)'"),
         (["--set", "run.seed=1\ntouch canary"], "[run] seed"),
         (["--array", "method.lr=$(touch canary),1"], "[method] lr = '$(touch canary)'"),
@@ -392,8 +392,8 @@ def test_a_disturbed_job_finishes(scenarios, undisturbed, name):
         assert {line["code"] for line in lines if line["state"] == "requeued"} == {75}, told
     elif name in ("requeue", "preemption"):
         assert restarts == [0, 1], told
-    # a lost node: Slurm tries again after a minute to end the lost tasks, and if the node is back by then, the
-    # signal meets the requeued job's step of the same number. That is one more failure to come back from
+    # a lost node: after a minute Slurm tries again to end the lost tasks, and if the node is back by then,
+    # that meets the requeued job's step of the same number: one more failure to come back from
     printed = Path(story.record["StdOut"]).read_text()
     assert printed.count("going on from round") == len(restarts) - 1, told  # appended
     line = story.customer.table()[story.job]
