@@ -10,6 +10,8 @@ write_files() { # N NET CPUS PARTITION-OPTIONS
   memory=$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
   sed -e "s|@DIR@|$dir|g; s|@N@|$1|g; s|@NET@|$2|g; s|@CPUS@|$3|g; s|@PARTITION@|$4|g; s|@MEMORY@|$memory|g" \
     -e "s|@PORT@|$((16000 + ${2##*.}))|g" "$here/cluster.d/slurm.conf" >"$SLURM_CONF"
+  # a GPU is a device file to Slurm; these are always there
+  printf 'Name=gpu File=%s\n' /dev/null /dev/zero >"$dir/etc/gres.conf"
   {
     printf '127.0.0.1 localhost\n%s.254 head\n' "$2"
     for name in $(names "$1"); do printf '%s.%s %s\n' "$2" "${name#n}" "$name"; done
