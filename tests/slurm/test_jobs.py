@@ -125,7 +125,7 @@ def test_refused_before_it_is_queued(customer, options, reason):
         ('partition = "no where"', "sbatch: invalid partition specified: no where"),
         ('partition = "$(touch canary)"', "sbatch: invalid partition specified: $(touch canary)"),
         ('constraint = "a100"', "sbatch: Batch job submission failed: Invalid feature specification"),
-        ("gpus_per_task = 9", "sbatch: Batch job submission failed: Requested node configuration is not"),
+        ('extra = ["--gres=fpga:1"]', "sbatch: Invalid generic resource (gres) specification"),
         ('reservation = "monday"', "eservation"),
     ],
 )
