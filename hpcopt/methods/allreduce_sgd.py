@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import AllreduceSGDTable
 from hpcopt.math import optimizers
+from hpcopt.math.flat import buffer
 from hpcopt.methods.base import Method, State, StepInfo, replicated
 from hpcopt.problems.base import Draw, Problem
 
@@ -39,7 +39,7 @@ class AllreduceSGD(Method[AllreduceSGDState]):
         self._problem, self._reduce = problem, ports.reduce
         x = problem.initial().clone()
         rows = (problem.share.n,) if ports.reduce.form == "weighted" else ()
-        self._g = torch.empty((*rows, problem.dim), dtype=x.dtype, device=x.device)
+        self._g = buffer((*rows, problem.dim), like=x)
         return AllreduceSGDState(0, x, *optimizers.moments(self.settings, x))
 
     def step(self, state: AllreduceSGDState) -> StepInfo:

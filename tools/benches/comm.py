@@ -12,8 +12,9 @@ from mpi4py import MPI
 
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging
+from hpcopt.math.flat import buffer
 
-REPEATS = 11
+REPEATS = 21
 
 
 def once(comm: MPI.Comm, call: Callable[[], object], count: int) -> float:
@@ -28,15 +29,18 @@ def once(comm: MPI.Comm, call: Callable[[], object], count: int) -> float:
 def compare(comm: MPI.Comm, nbytes: int, count: int) -> tuple[list[float], list[float]]:
     """Seconds per call, bare and through the port, in alternating blocks of ``count`` calls."""
     reducer = MPIReducer(comm, comm.size, Staging(torch.device("cpu")))
-    tensor = torch.zeros(nbytes // 4)
+    tensor = buffer((nbytes // 4,), like=torch.empty(0)).zero_()
     array = np.zeros(nbytes // 4, dtype=np.float32)
     calls = (lambda: comm.Allreduce(MPI.IN_PLACE, array), lambda: reducer.sum(tensor))
     for call in calls:
         once(comm, call, count)
-    pairs = [[once(comm, call, count) for call in calls] for _ in range(REPEATS)]
+    bare, port = [], []
+    for repeat in range(REPEATS):
+        turns = [(bare, calls[0]), (port, calls[1])]
+        for times, call in turns if repeat % 2 else reversed(turns):  # who goes first takes turns too
+            times.append(once(comm, call, count))
     reducer.free()
-    bare, port = zip(*pairs, strict=True)
-    return list(bare), list(port)
+    return bare, port
 
 
 def main() -> None:
