@@ -49,7 +49,7 @@ class MPIReducer:
         self._staging = staging
         self.counter = Counter()
         self.form: Literal["sum", "weighted"] = "weighted" if plan == "ordered" else "sum"
-        self._overlap = overlap and staging.device.type == "cpu"
+        self._overlap = overlap and self.form == "sum" and staging.device.type == "cpu"
         self._ring = Ring(self._comm) if plan == "ring" else None
 
     def own(self, size: int) -> range:
@@ -62,7 +62,7 @@ class MPIReducer:
 
     def begin(self, part: Tensor) -> Summing:
         """See `Reducer`. Collective."""
-        if self._overlap and self.form == "sum":
+        if self._overlap:
             return _Early(self, part)
         return Later(self.sum, part)
 
@@ -153,14 +153,13 @@ class MPIReducer:
     def _scatter_rows(self, rows: Tensor) -> Tensor:
         """This rank's columns of every worker's row, summed in the order of the workers."""
         size = rows.shape[-1]
-        n, own = self._mine, self.own(size)
-        columns = torch.empty((self._workers, len(own)), dtype=rows.dtype, device=rows.device)
-        wire, landing = self._staging.out(rows.reshape(n, size)), self._staging.landing(columns)
+        columns = torch.empty((self._workers, len(self.own(size))), dtype=rows.dtype, device=rows.device)
+        wire, landing = self._staging.out(rows.reshape(self._mine, size)), self._staging.landing(columns)
         hosted = [block(self._workers, self._comm.size, rank) for rank in range(self._comm.size)]
         requests = []
         for rank in range(self._comm.size):
             theirs = block(size, self._comm.size, rank)
-            for i, worker in enumerate(block(self._workers, self._comm.size, self._comm.rank)):
+            for i, worker in enumerate(hosted[self._comm.rank]):
                 requests += self._pieces(self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker)
             for worker in hosted[rank]:
                 requests += self._pieces(self._comm.Irecv, landing[worker], rank, worker)

@@ -23,11 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = partial_name(path)
     try:
-        yield partial
-        commit(partial, path)
-    except OSError as error:
-        discard(partial)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with refusals(path):
+            yield partial
+            commit(partial, path)
     except BaseException:
         discard(partial)
         raise

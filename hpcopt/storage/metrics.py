@@ -119,16 +119,14 @@ class RunFile:
             UserError: the disk refuses.
         """
         names = [name for name in record if name != LAST_WRITTEN] + [LAST_WRITTEN]
-        try:
+        with files.refusals(self.path):
             for name in names:
                 row = np.asarray(record[name], dtype=_dtype(name))
                 assert row.shape == self._schema.shape(name), name
                 os.pwrite(self._descriptor, row.tobytes(), self._offsets[name] + self.count * row.nbytes)
-            self.count += 1
-            if time.monotonic() - self._flushed > self._flush_seconds:
-                self.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.count += 1
+        if time.monotonic() - self._flushed > self._flush_seconds:
+            self.flush()
 
     def flush(self) -> None:
         """Forces what was appended to the disk; raises as `append`."""
