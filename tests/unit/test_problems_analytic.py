@@ -1,16 +1,21 @@
-"""Linear regression and quadratics against numpy; mini-batches."""
+"""Linear regression and quadratics against numpy, the toy against autograd; mini-batches."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import hpcopt
+from hpcopt.config import from_tables
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Draw, Share, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.linear_regression import LinearRegression
 from hpcopt.problems.quadratic import Quadratic
+from hpcopt.problems.toy_logistic import ToyLogistic
 
 
 def test_linear_regression_finds_its_optimum() -> None:
@@ -66,6 +71,83 @@ def test_wrong_arguments_are_named() -> None:
         Quadratic(1, [1.0, -1.0])
     with pytest.raises(UserError, match="rows_per_worker"):
         LinearRegression(1, rows_per_worker=0)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "rows"])
+def test_the_toy_starts_where_the_paper_does(weights: str) -> None:
+    problem = ToyLogistic(2, weights=weights).bind(Share(range(2), 2, seed=0))
+    evaluated = problem.evaluate(problem.initial())
+    assert evaluated.values["loss"].tolist() == pytest.approx([0.3133, 0.3133], abs=5e-5)
+    assert evaluated.weights["loss"].tolist() == [0.5, 0.5]
+    slope = 1 / (1 + np.e)
+    expected = torch.tensor([[-100 * slope, -slope], [100 * slope, -slope]]).double()
+    assert torch.allclose(problem.gradients(problem.initial()), expected, atol=1e-5)
+    assert problem.gradients(problem.initial(), reduce="sum")[0] == 0
+    assert (problem.optimum, problem.optimal_value) == (None, None)
+
+
+def test_the_toys_derivatives_are_those_of_autograd() -> None:
+    problem = ToyLogistic(4, spread=3.0).bind(Share(range(4), 4, seed=0))
+    torch.manual_seed(1)
+    X, V = torch.randn(2, 4, 2, dtype=torch.float64)
+    rows = torch.tensor([[3, 1], [-3, 1], [3, 1], [-3, 1]]).double()
+
+    def loss(X: torch.Tensor) -> torch.Tensor:
+        return torch.log1p(torch.exp(-(rows * X).sum(1))).sum()  # a worker's term needs its row of X alone
+
+    assert torch.allclose(problem.losses(X).sum(), loss(X))
+    assert torch.allclose(problem.gradients(X), torch.autograd.functional.jacobian(loss, X))
+    assert torch.allclose(problem.hvps(X, V), torch.autograd.functional.hvp(loss, X, V)[1])
+    assert torch.allclose(problem.gradients(X, reduce="sum"), problem.gradients(X).mean(0))
+    assert torch.allclose(problem.hvps(X, V, reduce="sum"), problem.hvps(X, V).mean(0))
+    assert problem.gradients(X, part="private").shape == (4, 0)
+    for worker in range(4):
+        alone = ToyLogistic(4, spread=3.0).bind(Share(range(worker, worker + 1), 4, seed=5))
+        x, v = X[worker, None], V[worker, None]
+        assert torch.equal(alone.losses(x)[0], problem.losses(X)[worker])
+        assert torch.equal(alone.gradients(x)[0], problem.gradients(X)[worker])
+        assert torch.equal(alone.hvps(x, v)[0], problem.hvps(X, V)[worker])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("workers", [2, 6, 10, 14])
+def test_the_toys_large_coordinates_cancel_exactly(workers: int, dtype: torch.dtype) -> None:
+    problem = ToyLogistic(workers).bind(Share(range(workers), workers, seed=0, dtype=dtype))
+    for height in np.linspace(1, 5, 50):
+        x = torch.tensor([0, height], dtype=dtype)
+        assert problem.gradients(x, reduce="sum")[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_toy_is_stable_far_from_the_start(dtype: torch.dtype) -> None:
+    problem = ToyLogistic(2).bind(Share(range(2), 2, seed=0, dtype=dtype))
+    far = torch.tensor([1e6, 0], dtype=dtype)
+    assert problem.losses(far).tolist() == [0, 1e8]
+    assert problem.gradients(far).tolist() == [[0, 0], [100, -1]]
+    assert problem.hvps(far, far).count_nonzero() == 0
+    for margin in (-45.0, -39.0, -25.0, 25.0, 39.0):
+        found = problem.losses(torch.tensor([0, margin], dtype=dtype))[0]
+        assert found.dtype == dtype
+        expected = np.logaddexp(0, -margin)
+        assert found.item() == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("workers", [-2, 0, 1, 3])
+def test_the_toy_needs_pairs_of_workers(workers: int) -> None:
+    with pytest.raises(UserError, match=rf"run\.workers = {workers}: .* even numbers from 2"):
+        ToyLogistic(workers)
+    table = from_tables({"problem": {"kind": "toy_logistic"}}, "c").problem
+    with pytest.raises(UserError, match=r"run\.workers"):
+        ToyLogistic.from_table(table, workers)
+    with pytest.raises(UserError, match="spread"):
+        ToyLogistic(2, spread=0.0)
+
+
+def test_dense_descent_on_the_toy_ends_as_in_the_paper(tmp_path: Path) -> None:
+    method, toy = hpcopt.AllreduceSGD(lr=0.9), hpcopt.ToyLogistic(workers=2)
+    file = hpcopt.run(method, toy, out=tmp_path / "run", rounds=100, dtype="float64")
+    losses = hpcopt.load(file)["metrics/loss"].values
+    assert (round(losses[0], 4), round(losses[-1], 4)) == (0.3133, 0.0110)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (3, 4), (5, "full")])
