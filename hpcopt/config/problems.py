@@ -48,6 +48,13 @@ class QuadraticTable(ProblemTable):
         return self
 
 
+class ToyLogisticTable(ProblemTable):
+    """Logistic loss, one row (±spread, 1) per worker, an even number of workers (METHODS: RegTop-k)."""
+
+    spread: Positive = 100.0
+    """size of the first coordinate of a row: + on workers with an even number, - on the others"""
+
+
 class PartitionTable(ProblemTable):
     """How rows of a data set are spread over the workers; mixed into every problem that has one."""
 
@@ -92,5 +99,6 @@ class CustomTable(ProblemTable):
 PROBLEM_TABLES: dict[str, type[ProblemTable]] = {
     "linear_regression": LinearRegressionTable,
     "quadratic": QuadraticTable,
+    "toy_logistic": ToyLogisticTable,
     "network": NetworkTable,
 }
