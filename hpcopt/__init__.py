@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcopt.errors import HpcoptError, Interrupted, NotFinite, NothingToResume, UserError
     from hpcopt.methods.allreduce_sgd import AllreduceSGD
+    from hpcopt.methods.powersgd import PowerSGD
+    from hpcopt.methods.regtopk import RegTopK
+    from hpcopt.methods.sparsified import RandomK, TopK
     from hpcopt.problems.linear_regression import LinearRegression
     from hpcopt.problems.network import Network
     from hpcopt.problems.quadratic import Quadratic
+    from hpcopt.problems.toy_logistic import ToyLogistic
     from hpcopt.report.export import export
     from hpcopt.report.load import load
     from hpcopt.run import resume, run
@@ -24,9 +28,14 @@ _HOMES = {
     "load": "hpcopt.report.load",
     "export": "hpcopt.report.export",
     "AllreduceSGD": "hpcopt.methods.allreduce_sgd",
+    "RandomK": "hpcopt.methods.sparsified",
+    "RegTopK": "hpcopt.methods.regtopk",
+    "TopK": "hpcopt.methods.sparsified",
+    "PowerSGD": "hpcopt.methods.powersgd",
     "LinearRegression": "hpcopt.problems.linear_regression",
     "Network": "hpcopt.problems.network",
     "Quadratic": "hpcopt.problems.quadratic",
+    "ToyLogistic": "hpcopt.problems.toy_logistic",
     "HpcoptError": "hpcopt.errors",
     "Interrupted": "hpcopt.errors",
     "NotFinite": "hpcopt.errors",
@@ -42,7 +51,12 @@ __all__ = [
     "Network",
     "NotFinite",
     "NothingToResume",
+    "PowerSGD",
     "Quadratic",
+    "RandomK",
+    "RegTopK",
+    "TopK",
+    "ToyLogistic",
     "UserError",
     "export",
     "load",

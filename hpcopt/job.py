@@ -15,9 +15,7 @@ from mpi4py import MPI
 from hpcopt.comm.agree import agree, agreed
 from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
-from hpcopt.comm.plans import Plan, choose
-from hpcopt.comm.ports import Ports
-from hpcopt.comm.reducer import MPIReducer
+from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.comm.stopping import Stop, StopAgreement
 from hpcopt.comm.watchdog import Watchdog
@@ -59,7 +57,7 @@ class Job:
         self.method, self._recipe = method, recipe
         self.directory = RunDirectory(comm, out, config)
         self.reporter = Reporter(out, config.run.rounds, comm.rank == 0)
-        self.ports: Ports | None = None
+        self.ports: MPIPorts
         self.stopping: StopAgreement | None = None
 
     def execute(self) -> Path:
@@ -107,16 +105,23 @@ class Job:
         self._check_start()
         staging = Staging(device)
         found = self._find_checkpoint() if self._resuming else None
-        plan = self._plan(found)
-        self._settle(staging, plan)
-        self.ports = Ports(MPIReducer(self.comm, run.workers, staging, plan, run.overlap))
+        self.ports = MPIPorts(
+            self.comm,
+            run.workers,
+            staging,
+            self.problem.initial(),
+            "ordered" if run.deterministic else run.reduction,
+            run.overlap,
+            remembered=found[1]["chosen"] if found is not None else {},
+        )
+        self._settle(self.ports)
         self._watchdog.beat("the method's start")
         self.state = self.method.start(self.problem, self.ports)
         before = self._restore(*found) if found is not None else None
         self.directory.write_config()
         self.clock = Clock(device)
         self.recorder = Recorder(self.comm, self.problem, self.method, self.ports, self.clock, before)
-        self._about = self._describe(staging) | {"plan": plan}
+        self._about = self._describe(staging)
 
     def _bind(self, device: torch.device) -> Problem:
         run = self.config.run
@@ -134,19 +139,11 @@ class Job:
             "whatever is random where the model is built (torch.manual_seed)",
         )
 
-    def _plan(self, found: tuple[Path, dict[str, Any]] | None) -> Plan:
-        """How sums travel; what an earlier job measured is used again."""
-        run = self.config.run
-        remembered = found[1]["plan"] if found is not None else ""
-        wanted = "ordered" if run.deterministic else run.reduction
-        itemsize = 4 if run.dtype == "float32" else 8
-        return choose(self.comm, wanted, remembered, self.problem.dim, itemsize)
-
-    def _settle(self, staging: Staging, plan: Plan) -> None:
+    def _settle(self, ports: MPIPorts) -> None:
         """Gives the problem the sum of its statistics over all workers; costs no metric anything."""
         rows = self.problem.statistics()
         if rows is not None:
-            reducer = MPIReducer(self.comm, self.config.run.workers, staging, plan)
+            reducer = ports.reducer()
             self.problem.settle(reducer.scalars(rows if reducer.form == "weighted" else rows.sum(0)))
             reducer.free()
 
@@ -252,7 +249,7 @@ class Job:
         self.directory.flush()  # records up to a checkpoint must outlive it
         meta = self.config.identity() | {
             "totals": asdict(self.recorder.totals()),
-            "plan": self._about["plan"],
+            "chosen": self.ports.chosen,
             "model": self.method.model_field,
             "layout": asdict(self.problem.layout),
         }
@@ -284,7 +281,7 @@ class Job:
         self.reporter.close()
         if self.stopping is not None:
             self.stopping.close()
-        if self.ports is not None:
+        if hasattr(self, "ports"):
             self.ports.free()
 
     # --- describing --------------------------------------------------------------------------------
@@ -303,6 +300,7 @@ class Job:
                 "ranks": self.comm.size,
                 "hosts": json.dumps(sorted(set(hosts or []))),
                 "config": json.dumps(self.config.tables()),
+                "chosen": json.dumps(self.ports.chosen),
                 "device": f"{staging.device} ({staging.description})",
                 "end": "",
                 "stopped_by": "",

@@ -12,7 +12,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from hpcopt.comm.gather import gather_rows
-from hpcopt.comm.ports import Ports
+from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.methods.base import Held, Method
 from hpcopt.problems.base import Evaluation, Problem
 from hpcopt.storage.metrics import Schema
@@ -74,7 +74,7 @@ class Recorder:
         comm: MPI.Comm,
         problem: Problem,
         method: Method[Any],
-        ports: Ports,
+        ports: MPIPorts,
         clock: Clock,
         before: Totals | None = None,
     ) -> None:

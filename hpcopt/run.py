@@ -17,10 +17,15 @@ from hpcopt.problems.base import Recipe
 
 METHODS = {
     "allreduce_sgd": "hpcopt.methods.allreduce_sgd:AllreduceSGD",
+    "regtopk": "hpcopt.methods.regtopk:RegTopK",
+    "topk": "hpcopt.methods.sparsified:TopK",
+    "randomk": "hpcopt.methods.sparsified:RandomK",
+    "powersgd": "hpcopt.methods.powersgd:PowerSGD",
 }
 PROBLEMS = {
     "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
     "quadratic": "hpcopt.problems.quadratic:Quadratic",
+    "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
     "network": "hpcopt.problems.network:Network",
 }
 IN_PYTHON = "python:recipe"

@@ -1,12 +1,17 @@
-"""Small per-worker numbers, from every rank to every rank."""
+"""Pieces of every rank to every rank, whatever their sizes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
 from hpcopt.comm.blocks import sizes
+
+# MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
+MAX_MESSAGE = 1 << 30
 
 
 def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64], workers: int) -> NDArray[np.float64]:
@@ -16,3 +21,31 @@ def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64], workers: int) -> NDAr
     everything = np.empty((workers, width))
     comm.Allgatherv(np.ascontiguousarray(rows), [everything, counts])
     return everything
+
+
+def allgather(comm: MPI.Comm, piece: Any, whole: Any, counts: list[int]) -> None:
+    """Puts the ranks' pieces one after the other into ``whole``. Collective.
+
+    Args:
+        comm: all ranks.
+        piece: this rank's, (counts[rank],), contiguous, as `Staging.out` gives it.
+        whole: (Σ counts,), as `Staging.landing` gives it.
+        counts: of all ranks.
+    """
+    step = MAX_MESSAGE // piece.dtype.itemsize
+    if sum(counts) <= step:
+        comm.Allgatherv(piece, [whole, counts])
+        return
+    end = 0
+    for rank, count in enumerate(counts):
+        start, end = end, end + count
+        if rank == comm.rank:
+            whole[start:end] = piece
+        for at in range(start, end, step):
+            comm.Bcast(whole[at : min(at + step, end)], root=rank)
+
+
+def in_pieces(post: Any, buffer: Any, rank: int, tag: int = 0) -> list[MPI.Request]:
+    """Posts Isend or Irecv of a contiguous buffer, in pieces that every MPI can carry. Local."""
+    step = max(1, MAX_MESSAGE // buffer.dtype.itemsize)
+    return [post(buffer[at : at + step], rank, tag) for at in range(0, buffer.shape[0], step)]

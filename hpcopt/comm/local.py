@@ -9,7 +9,18 @@ from typing import Literal
 from torch import Tensor
 
 from hpcopt.comm.blocks import block
-from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_bytes
+from hpcopt.comm.local_sparse import LocalSparseSum
+from hpcopt.comm.ports import (
+    Counter,
+    Exchange,
+    Later,
+    Reducer,
+    Select,
+    SparseSum,
+    Summing,
+    allreduce_bytes,
+    gather_bytes,
+)
 
 
 class LocalReducer:
@@ -71,6 +82,23 @@ class LocalReducer:
         nbytes = whole.numel() * whole.element_size()
         workers = self._workers * share(nbytes, self._workers)
         self.counter.add(since, share(nbytes, self._ranks), workers, passes)
+
+
+class LocalPorts:
+    """`Ports` for one process that holds all workers.
+
+    Args:
+        workers: N.
+        ordered, ranks: see `LocalReducer`.
+    """
+
+    def __init__(self, workers: int, ordered: bool = False, ranks: int = 1) -> None:
+        self._workers, self._ordered, self._ranks = workers, ordered, ranks
+        self.reduce: Reducer = LocalReducer(workers, ordered, ranks)
+
+    def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
+        """See `Ports`."""
+        return LocalSparseSum(self._workers, like, exchange, select, self._ranks, self._ordered)
 
 
 def sum_in_order(rows: Tensor) -> Tensor:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
+from hpcopt.comm.blocks import block
+from hpcopt.comm.ports import Reducer
 from hpcopt.comm.ring import Ring
+from hpcopt.comm.sparse_plans import Costs
+from hpcopt.math.topk import largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Plan = Literal["mpi", "ring", "ordered"]
 REPEATS = 3
+PIECE_BYTES = 256 << 10
+"""of each rank, in the allgather that the bandwidth is measured with"""
+MEASURED = 1 << 20
+"""entries of a vector at most: a longer one takes proportionally longer"""
 
 
 def choose(comm: MPI.Comm, wanted: str, remembered: str, size: int, itemsize: int) -> Plan:
@@ -31,6 +43,35 @@ def choose(comm: MPI.Comm, wanted: str, remembered: str, size: int, itemsize: in
     if plan == "mpi" or not Ring.admits(comm):  # within one node MPI's shared memory is hard to beat
         return "mpi"
     return "ring" if plan == "ring" else _fastest(comm, size, itemsize)
+
+
+def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Costs:
+    """What sums of sparse vectors will cost here, the same on every rank. Collective.
+
+    Args:
+        comm: all ranks.
+        workers: N.
+        reducer: for dense sums.
+        like: a vector (d,) of the dtype and on the device of the values.
+    """
+    size = min(len(like), MEASURED)
+    x = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)[None]
+    select = _seconds(comm, lambda: largest(x, max(1, size // 1000)))
+    if comm.size == 1:  # nothing travels
+        return Costs(1, latency=0.0, bandwidth=1e12, dense=0.0, select=select / size)
+    rows = len(block(workers, comm.size, comm.rank)) if reducer.form == "weighted" else 1
+    vector = like.new_zeros((rows, size) if reducer.form == "weighted" else size)
+    piece, all_pieces = np.zeros(PIECE_BYTES, np.uint8), np.zeros(PIECE_BYTES * comm.size, np.uint8)
+    one, ones = np.zeros(1), np.zeros(comm.size)
+    latency = _seconds(comm, lambda: comm.Allgather(one, ones))
+    large = _seconds(comm, lambda: comm.Allgather(piece, all_pieces))
+    return Costs(
+        comm.size,
+        latency=latency,
+        bandwidth=PIECE_BYTES * (comm.size - 1) / max(large - latency, 1e-9),
+        dense=_seconds(comm, lambda: reducer.scalars(vector)) / size,
+        select=select / size,
+    )
 
 
 def _fastest(comm: MPI.Comm, size: int, itemsize: int) -> Plan:

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+Exchange = Literal["auto", "allgather", "owner", "dense"]
+Select = Literal["local", "global"]
 
 
 @dataclass
@@ -93,7 +98,10 @@ class Reducer(Protocol):
         """The whole vector, (size,), from every rank's slice of it."""
 
     def scalars(self, values: Tensor) -> Tensor:
-        """Like `sum` for a handful of numbers: (k,) or (n, k) as ``form`` says, to (k,); no pass counted."""
+        """Like `sum` for anything but vectors of d numbers: (k,) or (n, k) as ``form`` says, to (k,).
+
+        No pass is counted.
+        """
 
     def own(self, size: int) -> range:
         """This rank's slice of a vector of length ``size``."""
@@ -121,15 +129,79 @@ class Later:
 
 
 @dataclass(frozen=True)
-class Ports:
-    """The ports of one run."""
+class Aggregate:
+    """The sum of sparse vectors; valid until the next sum through the same port.
+
+    Attributes:
+        dense: (d,), zero outside of ``support``.
+        support: where it may differ from zero, (u,) int64, ascending; None: anywhere.
+    """
+
+    dense: Tensor
+    support: Tensor | None
+
+    @property
+    def entries(self) -> int:
+        """How many entries the sum has; where nobody kept count, those that are not zero."""
+        return int(torch.count_nonzero(self.dense)) if self.support is None else len(self.support)
+
+    def holds(self, indices: Tensor) -> Tensor:
+        """Which of some indices are in the support, bool, same shape."""
+        if self.support is None:
+            return torch.ones_like(indices, dtype=torch.bool)
+        if not len(self.support):
+            return torch.zeros_like(indices, dtype=torch.bool)
+        at = torch.searchsorted(self.support, indices.contiguous()).clamp_(max=len(self.support) - 1)
+        return self.support[at] == indices
+
+
+class SparseSum(Protocol):
+    """Sums vectors of which every worker gives a few entries. Every call is collective over the run's ranks.
+
+    Attributes:
+        counter: what it cost so far. ``bytes``: of indices and values that left this rank; an allgather of n
+            bytes counts as n(P - 1)/P per rank. ``bytes_workers``: with N ranks and, where the exchange is
+            "auto", the plan that then needs the fewest bytes, all ranges equally full; so it does not depend
+            on the ranks. What ranks tell each other about lengths is not counted.
+    """
+
+    counter: Counter
+
+    def sum(self, indices: Tensor, values: Tensor, expected: int = 0) -> Aggregate:
+        """The sum over all workers, the same bits on every rank.
+
+        Args:
+            indices: one row per worker here, (n, k) int64, ascending.
+            values: (n, k).
+            expected: about how many entries the sum will have, for example as many as the last one; 0 if
+                nobody knows. Helps to choose a plan; the same on every rank.
+        """
+
+    def affordable(self, densities: tuple[float, ...]) -> float:
+        """The largest of some densities (1: dense) that costs little more than the fastest of them.
+
+        "Little" is a quarter, and never more than the dense sum. A pure function of what was measured when
+        the port was opened, which is stored with the run.
+        """
+
+    def free(self) -> None:
+        """Frees buffers and communicators. Collective."""
+
+
+class Ports(Protocol):
+    """The ports of one run: methods open in their `start` those that they need.
+
+    Attributes:
+        reduce: dense sums; always there.
+    """
 
     reduce: Reducer
 
-    def counters(self) -> dict[str, Counter]:
-        """The counter of every port, by name."""
-        return {"reduce": self.reduce.counter}
+    def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
+        """Opens a port for sums of sparse vectors. Collective.
 
-    def free(self) -> None:
-        """Frees all ports. Collective."""
-        self.reduce.free()
+        Args:
+            like: a vector (d,) of the dtype and on the device of the values.
+            exchange: the plan, or "auto".
+            select: "global": of every sum, only the k largest entries are kept.
+        """

@@ -10,6 +10,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm import gather
 from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.local import sum_in_order
 from hpcopt.comm.overlap import Overlapped
@@ -18,8 +19,6 @@ from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_b
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
 
-# MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
-MAX_MESSAGE = 1 << 30
 # below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
 RING_ELEMENTS = 1 << 14
 
@@ -119,7 +118,7 @@ class MPIReducer:
         return part
 
     def _allreduce_wire(self, wire: Any) -> None:
-        step = MAX_MESSAGE // wire.dtype.itemsize
+        step = gather.MAX_MESSAGE // wire.dtype.itemsize
         if self._ring is not None and wire.shape[0] >= RING_ELEMENTS:
             self._ring.allreduce(wire)
         elif wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
@@ -136,7 +135,7 @@ class MPIReducer:
         wire = self._staging.out(part)
         piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
         landing = self._staging.landing(piece)
-        step = max(1, MAX_MESSAGE // part.element_size() // self._comm.size)
+        step = max(1, gather.MAX_MESSAGE // part.element_size() // self._comm.size)
         if max(counts) <= step:
             self._comm.Reduce_scatter(wire, landing, counts)
         else:
@@ -160,37 +159,21 @@ class MPIReducer:
         for rank in range(self._comm.size):
             theirs = block(size, self._comm.size, rank)
             for i, worker in enumerate(hosted[self._comm.rank]):
-                requests += self._pieces(self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker)
+                requests += gather.in_pieces(
+                    self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker
+                )
             for worker in hosted[rank]:
-                requests += self._pieces(self._comm.Irecv, landing[worker], rank, worker)
+                requests += gather.in_pieces(self._comm.Irecv, landing[worker], rank, worker)
         MPI.Request.Waitall(requests)
         self._staging.back(landing, columns)
         return sum_in_order(columns)
 
-    @staticmethod
-    def _pieces(post: Any, row: Any, rank: int, worker: int) -> list[MPI.Request]:
-        step = max(1, MAX_MESSAGE // row.dtype.itemsize)
-        return [post(row[at : at + step], rank, worker) for at in range(0, row.shape[0], step)]
-
     def _gather(self, piece: Tensor, size: int) -> Tensor:
         whole = torch.empty(size, dtype=piece.dtype, device=piece.device)
         wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
-        counts = sizes(size, self._comm.size)
-        if max(counts) * piece.element_size() <= MAX_MESSAGE:
-            self._comm.Allgatherv(wire, [landing, counts])
-        else:
-            self._gather_large(wire, landing, size)
+        gather.allgather(self._comm, wire, landing, sizes(size, self._comm.size))
         self._staging.back(landing, whole)
         return whole
-
-    def _gather_large(self, wire: Any, landing: Any, size: int) -> None:
-        step = MAX_MESSAGE // wire.dtype.itemsize
-        for rank in range(self._comm.size):
-            span = block(size, self._comm.size, rank)
-            if rank == self._comm.rank:
-                landing[span.start : span.stop] = wire
-            for at in range(span.start, span.stop, step):
-                self._comm.Bcast(landing[at : min(at + step, span.stop)], root=rank)
 
 
 class _Early:

@@ -2,13 +2,84 @@
 
 from __future__ import annotations
 
-from hpcopt.config.base import FirstOrder, Table
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hpcopt.config.base import Count, FirstOrder, Positive, Table
+
+Density = Annotated[float, Field(gt=0, le=1)]
 
 
 class AllreduceSGDTable(FirstOrder):
     """Synchronous SGD, momentum or Adam on the dense mean gradient: the baseline."""
 
 
+class SparsifiedTable(FirstOrder):
+    """How many entries of the gradient are sent; mixed into every sparsifier."""
+
+    k: Count | None = None
+    """entries that each worker sends, in place of density"""
+    per_layer: bool = False
+    """choose the same fraction in each parameter tensor, not the largest entries of all"""
+    density_warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    """rounds over which the density falls geometrically from density_start"""
+    density_start: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """the density of round 0 where there is such a warm-up"""
+
+    @model_validator(mode="after")
+    def _one_of_density_and_k(self) -> SparsifiedTable:
+        if getattr(self, "density", None) is not None and self.k is not None:
+            raise ValueError("density and k say the same thing: give one of them")
+        return self
+
+
+class SparseSumTable(SparsifiedTable):
+    """How sparse vectors are summed; mixed into every sparsifier whose workers choose for themselves."""
+
+    density: Density | Literal["auto"] | None = None
+    """entries that each worker sends, as a fraction of d (0.01 if k is not given either); "auto": the largest
+    of 1 (dense), 0.1, 0.03, 0.01, 0.003, 0.001 that the network, measured at the start, makes worth while"""
+    exchange: Literal["auto", "allgather", "owner", "dense"] = "auto"
+    """how sparse vectors are summed over ranks; "auto" takes what a cost model predicts to be fastest"""
+    select: Literal["local", "global"] = "local"
+    """"global": of the sum, only the k largest entries are applied, the rest goes back to the error memories;
+    another method mathematically, whose bytes do not grow with the number of ranks"""
+
+
+class TopKTable(SparseSumTable):
+    """Each worker sends its k largest accumulated entries (Top-k with error feedback)."""
+
+
+class RegTopKTable(SparseSumTable):
+    """Top-k with scores that count what was sent and cancelled (RegTop-k, arXiv 2501.05633)."""
+
+    mu: Positive = 4.0
+    """μ: an entry of which the fraction r of what was sent survived aggregation is ranked by |a| tanh(r/μ)"""
+    denominator: Literal["sent", "accumulated"] = "sent"
+    """"sent": r by what was sent last round, as in the paper; "accumulated": by what has accumulated now, as
+    in one of the authors' scripts, which is no better than Top-k"""
+
+
+class RandomKTable(SparsifiedTable):
+    """All workers send the same k random entries of each round (random-k with error feedback)."""
+
+    density: Density | None = None
+    """entries that each worker sends, as a fraction of d (0.01 if k is not given either)"""
+
+
+class PowerSGDTable(FirstOrder):
+    """Gradients of rank r, by power iteration with error feedback (PowerSGD, arXiv 1905.13727)."""
+
+    rank: Count = 1
+    """r: a parameter tensor, seen as a matrix of a rows and b columns, is sent as r(a + b) numbers where that
+    is less than ab, else whole"""
+
+
 METHOD_TABLES: dict[str, type[Table]] = {
     "allreduce_sgd": AllreduceSGDTable,
+    "regtopk": RegTopKTable,
+    "topk": TopKTable,
+    "randomk": RandomKTable,
+    "powersgd": PowerSGDTable,
 }

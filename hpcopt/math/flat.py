@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 HUGE_PAGE = 2 << 20
+ALIGNMENT = 64
+"""bytes to which torch aligns what it allocates on the CPU"""
 
 
 def buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
@@ -25,6 +27,11 @@ def buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     memory = np.empty(nbytes + HUGE_PAGE, dtype=np.uint8)
     start = -memory.ctypes.data % HUGE_PAGE
     return torch.from_numpy(memory[start : start + nbytes]).view(like.dtype).view(*shape)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or an aligned copy: BLAS gives other last bits for the same numbers in unaligned memory."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 @dataclass(frozen=True)

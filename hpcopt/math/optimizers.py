@@ -41,7 +41,15 @@ def moments(table: FirstOrder, x: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def update(table: FirstOrder, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round: int) -> None:
+def update(
+    table: FirstOrder,
+    x: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    round: int,
+    support: Tensor | None = None,
+) -> None:
     """One step of SGD, heavy ball, Nesterov or Adam (Kingma & Ba, 2015, algorithm 1), in place.
 
     Args:
@@ -50,6 +58,7 @@ def update(table: FirstOrder, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round:
         g: the gradient at x, same shape; may be overwritten.
         m, v: the moments from `moments`; changed.
         round: counted from 0.
+        support: where alone g (d,) may differ from zero, (u,) int64; None: anywhere.
     """
     eta = learning_rate(table, round)
     if table.weight_decay:
@@ -63,5 +72,7 @@ def update(table: FirstOrder, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round:
     elif table.momentum:
         m.mul_(table.momentum).add_(g)
         x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
-    else:
+    elif support is None or table.weight_decay:
         x.add_(g, alpha=-eta)
+    else:
+        x[support] = x[support].add_(g[support], alpha=-eta)

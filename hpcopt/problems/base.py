@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from hpcopt.errors import UserError
+from hpcopt.math.flat import aligned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcopt.math.flat import Layout
-
-ALIGNMENT = 64
-"""bytes to which torch aligns what it allocates on the CPU"""
 
 T = TypeVar("T", bound=BaseModel)
 Part = Literal["all", "shared", "private"]
@@ -187,6 +185,7 @@ class Problem(ABC):
         reduce: Reduce = "none",
         out: Tensor | None = None,
         ready: Ready | None = None,
+        add: bool = False,
     ) -> Tensor:
         """The workers' gradients.
 
@@ -199,6 +198,7 @@ class Problem(ABC):
             out: where to write, overwritten; allocated if None.
             ready: for ``"sum"``: called with ranges [start, stop) of ``out`` that have their final values,
                 each element at most once, while the rest is still being computed; a problem need not.
+            add: adds to what ``out`` holds instead of overwriting it.
 
         Returns:
             ``out``.
@@ -209,7 +209,7 @@ class Problem(ABC):
         if out is None:
             shape = (m,) if reduce == "sum" else (self.share.n, m)
             out = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
-        else:
+        elif not add:
             out.zero_()
         scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
         for i in range(self.share.n):
@@ -252,12 +252,10 @@ class Problem(ABC):
 def row(X: Tensor, i: int) -> Tensor:
     """Worker i's point, (d,): row i of X (n, d), or its only row. A view, or an aligned copy of that row.
 
-    BLAS takes other paths, with other last bits, on memory that is not aligned. Rows of an (n, d) tensor are
-    not in general, and a worker's alignment would depend on its place in X; so one row at a time is copied
-    where that is needed, and a worker's numbers are the same in any process.
+    Rows of an (n, d) tensor are not aligned in general, and a worker's alignment would depend on its place in
+    X; so one row at a time is copied where that is needed, and a worker's numbers are the same in any process.
     """
-    x = X[i] if len(X) > 1 else X[0]
-    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+    return aligned(X[i] if len(X) > 1 else X[0])
 
 
 def is_shared(X: Tensor, shared: bool | None) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcopt.comm import reducer as reducer_module
+from hpcopt.comm import gather
 from hpcopt.comm.blocks import block
 from hpcopt.comm.local import LocalReducer
 from hpcopt.comm.ports import allreduce_bytes
@@ -23,7 +23,7 @@ def contributions(size: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.fixture(params=[1 << 30, 64], ids=["whole", "in pieces"])
 def limit(request, monkeypatch):
-    monkeypatch.setattr(reducer_module, "MAX_MESSAGE", request.param)
+    monkeypatch.setattr(gather, "MAX_MESSAGE", request.param)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 101])  # fewer than ranks, not divisible

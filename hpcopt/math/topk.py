@@ -1,0 +1,125 @@
+"""Selection of the largest entries of long vectors, and what sparsification with error feedback needs.
+
+The largest k of d entries are found exactly, in about two passes over the vector: a strided sample gives a
+threshold that surely more than k entries exceed, one pass collects those, and only they are compared with
+each other. A poor threshold costs time, never the result.
+
+Symbols: n workers, d entries, k of them chosen.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLE = 1 << 16
+"""entries that are looked at for a threshold"""
+CHUNK = 1 << 18
+"""entries per piece of the collecting pass: its scratch stays in the cache"""
+STACKED = 1 << 14
+"""up to this d all rows are sorted at once"""
+UNSENT = 1e8
+"""Q: the Δ of an entry that was not sent last round (Bereyhi et al., 2025)"""
+
+
+def largest(X: Tensor, k: int) -> Tensor:
+    """Where each row's k largest magnitudes are; of equal ones those of the lowest index.
+
+    A nan counts as larger than anything, so that it does not hide in the entries that stay behind.
+
+    Args:
+        X: (n, d).
+        k: 0 to d.
+
+    Returns:
+        (n, k) int64, ascending in each row.
+    """
+    n, d = X.shape
+    if not 0 < k < d:
+        return torch.arange(k, device=X.device).expand(n, k)
+    if d <= STACKED:
+        order = torch.sort(X.abs(), dim=1, descending=True, stable=True).indices
+        return order[:, :k].sort(dim=1).values
+    return torch.stack([_largest(x, k) for x in X])
+
+
+def survival(sent: Tensor, aggregate: Tensor, mu: float) -> Tensor:
+    """How much of what was sent survived aggregation: tanh(|1 + Δ|/μ) / tanh(Q/μ), entry by entry.
+
+    With 1 + Δ = aggregate / sent; where nothing was sent (0), Δ = Q and the factor is 1. A score is
+    |a| times this: Bereyhi et al., arXiv 2501.05633, with scores divided by tanh(Q/μ), which ranks the same.
+
+    Args:
+        sent: ω_n â, any shape.
+        aggregate: what came back for the same entries, same shape.
+        mu: μ > 0.
+    """
+    ratio = torch.where(sent == 0, UNSENT, (aggregate / sent).abs())
+    return torch.tanh(ratio / mu) / math.tanh(UNSENT / mu)
+
+
+def take(E: Tensor, indices: Tensor) -> Tensor:
+    """Takes entries out of error memories: their values, (n, k); zero is left behind.
+
+    Args:
+        E: (n, d); changed.
+        indices: (n, k), different ones in each row.
+    """
+    values = E.gather(1, indices)
+    E.scatter_(1, indices, 0.0)
+    return values
+
+
+def union(indices: Tensor) -> Tensor:
+    """The different numbers in an int64 tensor of any shape, ascending, (u,)."""
+    if indices.device.type != "cpu":
+        return torch.unique(indices)
+    ordered = np.sort(indices.numpy(), axis=None)  # vectorised, unlike torch.unique
+    first = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return torch.from_numpy(ordered[first])
+
+
+def _largest(x: Tensor, k: int) -> Tensor:
+    """`largest` of one long vector (d,)."""
+    sample = x[:: max(1, len(x) // SAMPLE)].abs()
+    expected = k * len(sample) / len(x)
+    wanted = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # surely enough: four standard deviations
+    while wanted < len(sample) // 4:
+        threshold = float(torch.topk(sample, wanted, sorted=False).values.min())
+        candidates = _not_below(x, threshold)
+        if len(candidates) >= k:
+            return candidates[_exactly(x[candidates], k)]
+        wanted *= 4  # the sample was not like the rest
+    return _exactly(x, k)
+
+
+def _not_below(x: Tensor, threshold: float) -> Tensor:
+    """Where |x| is not less than the threshold, ascending."""
+    if x.device.type != "cpu":
+        return torch.nonzero(~(x.abs() < threshold))[:, 0]
+    values = x.numpy()
+    magnitude = np.empty(min(CHUNK, len(values)), values.dtype)
+    below = np.empty(len(magnitude), dtype=bool)
+    found = []
+    for start in range(0, len(values), CHUNK):
+        piece = values[start : start + CHUNK]
+        at = slice(0, len(piece))
+        np.abs(piece, out=magnitude[at])
+        np.less(magnitude[at], threshold, out=below[at])
+        np.logical_not(below[at], out=below[at])
+        found.append(np.flatnonzero(below[at]) + start)
+    return torch.from_numpy(np.concatenate(found))
+
+
+def _exactly(x: Tensor, k: int) -> Tensor:
+    """`largest` of one vector without a threshold."""
+    magnitude = x.abs().nan_to_num_(nan=math.inf, posinf=math.inf)
+    least = torch.topk(magnitude, k, sorted=False).values.min()
+    chosen = magnitude > least
+    missing = k - int(chosen.sum())
+    chosen[torch.nonzero(magnitude == least)[:missing, 0]] = True
+    return torch.nonzero(chosen)[:, 0]
