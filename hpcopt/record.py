@@ -15,6 +15,7 @@ from hpcopt.comm.gather import gather_rows
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.methods.base import Held, Method
 from hpcopt.problems.base import Evaluation, Problem
+from hpcopt.storage.format import digest
 from hpcopt.storage.metrics import Schema
 
 
@@ -140,6 +141,8 @@ class Recorder:
         """Numbers of the whole run, and per-worker rows; sums run in the order of the workers."""
         problem, X = self._problem, self._method.model(state)
         shared = state.tensors()[self._method.model_field][0] is not Held.PER_WORKER
+        if shared:
+            self._check_same(X)
         evaluation = problem.evaluate(X, self._mean_buffers() if shared else None, shared)
         if problem.optimum is not None:
             distance = ((X - problem.optimum) ** 2).sum(1).expand(problem.share.n)
@@ -149,6 +152,13 @@ class Recorder:
             means["gap"] = means["loss"] - problem.optimal_value
         personal = {"loss"} if shared else set(rows)
         return means, {name: row for name, row in rows.items() if name in personal}
+
+    def _check_same(self, X: torch.Tensor) -> None:
+        """A model that all ranks hold must be the same bits everywhere, or nothing that follows is right."""
+        digests = self._comm.allgather(digest(X.cpu().numpy()))
+        different = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if different:
+            raise RuntimeError(f"the parameters on ranks {different} are not those of rank 0")
 
     def _means(self, evaluation: Evaluation) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         names, workers = list(evaluation.values), self._problem.share.total

@@ -25,7 +25,7 @@ def keep_largest(
     from the highest on, find the k-th largest exactly. Collective if ``total`` and ``before`` are.
 
     Args:
-        values: this rank's, (m,), float32 or float64; a nan counts as larger than anything.
+        values: this rank's, (m,), float32 or float64; a nan counts as larger than infinity.
         k: at least 1; everything is kept if there are no more.
         total: sums an int64 array over all ranks.
         before: sums a number over the ranks before this one.

@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.comm.ports import allreduce_bytes, gather_bytes
 
-PLANS = ("allgather", "owner", "dense")
+Plan = Literal["allgather", "owner", "dense"]
+PLANS: tuple[Plan, ...] = ("allgather", "owner", "dense")
 LARGEST_INT32 = 2**31 - 1
 ENTRY_SECONDS = 3e-8
 """to pack, add and merge one entry: measured here, only its order of magnitude matters"""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,6 +66,31 @@ def message_passing(comm: MPI.Comm) -> Finding:
     if not np.all(values == comm.size * (comm.size + 1) / 2):
         return fails("an allreduce gives wrong sums", _OTHER_MPI)
     return ok(f"allreduce of 1 MiB over {_count(comm.size, 'rank')}: right, {1e3 * seconds:.1f} ms")
+
+
+def sparse_sums(comm: MPI.Comm) -> Finding:
+    """A sum of sparse vectors by every plan, whose result is known."""
+    import torch
+
+    from hpcopt.comm.mpi_ports import MPIPorts
+    from hpcopt.comm.sparse_plans import PLANS
+    from hpcopt.comm.staging import Staging
+
+    x = torch.zeros(comm.size + 1)
+    expected = torch.ones_like(x)
+    expected[0] = comm.size  # everybody's first entry; the second is everybody's own
+    wrong: list[str] = []
+    measured: dict[str, Any] = {}
+    for exchange in PLANS:
+        ports = MPIPorts(comm, comm.size, Staging(x.device), x, "mpi", overlap=False, remembered=measured)
+        total = ports.sparse_sum(x, exchange).sum(torch.tensor([[0, comm.rank + 1]]), torch.ones(1, 2))
+        if not torch.equal(total.dense, expected):
+            wrong.append(exchange)
+        ports.free()
+        measured = ports.chosen
+    if wrong:
+        return fails(f"sums of sparse vectors are wrong: {', '.join(wrong)}", _OTHER_MPI)
+    return ok(f"{', '.join(PLANS)} over {_count(comm.size, 'rank')}: right")
 
 
 def parallel_hdf5(comm: MPI.Comm) -> Finding:
@@ -178,8 +203,8 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-# the probes of later ports (neighbours, mailbox, sparse sums) go here, one line each
-PORTS: tuple[Probe, ...] = ()
+# the probes of later ports (neighbours, mailbox) go here, one line each
+PORTS = (Probe("sparse sums", sparse_sums, _OTHER_MPI, Where.TOGETHER),)
 
 LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)
 MESSAGES = Probe("message passing", message_passing, _NETWORK, Where.TOGETHER)

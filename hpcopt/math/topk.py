@@ -28,7 +28,7 @@ UNSENT = 1e8
 def largest(X: Tensor, k: int) -> Tensor:
     """Where each row's k largest magnitudes are; of equal ones those of the lowest index.
 
-    A nan counts as larger than anything, so that it does not hide in the entries that stay behind.
+    A nan counts as infinite, so that it does not hide in the entries that stay behind.
 
     Args:
         X: (n, d).
@@ -41,7 +41,7 @@ def largest(X: Tensor, k: int) -> Tensor:
     if not 0 < k < d:
         return torch.arange(k, device=X.device).expand(n, k)
     if d <= STACKED:
-        order = torch.sort(X.abs(), dim=1, descending=True, stable=True).indices
+        order = torch.sort(_magnitude(X), dim=1, descending=True, stable=True).indices
         return order[:, :k].sort(dim=1).values
     return torch.stack([_largest(x, k) for x in X])
 
@@ -117,9 +117,13 @@ def _not_below(x: Tensor, threshold: float) -> Tensor:
 
 def _exactly(x: Tensor, k: int) -> Tensor:
     """`largest` of one vector without a threshold."""
-    magnitude = x.abs().nan_to_num_(nan=math.inf, posinf=math.inf)
+    magnitude = _magnitude(x)
     least = torch.topk(magnitude, k, sorted=False).values.min()
     chosen = magnitude > least
     missing = k - int(chosen.sum())
     chosen[torch.nonzero(magnitude == least)[:missing, 0]] = True
     return torch.nonzero(chosen)[:, 0]
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    return x.abs().nan_to_num_(nan=math.inf, posinf=math.inf)

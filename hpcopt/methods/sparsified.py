@@ -95,8 +95,8 @@ class Sparsified(Method[S]):
 
     def metrics(self, state: S) -> dict[str, float]:
         """Last round's entries as fractions of d: those that each worker sent, and those of the sum."""
-        sent, union = (state.counts / self._problem.dim).tolist()
-        return {"density": sent, "density_union": union}
+        sent, union = state.counts.tolist()
+        return {"density": sent / self._problem.dim, "density_union": union / self._problem.dim}
 
     # --- what a sparsifier has to decide ---------------------------------------------------------------
 

@@ -253,7 +253,7 @@ def row(X: Tensor, i: int) -> Tensor:
     """Worker i's point, (d,): row i of X (n, d), or its only row. A view, or an aligned copy of that row.
 
     Rows of an (n, d) tensor are not aligned in general, and a worker's alignment would depend on its place in
-    X; so one row at a time is copied where that is needed, and a worker's numbers are the same in any process.
+    X; so one row at a time is copied where need be, and a worker's numbers are the same in any process.
     """
     return aligned(X[i] if len(X) > 1 else X[0])
 

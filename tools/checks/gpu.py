@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +28,27 @@ import hpcopt
 from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.local import LocalReducer
+from hpcopt.comm.local_sparse import LocalSparseSum
+from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.plans import Plan
-from hpcopt.comm.ports import Reducer
+from hpcopt.comm.ports import Reducer, SparseSum
 from hpcopt.comm.reducer import MPIReducer
+from hpcopt.comm.sparse_plans import PLANS
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.comm.world import world
+from hpcopt.math.topk import largest
+from hpcopt.methods.base import Method
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
 SIZES = (1, 1_000_003)
 REPEATS = 5
 ROUNDS = 40
+METHODS = (
+    hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
+    hpcopt.RegTopK(lr=0.2, density=0.1),
+    hpcopt.PowerSGD(lr=0.5),
+)
 # of different orders of the sums, relative to the largest entry; ordered sums must be the same bits
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 LINE = "{:32} {:>10} {:8} {:>9} {:>10} {:>10} {:>7}  {}"
@@ -86,8 +98,8 @@ def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
                     want = call(twin, part(twin, rows, range(WORKERS)))
                     want = want[there.own(size).start : there.own(size).stop] if cut else want
                     given = part(there, rows, block(WORKERS, comm.size, comm.rank))
-                    got, seconds = _timed(comm, call, there, given.to(staging.device))
-                    _, base = _timed(comm, call, here, given)
+                    got, seconds = _timed(comm, partial(call, there), given.to(staging.device))
+                    _, base = _timed(comm, partial(call, here), given)
                     limit = 0.0 if ordered else ROUNDING[dtype]
                     title = f"reduce.{name}{' (ordered)' * ordered}"
                     kind = str(dtype).removeprefix("torch.")
@@ -96,27 +108,60 @@ def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
         here.free()
 
 
+def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
+    """Every plan of `SparseSum`, selection included, against the twin on the CPU. Collective."""
+    mine = block(WORKERS, comm.size, comm.rank)
+    for exchange, select, size in product(PLANS, ("local", "global"), (5, 1_000_003)):
+        for dtype in ROUNDING:
+            rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
+            k = max(1, size // 1000)
+            want = LocalSparseSum(WORKERS, rows[0], exchange, select).sum(*_chosen(rows, k))
+            outcomes = []
+            for staged in (Staging(torch.device("cpu")), staging):
+                like = rows[0].to(staged.device)
+                ports = MPIPorts(comm, WORKERS, staged, like, "ordered", overlap=False, remembered={})
+                port = ports.sparse_sum(like, exchange, select)
+                given = rows[mine.start : mine.stop].to(staged.device)
+
+                def call(given: Tensor, port: SparseSum = port, k: int = k) -> Tensor:
+                    return port.sum(*_chosen(given, k)).dense
+
+                outcomes.append(_timed(comm, call, given))
+                ports.free()
+            (_, base), (got, seconds) = outcomes
+            kind = str(dtype).removeprefix("torch.")
+            error = _error(comm, got, want.dense)
+            report(Outcome(f"sparse.sum {exchange} {select}", size, kind, error, 0.0, base, seconds))
+
+
+def _chosen(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    indices = largest(rows, k)
+    return indices, rows.gather(1, indices)
+
+
 def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -> None:
     """A run on the device, and one from a checkpoint made there, against a run on the CPU. Collective."""
     shared = comm.size == 1 or parallel_hdf5()
     if not shared and comm.rank == 0:
         print("h5py is built without parallel HDF5: every rank makes its own run on one rank")
     ranks, own = (comm, folder) if shared else (MPI.COMM_SELF, folder / str(comm.rank))
-    want, base = _run(MPI.COMM_SELF, "cpu", folder / f"cpu{comm.rank}", ROUNDS)
-    got, seconds = _run(ranks, staging.device.type, own / "whole", ROUNDS)
-    _run(ranks, staging.device.type, own / "resumed", ROUNDS // 2)
-    start = time.perf_counter()
-    recipe = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
-    with _quiet():
-        hpcopt.resume(own / "resumed", problem=recipe, comm=ranks, overrides=(f"run.rounds={ROUNDS}",))
-    again = time.perf_counter() - start
-    resumed = _state(own / "resumed")
-    for name, found, took in (("run", got, seconds), ("run from a checkpoint", resumed, again)):
-        error = max(_error(comm, found[key], want[key]) for key in want)
-        report(Outcome(f"quadratic: {name}", 300, "float64", error, 1e-9, base, took))
+    for method in METHODS:
+        name = type(method).__name__
+        want, base = _run(method, MPI.COMM_SELF, "cpu", folder / f"cpu{name}{comm.rank}", ROUNDS)
+        got, seconds = _run(method, ranks, staging.device.type, own / f"whole{name}", ROUNDS)
+        out = own / f"resumed{name}"
+        _run(method, ranks, staging.device.type, out, ROUNDS // 2)
+        start = time.perf_counter()
+        recipe = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
+        with _quiet():
+            hpcopt.resume(out, problem=recipe, comm=ranks, overrides=(f"run.rounds={ROUNDS}",))
+        again = time.perf_counter() - start
+        for title, found, took in (("run", got, seconds), ("resumed", _state(out), again)):
+            error = max(_error(comm, found[key], want[key]) for key in want)
+            report(Outcome(f"{name}: {title}", 300, "float64", error, 1e-9, base, took))
 
 
-CHECKS = [check_reducer]
+CHECKS = [check_reducer, check_sparse_sum]
 
 
 def _calls(size: int) -> dict[str, tuple[Part, Call, bool]]:
@@ -139,16 +184,16 @@ def _piece(reducer: Reducer, rows: Tensor, mine: range) -> Tensor:
     return rows[0, own.start : own.stop].clone()
 
 
-def _timed(comm: MPI.Comm, call: Call, reducer: Reducer, given: Tensor) -> tuple[Tensor, float]:
+def _timed(comm: MPI.Comm, call: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor, float]:
     """The result, and the least time of some more calls, of the slowest rank [s]. Collective."""
-    result = call(reducer, given.clone()).clone()
+    result = call(given.clone()).clone()
     times = []
     for _ in range(REPEATS):
         again = given.clone()
         _finish(given)
         comm.Barrier()
         start = time.perf_counter()
-        call(reducer, again)
+        call(again)
         _finish(given)
         times.append(comm.allreduce(time.perf_counter() - start, MPI.MAX))
     return result, min(times)
@@ -171,12 +216,14 @@ def _error(comm: MPI.Comm, got: Any, want: Any) -> float:
     return float(comm.allreduce(worst if worst == worst else float("inf"), MPI.MAX))
 
 
-def _run(comm: MPI.Comm, device: str, out: Path, rounds: int) -> tuple[dict[str, Any], float]:
+def _run(
+    method: Method[Any], comm: MPI.Comm, device: str, out: Path, rounds: int
+) -> tuple[dict[str, Any], float]:
     """The state and the losses of a run, and its seconds, files included. Collective over ``comm``."""
     start = time.perf_counter()
     with _quiet():
         hpcopt.run(
-            hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
+            method,
             hpcopt.Quadratic(WORKERS, "geometric", dim=300),
             comm=comm,
             out=out,
