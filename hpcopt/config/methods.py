@@ -55,10 +55,10 @@ class RegTopKTable(SparseSumTable):
     """Top-k with scores that count what was sent and cancelled (RegTop-k, arXiv 2501.05633)."""
 
     mu: Positive = 4.0
-    """μ: an entry of which the fraction r of what was sent survived aggregation is ranked by |a| tanh(r/μ)"""
+    """μ: an entry whose sum was |1 + Δ| times what the worker sent is ranked by |a| tanh(|1 + Δ|/μ)"""
     denominator: Literal["sent", "accumulated"] = "sent"
-    """"sent": r by what was sent last round, as in the paper; "accumulated": by what has accumulated now, as
-    in one of the authors' scripts, which is no better than Top-k"""
+    """of Δ, (aggregate − sent) / denominator: what was "sent" last round, as in the paper, or what has
+    "accumulated" now, as in one of the authors' scripts"""
 
 
 class RandomKTable(SparsifiedTable):

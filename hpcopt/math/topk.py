@@ -46,18 +46,23 @@ def largest(X: Tensor, k: int) -> Tensor:
     return torch.stack([_largest(x, k) for x in X])
 
 
-def survival(sent: Tensor, aggregate: Tensor, mu: float) -> Tensor:
+def survival(sent: Tensor, aggregate: Tensor, mu: float, denominator: Tensor | None = None) -> Tensor:
     """How much of what was sent survived aggregation: tanh(|1 + Δ|/μ) / tanh(Q/μ), entry by entry.
 
-    With 1 + Δ = aggregate / sent; where nothing was sent (0), Δ = Q and the factor is 1. A score is
+    With Δ = (aggregate − sent) / sent; where nothing was sent (0), Δ = Q and the factor is 1. A score is
     |a| times this: Bereyhi et al., arXiv 2501.05633, with scores divided by tanh(Q/μ), which ranks the same.
 
     Args:
         sent: ω_n â, any shape.
         aggregate: what came back for the same entries, same shape.
         mu: μ > 0.
+        denominator: of Δ, in place of ``sent``, same shape.
     """
-    ratio = torch.where(sent == 0, UNSENT, (aggregate / sent).abs())
+    if denominator is None:
+        ratio = torch.where(sent == 0, UNSENT, (aggregate / sent).abs())
+    else:
+        unknown = (sent == 0) | (denominator == 0)
+        ratio = torch.where(unknown, UNSENT, (1 + (aggregate - sent) / denominator).abs())
     return torch.tanh(ratio / mu) / math.tanh(UNSENT / mu)
 
 

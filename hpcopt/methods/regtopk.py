@@ -64,10 +64,10 @@ class RegTopK(SparselySummed[RegTopKState]):
         last = slice(0, self._previous(state)[0])
         s, sent, back = state.s[:, last], state.sent[:, last], state.back[:, last]
         a = state.e.gather(1, s)
-        # 1 + Δ = g_prev / (ω_n â) on the entries this worker sent last round
-        base = sent if self.settings.denominator == "sent" else a
+        # Δ = (g_prev − ω_n â) / (ω_n â) on the entries this worker sent last round, or over ω_n a
+        over = a if self.settings.denominator == "accumulated" else None
         # score = |a| · tanh(|1 + Δ| / μ)
-        state.e.scatter_(1, s, a * survival(base, back, self.settings.mu))
+        state.e.scatter_(1, s, a * survival(sent, back, self.settings.mu, over))
         chosen = self._largest(state)
         state.e.scatter_(1, s, a)
         return chosen

@@ -44,7 +44,7 @@ def paper(task, k, rounds, mu=None, denominator="sent", Q=1e8):
                 delta = np.full_like(x, Q)
                 base = w[n] * (a_hat[n] if denominator == "sent" else a)
                 on = mask[n] & (base != 0)
-                delta[on] = (g_prev[on] - base[on]) / base[on]
+                delta[on] = (g_prev[on] - w[n] * a_hat[n][on]) / base[on]
                 score = np.abs(a) * np.tanh(np.abs(1 + delta) / mu)
             chosen = np.lexsort((np.arange(len(a)), -score))[:k]
             masks_now[n, chosen], sent_now[n, chosen] = True, a[chosen]

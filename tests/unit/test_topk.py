@@ -85,6 +85,10 @@ def test_survival_follows_the_paper():
     expected = torch.tanh((1 + delta).abs() / 4)
     expected[2:4] = 1.0  # nothing was sent: Δ = Q
     assert torch.allclose(survival(sent, back, 4.0), expected, rtol=1e-15)
+    now = torch.tensor([4.0, 1.0, 1.0, 2.0, 0.0], dtype=torch.float64)
+    other = torch.tanh((1 + (back - sent) / now).abs() / 4)
+    other[2:] = 1.0
+    assert torch.allclose(survival(sent, back, 4.0, now), other, rtol=1e-15)
     # for a μ that is not small against Q, entries that were not sent are still ranked by |a|
     assert survival(sent, back, 1e8)[2] == 1.0
 
