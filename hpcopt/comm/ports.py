@@ -17,6 +17,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hpcopt.math.mixing import Mixing
+
 Exchange = Literal["auto", "allgather", "owner", "dense"]
 Select = Literal["local", "global"]
 
@@ -188,6 +190,36 @@ class SparseSum(Protocol):
         """Frees buffers and communicators. Collective."""
 
 
+class Neighbours(Protocol):
+    """Averages of the workers' vectors with those of their neighbours. Every call is collective.
+
+    Attributes:
+        counter: what it cost so far; a row that several workers of another rank need travels there once.
+    """
+
+    counter: Counter
+
+    def mix(self, X: Tensor, round: int) -> None:
+        """X ← W X in place, with the W of a round.
+
+        Args:
+            X: one row per worker here, (n, m); rows are contiguous, X need not be.
+            round: counted from 0.
+        """
+
+    def begin(self, X: Tensor, round: int) -> Tensor:
+        """Sends off a `mix` whose effect `finish` adds later: a snapshot of X, (n, m), that must be kept."""
+
+    def finish(self, X: Tensor, snapshot: Tensor) -> None:
+        """X ← X + (W − I) snapshot: what `mix` would have changed when it began, applied to what X is now.
+
+        Another method mathematically: neighbours are averaged with a delay of what happened in between.
+        """
+
+    def free(self) -> None:
+        """Frees buffers, requests and communicators. Collective."""
+
+
 class Ports(Protocol):
     """The ports of one run: methods open in their `start` those that they need.
 
@@ -196,6 +228,14 @@ class Ports(Protocol):
     """
 
     reduce: Reducer
+
+    def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
+        """Opens a port for averages between neighbours. Collective.
+
+        Args:
+            like: a vector (m,) of the dtype and on the device of the rows.
+            mixing: the matrices W, (N, N).
+        """
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """Opens a port for sums of sparse vectors. Collective.
