@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from hpcopt.comm.blocks import block
+from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.ports import (
     Counter,
     Exchange,
     Later,
+    Neighbours,
     Reducer,
     Select,
     SparseSum,
@@ -21,6 +23,9 @@ from hpcopt.comm.ports import (
     allreduce_bytes,
     gather_bytes,
 )
+
+if TYPE_CHECKING:
+    from hpcopt.math.mixing import Mixing
 
 
 class LocalReducer:
@@ -99,6 +104,10 @@ class LocalPorts:
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
         return LocalSparseSum(self._workers, like, exchange, select, self._ranks, self._ordered)
+
+    def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
+        """See `Ports`."""
+        return LocalNeighbours(like, mixing, self._ranks)
 
 
 def sum_in_order(rows: Tensor) -> Tensor:
