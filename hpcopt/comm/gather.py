@@ -45,7 +45,14 @@ def allgather(comm: MPI.Comm, piece: Any, whole: Any, counts: list[int]) -> None
             comm.Bcast(whole[at : min(at + step, end)], root=rank)
 
 
-def in_pieces(post: Any, buffer: Any, rank: int, tag: int = 0) -> list[MPI.Request]:
-    """Posts Isend or Irecv of a contiguous buffer, in pieces that every MPI can carry. Local."""
-    step = max(1, MAX_MESSAGE // buffer.dtype.itemsize)
+def in_pieces(post: Any, buffer: Any, rank: int, tag: int = 0, limit: int | None = None) -> list[Any]:
+    """Posts Isend or Irecv, or makes Send_init or Recv_init, of a contiguous buffer in pieces. Local.
+
+    Args:
+        post: the communicator's method.
+        buffer: (k,).
+        rank, tag: where to or where from.
+        limit: bytes of a piece; never more than every MPI can carry.
+    """
+    step = max(1, min(MAX_MESSAGE, limit or MAX_MESSAGE) // buffer.dtype.itemsize)
     return [post(buffer[at : at + step], rank, tag) for at in range(0, buffer.shape[0], step)]

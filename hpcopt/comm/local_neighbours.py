@@ -10,14 +10,14 @@ from torch import Tensor
 
 from hpcopt.comm.neighbour_plan import plan, travelling
 from hpcopt.comm.ports import Counter
-from hpcopt.math.averages import add_change, average
+from hpcopt.math.averages import Averages
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
 
 
 class LocalNeighbours:
-    """`Neighbours` for one process that holds all workers.
+    """`Neighbours` for one process that holds all workers; always term by term.
 
     Args:
         like: a vector (m,) of the rows' dtype.
@@ -28,6 +28,7 @@ class LocalNeighbours:
     def __init__(self, like: Tensor, mixing: Mixing, ranks: int = 1) -> None:
         self._plans = [plan(W, 1, 0) for W in mixing.matrices]
         self._rows = [travelling(W, ranks) / ranks for W in mixing.matrices]
+        self._averages = [Averages(plan.terms, 0, like) for plan in self._plans]
         self._nothing = like.new_empty((0, len(like)))
         self._pending: tuple[Tensor, int] | None = None
         self.counter = Counter()
@@ -35,7 +36,7 @@ class LocalNeighbours:
     def mix(self, X: Tensor, round: int) -> None:
         """See `Neighbours`."""
         start = time.perf_counter()
-        average(X, self._nothing, self._plans[self._at(round)].terms)
+        self._averages[self._at(round)].replace(X, self._nothing[:, : X.shape[1]])
         self._count(start, X, round)
 
     def begin(self, X: Tensor, round: int) -> Tensor:
@@ -51,7 +52,7 @@ class LocalNeighbours:
         assert self._pending is not None, "nothing has begun"
         begun, round = self._pending
         assert snapshot is begun, "finish takes what begin gave"
-        add_change(X, snapshot, self._nothing, self._plans[self._at(round)].terms)
+        self._averages[self._at(round)].add_change(X, snapshot, self._nothing[:, : X.shape[1]])
         self._pending = None
         self._count(start, X, round)
 

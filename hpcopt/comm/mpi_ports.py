@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.plans import choose, measure
-from hpcopt.comm.ports import Counter, Exchange, Reducer, Select, SparseSum
+from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.sparse import MPISparseSum
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.comm.staging import Staging
+
+if TYPE_CHECKING:
+    from hpcopt.math.mixing import Mixing
 
 
 class MPIPorts:
@@ -61,6 +65,13 @@ class MPIPorts:
         costs = Costs(**self.chosen["sparse"])
         port = MPISparseSum(self._comm, self._workers, like, reducer, exchange, select, costs)
         self._open["sparse"] = port
+        return port
+
+    def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
+        """See `Ports`."""
+        ordered = self.reduce.form == "weighted"
+        port = MPINeighbours(self._comm, self._workers, like, mixing, self._staging, ordered)
+        self._open["neighbours"] = port
         return port
 
     def counters(self) -> dict[str, Counter]:

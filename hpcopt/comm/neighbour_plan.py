@@ -47,6 +47,11 @@ class Plan:
         return sum(map(len, self.sends.values()))
 
     @property
+    def leaving(self) -> tuple[int, ...]:
+        """Rows here that some other rank needs; ascending."""
+        return tuple(sorted(set().union(*self.sends.values())))
+
+    @property
     def received(self) -> int:
         """Slots that the landing needs."""
         return sum(map(len, self.receives.values()))

@@ -1,0 +1,178 @@
+"""The `Neighbours` port over MPI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcopt.comm.blocks import block
+from hpcopt.comm.neighbour_plan import plan
+from hpcopt.comm.neighbour_wire import Wire
+from hpcopt.comm.ports import Counter
+from hpcopt.comm.staging import Staging
+from hpcopt.math.averages import Averages
+from hpcopt.math.flat import buffer
+
+if TYPE_CHECKING:
+    from hpcopt.math.mixing import Mixing
+
+TESTED = 5
+"""columns of the self-test"""
+PRIME = 101
+"""above its numbers: small enough for single precision to tell a wrong sum from a rounded one"""
+
+
+class MPINeighbours:
+    """`Neighbours` over a communicator: rows travel from the memory of X to those ranks that need them.
+
+    Not by MPI's neighbourhood collectives: these need rows packed for each neighbour, and their persistent
+    and nonblocking forms have delivered wrong blocks. Every W is tried when the port is opened.
+
+    What `begin` sends off travels while MPI has control: on its own only where the library or the network
+    makes progress by itself, and otherwise in `finish`.
+
+    Args:
+        comm: duplicated; the caller's stays as it is. Collective.
+        workers: N, over the ranks of ``comm`` in contiguous blocks.
+        like: a vector (m,) of the rows' dtype, on their device.
+        mixing: the matrices W, (N, N).
+        staging: how GPU tensors reach MPI.
+        ordered: averages have the same bits on any number of ranks; otherwise only where workers have few
+            neighbours.
+
+    Raises:
+        RuntimeError: rows do not arrive where they should: the MPI library is defect.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        workers: int,
+        like: Tensor,
+        mixing: Mixing,
+        staging: Staging,
+        ordered: bool = True,
+    ) -> None:
+        self._comm = comm.Dup()
+        self._here = block(workers, comm.size, comm.rank)
+        # pinned memory of its own: another port's use must not overwrite rows that travel
+        self._staging = Staging(staging.device, staging.direct)
+        self._plans = [plan(W, comm.size, comm.rank) for W in mixing.matrices]
+        self._averages = [Averages(p.terms, p.received, like, ordered) for p in self._plans]
+        self._leaving = [torch.tensor(p.leaving, dtype=torch.int64, device=like.device) for p in self._plans]
+        self._landing = buffer((max(p.received for p in self._plans), len(like)), like)
+        self._snapshot: Tensor | None = None
+        self._pending: tuple[int, list[MPI.Prequest], Any, float] | None = None
+        self._wire = Wire(self._comm)
+        self._like = like[:0]
+        self._test(mixing, min(TESTED, len(like)))
+        self.counter = Counter()
+
+    def mix(self, X: Tensor, round: int) -> None:
+        """See `Neighbours`. Collective."""
+        start = time.perf_counter()
+        assert self._pending is None, "a mix has begun and was not finished"
+        number = round % len(self._plans)
+        requests, landing = self._start(X, number)
+        others = self._received(requests, landing, X, number)
+        self._averages[number].replace(X, others)
+        self._count(start, X, number)
+
+    def begin(self, X: Tensor, round: int) -> Tensor:
+        """See `Neighbours`. Collective; the snapshot is overwritten by the next one."""
+        start = time.perf_counter()
+        assert self._pending is None, "a mix has begun and was not finished"
+        if self._snapshot is None or self._snapshot.shape != X.shape:
+            self._snapshot = buffer(X.shape, X)
+        self._snapshot.copy_(X)
+        number = round % len(self._plans)
+        requests, landing = self._start(self._snapshot, number)
+        self._pending = number, requests, landing, time.perf_counter() - start
+        return self._snapshot
+
+    def finish(self, X: Tensor, snapshot: Tensor) -> None:
+        """See `Neighbours`. Collective."""
+        start = time.perf_counter()
+        assert self._pending is not None, "nothing has begun"
+        assert snapshot is self._snapshot, "finish takes what begin gave"
+        number, requests, landing, seconds = self._pending
+        others = self._received(requests, landing, X, number)
+        self._averages[number].add_change(X, snapshot, others)
+        self._pending = None
+        self._count(start - seconds, X, number)
+
+    def free(self) -> None:
+        """See `Neighbours`. Collective."""
+        if self._pending is not None:
+            MPI.Request.Waitall(self._pending[1])
+        self._wire.release()
+        self._comm.Free()
+
+    def _start(self, X: Tensor, number: int) -> tuple[list[MPI.Prequest], Any]:
+        """The requests that carry a plan's rows, and the buffer (r, m) where they land."""
+        assert X.dtype == self._landing.dtype
+        plan, m = self._plans[number], X.shape[1]
+        landing = self._staging.landing(self._landing[: plan.received, :m])
+        memory: Hashable
+        if self._staging.direct:
+            wire, memory = self._staging.out(X), (X.data_ptr(), X.shape, X.stride())
+            rows = {row: wire[row] for row in plan.leaving}
+        else:
+            wire, memory = self._staging.out(X.index_select(0, self._leaving[number])), m
+            rows = dict(zip(plan.leaving, wire, strict=True))
+        return self._wire.start(memory, number, plan, rows, landing), landing
+
+    def _received(self, requests: list[MPI.Prequest], landing: Any, X: Tensor, number: int) -> Tensor:
+        """The other ranks' rows, (r, m), once all have arrived."""
+        MPI.Request.Waitall(requests)
+        others = self._landing[: self._plans[number].received, : X.shape[1]]
+        self._staging.back(landing, others)
+        return others
+
+    def _count(self, since: float, X: Tensor, number: int) -> None:
+        nbytes, plan = X.shape[1] * X.element_size(), self._plans[number]
+        self.counter.add(since, nbytes * plan.sent, nbytes * plan.fan_out)
+
+    # --- the self-test -------------------------------------------------------------------------------------
+
+    def _test(self, mixing: Mixing, width: int) -> None:
+        """Averages of known integers with every W, twice from the same memory. Collective."""
+        self.counter = Counter()
+        numbers = _numbers(mixing.N, width)
+        X = self._like.new_empty((len(self._here), width))
+        complaints = []
+        for round in [t for t in range(mixing.period) for _ in range(2)]:
+            X.copy_(torch.from_numpy(numbers[self._here.start : self._here.stop]))
+            self.mix(X, round)
+            W = mixing.at(round)[self._here.start : self._here.stop]
+            complaints += self._compare(X.cpu().double().numpy(), W @ numbers, round, np.diff(W.indptr))
+        self._wire.release()
+        found = [text for texts in self._comm.allgather(complaints[:1]) for text in texts]
+        if found:
+            library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
+            raise RuntimeError(f"{library} does not deliver rows between neighbours rightly: {found[0]}")
+
+    def _compare(
+        self, got: NDArray[np.float64], want: NDArray[np.float64], round: int, terms: NDArray[np.int64]
+    ) -> list[str]:
+        """What is wrong in a round, in words."""
+        rounding = PRIME * torch.finfo(self._like.dtype).eps * (4 + terms[:, None])
+        wrong = np.argwhere(~(np.abs(got - want) <= rounding))
+        return [
+            f"rank {self._comm.rank} has {got[i, c]} instead of {want[i, c]} "
+            f"in column {c} of worker {self._here.start + i} after round {round}"
+            for i, c in wrong[:1]
+        ]
+
+
+def _numbers(workers: int, columns: int) -> NDArray[np.float64]:
+    """Integers below `PRIME`, (N, columns), that tell workers and columns apart."""
+    j, c = np.arange(workers)[:, None], np.arange(columns)
+    return (((7 + c) * j + c * (31 + j // PRIME)) % PRIME).astype(np.float64)
