@@ -1,0 +1,192 @@
+"""Neighbours over MPI against its in-process twin, on however many ranks mpirun started."""
+
+import pytest
+import torch
+
+from hpcopt.comm import neighbours, ring
+from hpcopt.comm.blocks import block
+from hpcopt.comm.local_neighbours import LocalNeighbours
+from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.neighbour_wire import Wire
+from hpcopt.comm.neighbours import MPINeighbours
+from hpcopt.comm.staging import Staging
+from hpcopt.math.mixing import mixing
+
+from .conftest import first_ranks
+
+pytestmark = pytest.mark.mpi
+CPU = torch.device("cpu")
+NAMED = ("ring", "torus", "star", "complete", "exponential", "erdos_renyi", "one_peer_exponential")
+IRREGULAR = "0 1\n0 2\n0 5\n1 3\n2 3 # a comment\n3 4\n4 8\n5 6\n5 8\n6 7\n0 8\n"
+
+
+def matrices(topology, N):
+    return mixing(topology, "metropolis", N, probability=0.6)
+
+
+def columns(N, m, dtype):
+    return torch.randn(N, m, dtype=dtype, generator=torch.Generator().manual_seed(N + m))
+
+
+def opened(comm, N, like, mixes, ordered=True):
+    return MPINeighbours(comm, N, like, mixes, Staging(CPU), ordered)
+
+
+def check(comm, mixes, m, dtype, beyond=0, rounds=2):
+    """Some mixes have the twin's bits and bytes; columns beyond m are left alone."""
+    N = mixes.N
+    here = block(N, comm.size, comm.rank)
+    everything = columns(N, m + beyond, dtype)
+    wide = everything[here.start : here.stop].clone()
+    X, whole = wide[:, :m], everything[:, :m].contiguous()
+    port, twin = opened(comm, N, X[0], mixes), LocalNeighbours(whole[0], mixes, ranks=comm.size)
+    mean = whole.double().mean(0)
+    for t in range(mixes.period + rounds):
+        port.mix(X, t)
+        twin.mix(whole, t)
+        assert torch.equal(X, whole[here.start : here.stop]), (mixes.topology, N, m, dtype, t)
+    assert torch.equal(wide[:, m:], everything[here.start : here.stop, m:])
+    total = torch.from_numpy(comm.allreduce(X.double().sum(0).numpy()))
+    assert torch.allclose(total / N, mean, rtol=0, atol=100 * torch.finfo(dtype).eps)
+    assert comm.allreduce(port.counter.bytes) == pytest.approx(comm.size * twin.counter.bytes)
+    assert comm.allreduce(port.counter.bytes_workers) == twin.counter.bytes_workers
+    assert port.counter.calls == twin.counter.calls
+    port.free()
+
+
+@pytest.mark.parametrize("topology", NAMED)
+def test_every_topology_has_the_twins_bits_and_bytes(comm, topology):
+    for N, dtype in ((4, torch.float64), (9, torch.float32), (64, torch.float32)):
+        check(comm, matrices(topology, N), 101, dtype, beyond=12)
+
+
+def test_chunks_pieces_and_one_column(comm, monkeypatch):
+    """More columns than are worked on at once, messages of a few numbers, and a single column."""
+    check(comm, matrices("ring", 5), 20_011, torch.float32, beyond=3)
+    monkeypatch.setattr("hpcopt.comm.gather.MAX_MESSAGE", 64)
+    check(comm, matrices("exponential", 9), 100, torch.float64, beyond=1)
+    check(comm, matrices("ring", 7), 1, torch.float32)
+    monkeypatch.setattr("hpcopt.comm.gather.MAX_MESSAGE", 1 << 30)
+    monkeypatch.setattr(ring, "SEGMENT_BYTES", 32)
+    monkeypatch.setattr("hpcopt.comm.neighbour_wire._on_node", lambda comm: frozenset())
+    check(comm, matrices("one_peer_exponential", 11), 50, torch.float32)
+
+
+def test_an_edge_list(comm, tmp_path):
+    path = comm.bcast(tmp_path) / "graph.txt"
+    if comm.rank == 0:
+        path.write_text(IRREGULAR)
+    comm.Barrier()
+    check(comm, matrices(str(path), 9), 33, torch.float64)
+
+
+def test_a_part_of_the_ranks(comm):
+    with first_ranks(comm, max(1, comm.size - 1)) as part:
+        if part is not None:
+            check(part, matrices("torus", 6), 10, torch.float64)
+
+
+def test_rows_go_through_host_memory_where_mpi_cannot_reach_them(comm, monkeypatch):
+    """As those of a GPU do: only rows that leave are copied."""
+    monkeypatch.setattr(neighbours, "Staging", Copying)
+    for topology in ("star", "one_peer_exponential"):
+        check(comm, matrices(topology, 9), 21, torch.float32, beyond=2)
+
+
+class Copying(Staging):
+    """Staging that copies as if the device were not the CPU."""
+
+    def __init__(self, device, aware):
+        super().__init__(device, aware)
+        self.direct, self._copies = False, {}
+
+    def out(self, tensor):
+        return self._copy("out", tensor).copy_(tensor).numpy()
+
+    def landing(self, tensor):
+        return self._copy("landing", tensor).fill_(torch.nan).numpy()
+
+    def back(self, wire, tensor):
+        tensor.copy_(torch.from_numpy(wire))
+
+    def _copy(self, use, tensor):
+        return self._copies.setdefault((use, tensor.shape), torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+def test_an_overlapped_mix_has_the_twins_bits(comm):
+    """Between plain ones, for every W of a period; X moves on in the meantime."""
+    mixes, m = matrices("one_peer_exponential", 9), 77
+    here = block(9, comm.size, comm.rank)
+    whole = columns(9, m, torch.float32)
+    X = torch.empty(len(here), m + 5)[:, :m].copy_(whole[here.start : here.stop])
+    port, twin = opened(comm, 9, whole[0], mixes), LocalNeighbours(whole[0], mixes, ranks=comm.size)
+    for t in range(9):
+        if t % 3 == 2:
+            port.mix(X, t)
+            twin.mix(whole, t)
+            continue
+        begun, there = port.begin(X, t), twin.begin(whole, t)
+        before, step = whole.clone(), columns(9, m, torch.float32) * (t + 1)
+        X += step[here.start : here.stop]
+        whole += step
+        port.finish(X, begun)
+        twin.finish(whole, there)
+        assert torch.equal(begun, before[here.start : here.stop])
+        W = torch.from_numpy(mixes.at(t).toarray()).float()
+        assert torch.allclose(whole, before + step + W @ before - before, rtol=0, atol=1e-4)
+        assert torch.equal(X, whole[here.start : here.stop])
+    assert comm.allreduce(port.counter.bytes) == pytest.approx(comm.size * twin.counter.bytes)
+    port.begin(X, 0)  # a job may end before it finishes
+    port.free()
+
+
+def test_requests_follow_the_memory(comm):
+    """Rows in new memory in every round, as wide as some and narrower than others."""
+    mixes = matrices("ring", 8)
+    here = block(8, comm.size, comm.rank)
+    whole = columns(8, 40, torch.float64)
+    port, twin = opened(comm, 8, whole[0], mixes), LocalNeighbours(whole[0], mixes)
+    kept = []
+    for t in range(6):
+        kept.append(whole[here.start : here.stop, : 40 - t].clone())
+        port.mix(kept[-1], t)
+        want = whole[:, : 40 - t].clone()
+        twin.mix(want, t)
+        assert torch.equal(kept[-1], want[here.start : here.stop])
+    assert len(port._wire._requests) <= 2
+    port.free()
+
+
+def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
+    mixes = matrices("complete", 40)
+    here = block(40, comm.size, comm.rank)
+    whole = columns(40, 100, torch.float64)
+    want = whole.clone()
+    LocalNeighbours(whole[0], mixes).mix(want, 0)
+    for reduction, error in (("ordered", 0.0), ("mpi", 1e-14)):
+        ports = MPIPorts(comm, 40, Staging(CPU), whole[0], reduction, overlap=False, remembered={})
+        X = whole[here.start : here.stop].clone()
+        ports.neighbours(whole[0], mixes).mix(X, 0)
+        assert float((X - want[here.start : here.stop]).abs().max()) <= error
+        assert ports.counters()["neighbours"].calls == 1
+        ports.free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_rows_that_go_astray_are_found_at_the_start_on_every_rank(comm, monkeypatch):
+    make = Wire._make
+
+    def swapped(wire, plan, rows, landing):
+        rows = dict(zip(rows, reversed(rows.values()), strict=True)) if comm.rank == 1 else rows
+        return make(wire, plan, rows, landing)
+
+    monkeypatch.setattr(Wire, "_make", swapped)
+    with pytest.raises(RuntimeError, match=r"MPI.* does not deliver rows .* instead of .* worker \d"):
+        opened(comm, 16, torch.zeros(9), matrices("ring", 16))
+
+
+def test_the_numbers_of_the_self_test_tell_workers_apart():
+    numbers = neighbours._numbers(1024, 5)
+    assert len({tuple(row) for row in numbers.tolist()}) == 1024
+    assert len({tuple(column) for column in numbers.T.tolist()}) == 5
+    assert numbers.max() < neighbours.PRIME
