@@ -19,6 +19,8 @@ from hpcopt.errors import UserError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hpcopt.math.mixing import Mixing
+
 _OTHER_MPI = (
     "mpirun or srun and mpi4py belong to different MPIs: put the matching mpirun first on PATH "
     "(source jobs/env.sh), or try srun --mpi=pmix"
@@ -35,8 +37,10 @@ _HDF5 = (
     "start in a directory on the cluster's parallel file system (Lustre, GPFS, BeeGFS); try "
     "OMPI_MCA_io=^ompio, and see that h5py and mpi4py use the same MPI"
 )
+_NO_GRAPHS = 'methods that average between neighbours need them: pip install "hpcopt[graphs]"'
 _CORES = "start fewer ranks per node, ask for more cores (--cpus-per-task), look at mpirun --bind-to, or set "
 ALLREDUCE_BYTES = 1 << 20
+GOSSIP_COLUMNS = 100_000
 FILE_BYTES = 16 << 20
 GIB = 1 << 30
 
@@ -91,6 +95,44 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
     if wrong:
         return fails(f"sums of sparse vectors are wrong: {', '.join(wrong)}", _OTHER_MPI)
     return ok(f"{', '.join(PLANS)} over {_count(comm.size, 'rank')}: right")
+
+
+def neighbours(comm: MPI.Comm) -> Finding:
+    """Averages between neighbours, one worker on a rank, whose result is known."""
+    from hpcopt.math.mixing import mixing
+
+    try:
+        import networkx  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError:
+        return note("not tried: networkx and scipy are not installed", _NO_GRAPHS)
+    topologies = ("ring", "one_peer_exponential")
+    try:
+        wrong = [name for name in topologies if not _averages(comm, mixing(name, "metropolis", comm.size))]
+    except RuntimeError as error:  # the port's own test
+        return fails(str(error), _OTHER_MPI)
+    if wrong:
+        return fails(f"averages between neighbours are wrong: {', '.join(wrong)}", _OTHER_MPI)
+    return ok(f"ring and one-peer exponential over {_count(comm.size, 'rank')}: right")
+
+
+def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
+    """Whether a period's mixes of the ranks' numbers come out right on every rank. Collective."""
+    import torch
+    from mpi4py import MPI
+
+    from hpcopt.comm.neighbours import MPINeighbours
+    from hpcopt.comm.staging import Staging
+
+    X = torch.full((1, GOSSIP_COLUMNS), float(comm.rank), dtype=torch.float64)
+    expected = np.arange(float(comm.size))
+    port = MPINeighbours(comm, comm.size, X[0], mixing, Staging(X.device))
+    for t, W in enumerate(mixing.matrices):
+        port.mix(X, t)
+        expected = W @ expected
+    port.free()
+    right = bool(np.allclose(X, expected[comm.rank], rtol=0, atol=1e-12 * comm.size))
+    return bool(comm.allreduce(right, MPI.LAND))
 
 
 def parallel_hdf5(comm: MPI.Comm) -> Finding:
@@ -203,8 +245,11 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-# the probes of later ports (neighbours, mailbox) go here, one line each
-PORTS = (Probe("sparse sums", sparse_sums, _OTHER_MPI, Where.TOGETHER),)
+# the probes of later ports (mailbox) go here, one line each
+PORTS = (
+    Probe("sparse sums", sparse_sums, _OTHER_MPI, Where.TOGETHER),
+    Probe("neighbours", neighbours, _OTHER_MPI, Where.TOGETHER),
+)
 
 LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)
 MESSAGES = Probe("message passing", message_passing, _NETWORK, Where.TOGETHER)

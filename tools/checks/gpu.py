@@ -28,14 +28,17 @@ import hpcopt
 from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.local import LocalReducer
+from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.plans import Plan
-from hpcopt.comm.ports import Reducer, SparseSum
+from hpcopt.comm.ports import Neighbours, Reducer, SparseSum
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.sparse_plans import PLANS
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.comm.world import world
+from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest
 from hpcopt.methods.base import Method
 from hpcopt.storage.slab import parallel_hdf5
@@ -134,6 +137,34 @@ def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
             report(Outcome(f"sparse.sum {exchange} {select}", size, kind, error, 0.0, base, seconds))
 
 
+def check_neighbours(comm: MPI.Comm, staging: Staging, report: Report) -> None:
+    """Plain and overlapped mixes over several graphs against the twin on the CPU. Collective."""
+    mine = block(WORKERS, comm.size, comm.rank)
+    for topology, size, dtype in product(("ring", "star", "one_peer_exponential"), SIZES, ROUNDING):
+        mixes = mixing(topology, "metropolis", WORKERS)
+        wide = torch.randn(WORKERS, size + 3, dtype=dtype, generator=torch.Generator().manual_seed(size))
+        want, outcomes = wide[:, :size].clone(), []
+        _mixed(want, LocalNeighbours(want[0], mixes))
+        for staged in (Staging(torch.device("cpu")), staging):
+            given = wide[mine.start : mine.stop].to(staged.device)[:, :size]
+            port = MPINeighbours(comm, WORKERS, given[0], mixes, staged)
+            outcomes.append(_timed(comm, partial(_mixed, port=port), given))
+            port.free()
+        (_, base), (got, seconds) = outcomes
+        kind, error = str(dtype).removeprefix("torch."), _error(comm, got, want[mine.start : mine.stop])
+        report(Outcome(f"neighbours {topology}", size, kind, error, ROUNDING[dtype], base, seconds))
+
+
+def _mixed(X: Tensor, port: Neighbours) -> Tensor:
+    """Every W of the longest period, twice, and an overlapped mix."""
+    for t in range(6):
+        port.mix(X, t)
+    snapshot = port.begin(X, 6)
+    X.mul_(1.5)
+    port.finish(X, snapshot)
+    return X
+
+
 def _chosen(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = largest(rows, k)
     return indices, rows.gather(1, indices)
@@ -161,7 +192,7 @@ def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -
             report(Outcome(f"{name}: {title}", 300, "float64", error, 1e-9, base, took))
 
 
-CHECKS = [check_reducer, check_sparse_sum]
+CHECKS = [check_reducer, check_sparse_sum, check_neighbours]
 
 
 def _calls(size: int) -> dict[str, tuple[Part, Call, bool]]:
