@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcopt.errors import HpcoptError, Interrupted, NotFinite, NothingToResume, UserError
     from hpcopt.methods.allreduce_sgd import AllreduceSGD
+    from hpcopt.methods.deprl import DePRL
+    from hpcopt.methods.fedavg import FedAvg
+    from hpcopt.methods.gossip import DPSGD, Local
+    from hpcopt.methods.gradient_tracking import GradientTracking
     from hpcopt.methods.powersgd import PowerSGD
     from hpcopt.methods.regtopk import RegTopK
     from hpcopt.methods.sparsified import RandomK, TopK
@@ -28,6 +32,11 @@ _HOMES = {
     "load": "hpcopt.report.load",
     "export": "hpcopt.report.export",
     "AllreduceSGD": "hpcopt.methods.allreduce_sgd",
+    "DePRL": "hpcopt.methods.deprl",
+    "DPSGD": "hpcopt.methods.gossip",
+    "FedAvg": "hpcopt.methods.fedavg",
+    "GradientTracking": "hpcopt.methods.gradient_tracking",
+    "Local": "hpcopt.methods.gossip",
     "RandomK": "hpcopt.methods.sparsified",
     "RegTopK": "hpcopt.methods.regtopk",
     "TopK": "hpcopt.methods.sparsified",
@@ -44,10 +53,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "DPSGD",
     "AllreduceSGD",
+    "DePRL",
+    "FedAvg",
+    "GradientTracking",
     "HpcoptError",
     "Interrupted",
     "LinearRegression",
+    "Local",
     "Network",
     "NotFinite",
     "NothingToResume",

@@ -116,7 +116,11 @@ class Job:
         )
         self._settle(self.ports)
         self._watchdog.beat("the method's start")
+        with agreed(self.comm):
+            self.method.prepare(self.problem)
         self.state = self.method.start(self.problem, self.ports)
+        for note in self.method.notes():
+            self.reporter.say(note)
         before = self._restore(*found) if found is not None else None
         self.directory.write_config()
         self.clock = Clock(device)
@@ -301,6 +305,7 @@ class Job:
                 "hosts": json.dumps(sorted(set(hosts or []))),
                 "config": json.dumps(self.config.tables()),
                 "chosen": json.dumps(self.ports.chosen),
+                "notes": "\n".join(self.method.notes()),
                 "device": f"{staging.device} ({staging.description})",
                 "end": "",
                 "stopped_by": "",

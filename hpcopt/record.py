@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from hpcopt.comm.gather import gather_rows
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.methods.base import Held, Method
+from hpcopt.methods.base import Method, Point
 from hpcopt.problems.base import Evaluation, Problem
 from hpcopt.storage.format import digest
 from hpcopt.storage.metrics import Schema
@@ -110,7 +112,9 @@ class Recorder:
         """Evaluates a state: column -> value, the same on every rank, for `RunFile.append`."""
         totals = self.totals()
         ports = totals.ports.values()
-        values, per_worker = self._evaluate(state)
+        with self._uncounted():
+            values, per_worker = self._evaluate(state)
+            values |= self._method.metrics(state)
         record: dict[str, Any] = {
             "metrics/round": round,
             "metrics/seconds": totals.seconds,
@@ -121,7 +125,6 @@ class Recorder:
             "metrics/passes": sum(port["passes"] for port in ports),
         }
         record |= {f"metrics/{name}": value for name, value in values.items()}
-        record |= {f"metrics/{name}": value for name, value in self._method.metrics(state).items()}
         record |= {f"workers/{name}": row for name, row in per_worker.items()}
         record |= {f"ports/{key}": [port[key] for port in ports] for key in ("calls", "bytes", "seconds")}
         return record
@@ -139,19 +142,34 @@ class Recorder:
 
     def _evaluate(self, state: Any) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Numbers of the whole run, and per-worker rows; sums run in the order of the workers."""
-        problem, X = self._problem, self._method.model(state)
-        shared = state.tensors()[self._method.model_field][0] is not Held.PER_WORKER
-        if shared:
+        means, rows = self._evaluate_at(self._method.model(state))
+        for name, point in self._method.others(state).items():
+            more_means, more_rows = self._evaluate_at(point)
+            means |= {f"{measure}_{name}": value for measure, value in more_means.items()}
+            rows |= {f"{measure}_{name}": row for measure, row in more_rows.items()}
+        return means, rows
+
+    def _evaluate_at(self, point: Point) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        problem, X = self._problem, point.X
+        if point.shared:
             self._check_same(X)
-        evaluation = problem.evaluate(X, self._mean_buffers() if shared else None, shared)
+        evaluation = problem.evaluate(X, self._mean_buffers() if point.shared else None, point.shared)
         if problem.optimum is not None:
             distance = ((X - problem.optimum) ** 2).sum(1).expand(problem.share.n)
             evaluation.add("distance", distance, torch.ones(problem.share.n))
         means, rows = self._means(evaluation)
         if problem.optimal_value is not None:
             means["gap"] = means["loss"] - problem.optimal_value
-        personal = {"loss"} if shared else set(rows)
+        personal = {"loss"} if point.shared else set(rows)
         return means, {name: row for name, row in rows.items() if name in personal}
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """What the ports do within costs no metric anything."""
+        before = {name: replace(counter) for name, counter in self._ports.counters().items()}
+        yield
+        for name, counter in self._ports.counters().items():
+            vars(counter).update(vars(before[name]))
 
     def _check_same(self, X: torch.Tensor) -> None:
         """A model that all ranks hold must be the same bits everywhere, or nothing that follows is right."""

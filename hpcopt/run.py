@@ -21,6 +21,11 @@ METHODS = {
     "topk": "hpcopt.methods.sparsified:TopK",
     "randomk": "hpcopt.methods.sparsified:RandomK",
     "powersgd": "hpcopt.methods.powersgd:PowerSGD",
+    "deprl": "hpcopt.methods.deprl:DePRL",
+    "dpsgd": "hpcopt.methods.gossip:DPSGD",
+    "gradient_tracking": "hpcopt.methods.gradient_tracking:GradientTracking",
+    "local": "hpcopt.methods.gossip:Local",
+    "fedavg": "hpcopt.methods.fedavg:FedAvg",
 }
 PROBLEMS = {
     "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",

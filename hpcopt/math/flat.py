@@ -29,6 +29,12 @@ def buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(memory[start : start + nbytes]).view(like.dtype).view(*shape)
 
 
+def buffer_of_rows(n: int, d: int, like: torch.Tensor) -> torch.Tensor:
+    """A `buffer` (n, d) whose rows are all `aligned`, for which there may be gaps between them."""
+    together = ALIGNMENT // like.element_size()
+    return buffer((n, -(-d // together) * together), like)[:, :d]
+
+
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, or an aligned copy: BLAS gives other last bits for the same numbers in unaligned memory."""
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

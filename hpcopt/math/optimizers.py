@@ -14,11 +14,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from hpcopt.config.base import FirstOrder, LearningRate
+    from hpcopt.config.methods import OwnStepsTable
 
 
-def learning_rate(table: LearningRate, round: int) -> float:
-    """The rate η for a round, counted from 0."""
-    rate = table.lr
+def learning_rate(table: LearningRate, round: int, lr: float | None = None) -> float:
+    """The rate η for a round, counted from 0, on the schedule of a table; ``lr`` in place of the table's."""
+    rate = table.lr if lr is None else lr
     if round < table.warmup_rounds:
         rate *= (round + 1) / table.warmup_rounds
     if table.schedule == "cosine":
@@ -76,3 +77,20 @@ def update(
         x.add_(g, alpha=-eta)
     else:
         x[support] = x[support].add_(g[support], alpha=-eta)
+
+
+def sgd(table: OwnStepsTable, x: Tensor, g: Tensor, m: Tensor, eta: float) -> None:
+    """One step of SGD or heavy ball with a clipped gradient, in place.
+
+    Args:
+        table: the settings.
+        x: the point, (m,); changed.
+        g: the gradient at x, same shape; may be overwritten.
+        m: the momentum, same shape, or empty if there is none; changed.
+        eta: η.
+    """
+    if table.clip:
+        g.mul_((table.clip / g.norm()).clamp_(max=1.0))
+    if table.weight_decay:
+        g.add_(x, alpha=table.weight_decay)
+    x.add_(m.mul_(table.momentum).add_(g) if table.momentum else g, alpha=-eta)

@@ -72,6 +72,20 @@ class StepInfo:
     done: bool = False
 
 
+@dataclass(frozen=True)
+class Point:
+    """Something to be evaluated.
+
+    Attributes:
+        X: (n, d), a model of each worker here, or (1, d), one model.
+        shared: whether it is one model for all N workers, the same bits on every rank; it is evaluated on
+            all test rows, and workers' own models on their own test rows.
+    """
+
+    X: Tensor
+    shared: bool
+
+
 S = TypeVar("S", bound=State)
 
 
@@ -89,19 +103,40 @@ class Method(ABC, Generic[S]):
     def __init__(self, settings: Table | None = None, /, **keys: Any) -> None:
         self.settings: Any = self.table(**keys) if settings is None else settings
 
+    def prepare(self, problem: Problem) -> None:
+        """Checks, before `start` and locally, what may be wrong on some ranks only (a file, say).
+
+        Raises:
+            UserError: the settings do not fit the problem.
+        """
+
     @abstractmethod
     def start(self, problem: Problem, ports: Ports) -> S:
         """Takes the problem and the ports, and gives the state of round 0. Collective."""
+
+    def notes(self) -> list[str]:
+        """What the user should know before the first round, one line each; asked for after `start`."""
+        return []
 
     @abstractmethod
     def step(self, state: S) -> StepInfo:
         """Makes one round, in place; the loop counts `State.round`. Collective."""
 
-    def model(self, state: S) -> Tensor:
-        """What is to be evaluated: (1, d) for a model that all workers share, or (n, d)."""
-        x: Tensor = getattr(state, self.model_field)
-        return x.view(-1, x.shape[-1])
+    def model(self, state: S) -> Point:
+        """What is to be evaluated."""
+        held, x = state.tensors()[self.model_field]
+        return Point(x.view(-1, x.shape[-1]), shared=held is not Held.PER_WORKER)
+
+    def others(self, state: S) -> dict[str, Point]:
+        """More points to evaluate; what is measured there is recorded as MEASURE_NAME.
+
+        Collective, outside the clock; what is sent for it is not counted.
+        """
+        return {}
 
     def metrics(self, state: S) -> dict[str, float]:
-        """More numbers for /metrics, the same on every rank. Collective, outside the clock."""
+        """More numbers for /metrics, the same on every rank.
+
+        Collective, outside the clock; what is sent for them is not counted.
+        """
         return {}

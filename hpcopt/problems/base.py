@@ -219,6 +219,26 @@ class Problem(ABC):
             self.samples += self.batch_rows(i, draw)
         return out
 
+    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part, out: Tensor) -> Tensor:
+        """`gradients` of one worker, for methods whose workers make several steps on their own.
+
+        Args:
+            i: the worker, from 0 here.
+            x: its point, (d,).
+            draw, part: as in `gradients`.
+            out: where to write, (m,), overwritten.
+
+        Returns:
+            ``out``.
+        """
+        self._add_gradient(i, aligned(x), draw, part, 1.0, out.zero_())
+        self.samples += self.batch_rows(i, draw)
+        return out
+
+    def batches_per_epoch(self, i: int) -> int:
+        """How many mini-batches worker i (from 0 here) has in an epoch."""
+        return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
+
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, reduce: Reduce = "none") -> Tensor:
         """Hessian-vector products ∇²f_n(x_n) v_n.
 
