@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -68,22 +69,22 @@ class Layout:
             n_shared=len(items) - sum(is_private),
         )
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The number of elements of each parameter."""
         return tuple(prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """The length d of the flat vector."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def shared(self) -> slice:
         """The shared parameters' range."""
         return slice(0, sum(self.sizes[: self.n_shared]))
 
-    @property
+    @cached_property
     def private(self) -> slice:
         """The private parameters' range (empty where there are none)."""
         return slice(self.shared.stop, self.dim)
@@ -91,6 +92,15 @@ class Layout:
     def part(self, part: str) -> slice:
         """The range of ``"all"``, ``"shared"`` or ``"private"`` parameters."""
         return {"all": slice(0, self.dim), "shared": self.shared, "private": self.private}[part]
+
+    def chosen(self, part: str) -> slice:
+        """Which of the names belong to ``"all"``, ``"shared"`` or ``"private"`` parameters."""
+        shared = self.n_shared
+        return {"all": slice(None), "shared": slice(shared), "private": slice(shared, None)}[part]
+
+    def tensors(self, flat: torch.Tensor, part: str = "all") -> list[torch.Tensor]:
+        """Views of a flat vector (d,), one for each parameter of a part, of its shape."""
+        return list(self.views(flat).values())[self.chosen(part)]
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named views of a flat vector of shape (..., d), each of shape (..., *shape); nothing is copied."""

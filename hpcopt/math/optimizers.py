@@ -79,18 +79,25 @@ def update(
         x[support] = x[support].add_(g[support], alpha=-eta)
 
 
-def sgd(table: OwnStepsTable, x: Tensor, g: Tensor, m: Tensor, eta: float) -> None:
+def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor], eta: float) -> None:
     """One step of SGD or heavy ball with a clipped gradient, in place.
 
     Args:
         table: the settings.
-        x: the point, (m,); changed.
-        g: the gradient at x, same shape; may be overwritten.
-        m: the momentum, same shape, or empty if there is none; changed.
+        x: the point, parameter by parameter; changed.
+        g: the gradient at x; may be overwritten.
+        m: the momentum, or nothing if there is none; changed.
         eta: η.
     """
     if table.clip:
-        g.mul_((table.clip / g.norm()).clamp_(max=1.0))
+        norm = torch.stack([g_p.norm() for g_p in g]).norm()
+        shorter = (table.clip / norm).clamp_(max=1.0)
+        for g_p in g:
+            g_p.mul_(shorter)
     if table.weight_decay:
-        g.add_(x, alpha=table.weight_decay)
-    x.add_(m.mul_(table.momentum).add_(g) if table.momentum else g, alpha=-eta)
+        for g_p, x_p in zip(g, x, strict=True):
+            g_p.add_(x_p, alpha=table.weight_decay)
+    if table.momentum:
+        g = [m_p.mul_(table.momentum).add_(g_p) for m_p, g_p in zip(m, g, strict=True)]
+    for x_p, g_p in zip(x, g, strict=True):
+        x_p.add_(g_p, alpha=-eta)

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import GradientTrackingTable
-from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import learning_rate
 from hpcopt.methods.base import State, StepInfo, per_worker
 from hpcopt.methods.gossip import Mixed, rows_of
@@ -47,18 +46,18 @@ class GradientTracking(Mixed[GradientTrackingState]):
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
         X = self._open(problem, ports)
-        self._g = buffer((problem.dim,), like=X)
         Y, G = rows_of(problem, problem.dim).zero_(), rows_of(problem, problem.dim).zero_()
         return GradientTrackingState(0, X, Y, G)
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""
-        eta, g = learning_rate(self.settings, state.round), self._g
+        eta, tensors = learning_rate(self.settings, state.round), self._problem.layout.tensors
         for i, (x, y, last) in enumerate(zip(state.X, state.Y, state.G, strict=True)):
             # y_i ← y_i + ∇f_i(x_i; now) − ∇f_i(x_i; last round)
-            self._problem.gradient(i, x, Draw(state.round), "all", g)
-            y.add_(g).sub_(last)
-            last.copy_(g)
+            now = self._problem.gradient(i, x, Draw(state.round))
+            for g, y_p, last_p in zip(now, tensors(y), tensors(last), strict=True):
+                y_p.add_(g).sub_(last_p)
+                last_p.copy_(g)
             # x_i ← x_i − η y_i
             x.add_(y, alpha=-eta)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j

@@ -1,7 +1,7 @@
 """The SGD steps that workers make on their own between two exchanges.
 
-One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, one
-gradient buffer of d numbers serves all workers, and workers need not make equally many steps.
+One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, no
+more than one gradient is in memory, and workers need not make equally many steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.config.methods import OwnStepsTable
-from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import learning_rate, sgd
 from hpcopt.problems.base import Draw, Part, Problem
 
@@ -24,8 +23,8 @@ class Phase:
     """Successive steps of one worker that move the same parameters.
 
     Attributes:
-        rates: the parts that each step moves at once, with their learning rates before the schedule; a
-            gradient is clipped in each of them separately.
+        rates: the parts that each step moves at once, in the order of the layout, with their learning rates
+            before the schedule; a gradient is clipped in each of them separately.
         steps: which of the worker's steps in a round these are.
         of: how many steps the worker makes in a round.
     """
@@ -50,7 +49,6 @@ class OwnSteps:
 
     def __init__(self, problem: Problem, settings: OwnStepsTable) -> None:
         self._problem, self._settings = problem, settings
-        self._g = buffer((problem.dim,), like=problem.initial())
 
     def count(self, i: int, steps: int | None, epochs: int | None) -> int:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
@@ -67,14 +65,12 @@ class OwnSteps:
             round: counted from 0.
         """
         layout, settings = self._problem.layout, self._settings
-        whole = layout.part(phase.part)
-        g = self._g[whole]
         moved = []
         for part, lr in phase.rates.items():
-            at = layout.part(part)
-            g_part = g[at.start - whole.start : at.stop - whole.start]
-            moved.append((x[at], g_part, m[at], learning_rate(settings, round, lr)))
+            momentum = layout.tensors(m, part) if len(m) else []
+            moved.append((layout.tensors(x, part), momentum, learning_rate(settings, round, lr)))
         for step in phase.steps:
-            self._problem.gradient(i, x, Draw(round, step, phase.of), phase.part, g)
-            for x_part, g_part, m_part, eta in moved:
-                sgd(settings, x_part, g_part, m_part, eta)
+            g = self._problem.gradient(i, x, Draw(round, step, phase.of), phase.part)
+            for xs, ms, eta in moved:
+                sgd(settings, xs, g[: len(xs)], ms, eta)
+                g = g[len(xs) :]

@@ -219,21 +219,24 @@ class Problem(ABC):
             self.samples += self.batch_rows(i, draw)
         return out
 
-    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part, out: Tensor) -> Tensor:
-        """`gradients` of one worker, for methods whose workers make several steps on their own.
+    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
+        """∇f_i, for methods whose workers make several steps on their own.
 
         Args:
             i: the worker, from 0 here.
             x: its point, (d,).
             draw, part: as in `gradients`.
-            out: where to write, (m,), overwritten.
 
         Returns:
-            ``out``.
+            One new tensor for each parameter of the part, as `Layout.tensors`.
         """
-        self._add_gradient(i, aligned(x), draw, part, 1.0, out.zero_())
         self.samples += self.batch_rows(i, draw)
-        return out
+        return self._gradient(i, aligned(x), draw, part)
+
+    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
+        out = torch.zeros_like(x)
+        self._add_gradient(i, x, draw, part, 1.0, out[self.layout.part(part)])
+        return self.layout.tensors(out, part)
 
     def batches_per_epoch(self, i: int) -> int:
         """How many mini-batches worker i (from 0 here) has in an epoch."""

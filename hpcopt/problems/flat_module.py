@@ -68,13 +68,17 @@ class FlatModule:
         self._buffers = _float_buffers(self.module)
         values = [getattr(buffer.owner, buffer.name).ravel() for buffer in self._buffers]
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
+        self._x: Tensor | None = None
         self.couples_rows = any(isinstance(m, _NormBase) for m in self.module.modules())
         self._check_momentum()
 
     def point(self, x: Tensor) -> None:
         """Makes x (d,) the module's parameters: they are views of x from now on."""
+        if self._x is not None and x.data_ptr() == self._x.data_ptr():
+            return  # as they are since the last step
         for name, view in self.layout.views(x.detach()).items():
             self._parameters[name].data = view
+        self._x = x
 
     def train(self, mode: bool) -> None:
         """Training or evaluation mode, as in torch."""
@@ -94,19 +98,27 @@ class FlatModule:
                 view.copy_(now.detach())
 
     @contextmanager
-    def accumulating(self, part: Part, out: Tensor) -> Iterator[None]:
-        """Within, ``backward`` adds the gradient of ``part`` to ``out`` (m,) and computes no other."""
-        names, views = self._part(part, out)
+    def accumulating(self, part: Part, out: Tensor | None) -> Iterator[None]:
+        """Within, ``backward`` adds the gradient of ``part`` to ``out`` (m,) and computes no other.
+
+        Without ``out`` it makes new tensors, for `gradient`, which saves two passes through memory.
+        """
+        names = self._names(part)
+        views = self._views(part, out) if out is not None and names else {}
         for name, parameter in self._parameters.items():
-            parameter.requires_grad_(name in views)
-        for name in names:
-            self._parameters[name].grad = views[name]
+            parameter.requires_grad_(name in names)
+            parameter.grad = views.get(name)
         try:
             with torch.enable_grad():
                 yield
         finally:
             for name in names:
                 self._parameters[name].grad = None  # else out would live as long as the module
+
+    def gradient(self, part: Part) -> list[Tensor]:
+        """What ``backward`` made within `accumulating`, where this is to be called; zeros where nothing."""
+        parameters = [self._parameters[name] for name in self._names(part)]
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
     @contextmanager
     def telling(self, ready: Ready | None) -> Iterator[None]:
@@ -156,17 +168,13 @@ class FlatModule:
                 product = _double_backward(at, point, direction)
         return torch.cat([product[name].ravel() for name in self.layout.names])
 
-    def _part(self, part: Part, flat: Tensor) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """Names of the parameters of a part, and their views of a vector (m,) of that part alone."""
-        chosen = {
-            "all": slice(None),
-            "shared": slice(0, self.layout.n_shared),
-            "private": slice(self.layout.n_shared, None),
-        }[part]
-        names = self.layout.names[chosen]
-        if not names:
-            return (), {}
-        return names, Layout(names, self.layout.shapes[chosen], len(names)).views(flat)
+    def _names(self, part: Part) -> tuple[str, ...]:
+        return self.layout.names[self.layout.chosen(part)]
+
+    def _views(self, part: Part, flat: Tensor) -> dict[str, Tensor]:
+        """The views that the parameters of a part have of a vector (m,) of that part alone."""
+        names, shapes = self._names(part), self.layout.shapes[self.layout.chosen(part)]
+        return Layout(names, shapes, len(names)).views(flat)
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split([buffer.shape.numel() for buffer in self._buffers]) if self._buffers else ()

@@ -159,19 +159,30 @@ class NetworkProblem(Problem):
         if self._decay:
             out.add_(x[self.layout.part(part)], alpha=scale * self._decay)
         self._module.point(x)
+        with self._module.accumulating(part, out):
+            self._backward(i, draw, scale, ready)
+
+    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
+        self._module.point(x)
+        with self._module.accumulating(part, None):
+            self._backward(i, draw, 1.0, None)
+            g = self._module.gradient(part)
+        if self._decay:
+            for g_p, x_p in zip(g, self.layout.tensors(x, part), strict=True):
+                g_p.add_(x_p, alpha=self._decay)
+        return g
+
+    def _backward(self, i: int, draw: Draw | None, scale: float, ready: Ready | None) -> None:
+        """Adds scale · ∇(loss) to what accumulates."""
         self._module.train(True)
-        with (
-            self._module.with_buffers(self.buffers[i]),
-            self._seeded(i, draw),
-            self._module.accumulating(part, out),
-        ):
+        with self._module.with_buffers(self.buffers[i]), self._seeded(i, draw):
             left = 1.0  # of the batch
             for piece, fraction in self._batch(i, draw):
                 left -= fraction
                 loss = self._batch_loss(self._module.module, piece=piece)
                 if loss.requires_grad:  # not where the part has no influence on the output
                     with self._module.telling(ready if left < 1e-9 else None):
-                        (loss * (scale * fraction)).backward()
+                        (loss if scale * fraction == 1 else loss * (scale * fraction)).backward()
 
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
         if self._forward_over_reverse is None:

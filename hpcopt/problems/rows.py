@@ -30,7 +30,10 @@ class Rows:
 
     def at(self, rows: Tensor | slice) -> Rows:
         """Some of the rows."""
-        return Rows(self.features[rows], self.targets[rows])
+        if isinstance(rows, slice):
+            return Rows(self.features[rows], self.targets[rows])
+        # a third of the time of self.features[rows]
+        return Rows(self.features.index_select(0, rows), self.targets.index_select(0, rows))
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def read_worker(data: Dataset, parts: Partition, worker: int, share: Share) -> W
 
 def pieces(rows: Rows, size: int) -> Iterator[Rows]:
     """The rows in order, ``size`` at a time."""
+    if 0 < len(rows) <= size:
+        yield rows
+        return
     for start in range(0, len(rows), size):
         yield rows.at(slice(start, start + size))
 
@@ -73,7 +79,7 @@ def standardised(features: Tensor, moments: tuple[float, float], dtype: torch.dt
     """
     mean, std = moments
     if moments != (0.0, 1.0):
-        return (features.to(dtype) - mean) / std
+        return (features.to(dtype) - mean).div_(std)
     return features if features.dtype in (torch.int32, torch.int64) else features.to(dtype)
 
 

@@ -36,8 +36,14 @@ METHODS = {
     "topk": {"lr": 0.01, "density": 0.3, "select": "global"},
     "randomk": {"lr": 0.01, "density": 0.3, "momentum": 0.9},
     "powersgd": {"lr": 0.01, "rank": 2},
+    "deprl": {"lr": 0.05, "momentum": 0.5, "head_steps": 2, "body_epochs": 1, "before_mixing": True},
+    "dpsgd": {"lr": 0.05, "topology": "one_peer_exponential", "local_steps": 2, "overlap": True},
+    "gradient_tracking": {"lr": 0.02},
+    "local": {"lr": 0.05, "local_steps": 2},
+    "fedavg": {"lr": 0.05, "momentum": 0.5, "local_steps": 2, "before_mixing": True},
 }
-COMPRESSED = sorted(METHODS.keys() - {"allreduce_sgd"})
+PERSONAL = ("deprl", "dpsgd", "fedavg", "gradient_tracking", "local")
+COMPRESSED = sorted(METHODS.keys() - {"allreduce_sgd", *PERSONAL})
 
 
 def run(comm, out, problem, method="allreduce_sgd", options=None, **keys):
@@ -116,6 +122,19 @@ def test_compressed_gradients_deterministic(comm, mpi_tmp_path, method):
     assert largest_difference(curves(comm, mpi_tmp_path, "mlp", method=method, **keys)) == 0.0
 
 
+@pytest.mark.parametrize("method", PERSONAL)
+def test_models_of_the_workers_own_agree(comm, mpi_tmp_path, method):
+    """To 1e-6, and deterministic to the bit; what evaluation sends is in no count."""
+    for keys, bound in (({"dtype": "float64"}, 1e-6), ({"dtype": "float32", "deterministic": True}, 0.0)):
+        runs = curves(comm, mpi_tmp_path / keys["dtype"], "mlp", method=method, **keys)
+        zero = [name for name in runs[0].data_vars if not runs[0][name].any()]
+        assert all(not run[name].any() for run in runs for name in zero if name not in MEASURED)
+        assert largest_difference([run.drop_vars(zero) for run in runs]) <= bound
+        sent = [float(run["bytes_sent"][-1]) for run in runs]
+        assert sent[0] == 0
+        assert [s > 0 for s in sent[1:]] == [method != "local"] * 3
+
+
 def test_the_way_to_the_optimum_and_the_same_bits_after_1000_rounds(comm, mpi_tmp_path):
     """Distances above 1e-12 agree; every evaluation fails if the ranks' parameters differ."""
     options = {"density": 0.6, "lr": 0.02, "exchange": "owner"}
@@ -136,6 +155,7 @@ RESUMED = {
     "adam": ("allreduce_sgd", {"lr": 0.01, "optimizer": "adam"}),
     "regtopk": ("regtopk", METHODS["regtopk"]),
     "powersgd": ("powersgd", METHODS["powersgd"]),
+    "deprl": ("deprl", METHODS["deprl"]),
 }
 
 
