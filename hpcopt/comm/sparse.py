@@ -39,7 +39,8 @@ class MPISparseSum:
         reducer: for the dense plan, freed with this port; its ``form`` says whether sums are ordered.
         exchange: the plan, or "auto".
         select: see `Ports.sparse_sum`.
-        costs: what "auto" and `affordable` rest upon.
+        costs: what the choice of a plan rests upon.
+        first: the costs where the run began, which `affordable` rests upon: a run keeps its density.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class MPISparseSum:
         exchange: Exchange,
         select: Select,
         costs: Costs,
+        first: Costs,
     ) -> None:
-        self._comm, self._reducer, self._costs = comm.Dup(), reducer, costs
+        self._comm, self._reducer, self._costs, self._first = comm.Dup(), reducer, costs, first
         self._exchange, self._select = exchange, select
         self._shape = Shape(len(like), workers, like.element_size(), reducer.form == "weighted")
         self._mine = len(block(workers, comm.size, comm.rank))
@@ -80,7 +82,7 @@ class MPISparseSum:
 
     def affordable(self, densities: tuple[float, ...]) -> float:
         """See `SparseSum`."""
-        return self._costs.affordable(self._shape, densities)
+        return self._first.affordable(self._shape, densities)
 
     def free(self) -> None:
         """See `SparseSum`. Collective."""

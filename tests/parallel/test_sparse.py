@@ -38,7 +38,7 @@ def opened(comm, workers, dim, dtype, ordered, exchange, select="local"):
     like = torch.zeros(dim, dtype=dtype)
     reduction = "ordered" if ordered else "mpi"
     costs = asdict(Costs(comm.size, latency=1e-5, bandwidth=1e9, dense=1e-9, select=1e-9))
-    remembered = {"sparse": costs}
+    remembered = {"sparse": {str(comm.size): costs}}
     ports = MPIPorts(comm, workers, Staging(CPU), like, reduction, overlap=False, remembered=remembered)
     return ports, ports.sparse_sum(like, exchange, select)
 
@@ -118,4 +118,11 @@ def test_what_was_measured_is_the_same_everywhere_and_used_again(comm):
     assert again.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == density
     assert again.chosen == ports.chosen
     again.free()
+    slow = asdict(Costs(2, latency=1e-3, bandwidth=1e5, dense=1e-3, select=1e-9))
+    elsewhere = MPIPorts(
+        comm, comm.size, Staging(CPU), like, "auto", False, remembered={"sparse": {"99": slow}}
+    )
+    assert elsewhere.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == 0.01  # as where the run began
+    assert list(elsewhere.chosen["sparse"]) == ["99", str(comm.size)]
+    elsewhere.free()
     assert LocalPorts(3).sparse_sum(like).affordable((1.0, 0.1)) == 1.0
