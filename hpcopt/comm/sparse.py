@@ -19,6 +19,7 @@ from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_by
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.sparse_plans import Costs, Shape, bounds, bytes_of, bytes_of_worker, sample
 from hpcopt.math.flat import buffer
+from hpcopt.math.optimizers import scattered
 from hpcopt.math.topk import largest, union
 
 Records = NDArray[np.void]
@@ -111,7 +112,7 @@ class MPISparseSum:
         return self._reducer.counter.bytes - before
 
     def _sum_everywhere(self, indices: Tensor, values: Tensor) -> float:
-        segments = self._gather(self._own_segments(indices, values))
+        segments = self._gather(self._own_segments(indices, values), self._segments, indices.shape[1])
         parts = [self._tensors(segment) for segment in segments]
         self._add(parts)
         self._support = union(torch.cat([where for where, _ in parts]))
@@ -206,16 +207,19 @@ class MPISparseSum:
         self._comm.Allgather(own, samples)
         return bounds(samples, self._comm.size, self._shape.dim)
 
-    def _gather(self, segments: list[Records], of_ranks: list[int] | None = None) -> list[Records]:
+    def _gather(self, segments: list[Records], of_ranks: list[int], k: int | None = None) -> list[Records]:
         """All ranks' segments, in their order. Collective.
 
         Args:
             segments: this rank's.
             of_ranks: how many each rank has.
+            k: entries of a single worker, where segments may be that.
         """
-        of_ranks = self._segments if of_ranks is None else of_ranks
-        lengths = np.empty(sum(of_ranks), np.int64)
-        self._comm.Allgatherv(np.array([len(s) for s in segments], np.int64), [lengths, of_ranks])
+        if k is not None and sum(of_ranks) == self._shape.workers:
+            lengths = np.full(self._shape.workers, k)
+        else:
+            lengths = np.empty(sum(of_ranks), np.int64)
+            self._comm.Allgatherv(np.array([len(s) for s in segments], np.int64), [lengths, of_ranks])
         everything = np.empty(lengths.sum(), self._shape.record)
         starts = np.cumsum([0, *of_ranks])
         itemsize = self._shape.record.itemsize
@@ -239,7 +243,7 @@ class MPISparseSum:
             self._dense.index_add_(0, where, what)
 
     def _clear(self) -> None:
-        if self._support is None:
-            self._dense.zero_()
-        else:
+        if self._support is not None and scattered(self._support, self._dense):
             self._dense[self._support] = 0
+        else:
+            self._dense.zero_()

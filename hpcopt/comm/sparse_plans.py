@@ -106,7 +106,8 @@ class Costs:
                 k = max(1, round(density * shape.dim))
                 result = shape.chance(k, shape.workers)
                 plan = self.fastest(shape, k, result)
-                seconds[density] = selection + self.exchange(plan, shape, k, result)
+                entries = math.ceil(shape.workers / self.ranks) * k * ENTRY_SECONDS
+                seconds[density] = selection + entries + self.exchange(plan, shape, k, result)
         bound = min(WORTH * min(seconds.values()), dense)
         return max(density for density, time in seconds.items() if time <= bound)
 
