@@ -56,14 +56,19 @@ class MPIPorts:
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
         reducer = self.reducer()
-        measured = self.chosen.setdefault(
-            "sparse", {}
-        )  # of the run's first job, then on other numbers of ranks
-        here = str(self._comm.size)
-        if here not in measured:
-            measured[here] = asdict(measure(self._comm, self._workers, reducer, like))
-        costs, first = Costs(**measured[here]), Costs(**next(iter(measured.values())))
-        port = MPISparseSum(self._comm, self._workers, like, reducer, exchange, select, costs, first)
+
+        def costs() -> tuple[Costs, Costs]:
+            measured = self.chosen.setdefault(
+                "sparse", {}
+            )  # where the run began, then on other numbers of ranks
+            here = str(self._comm.size)
+            if here not in measured:
+                measured[here] = asdict(measure(self._comm, self._workers, reducer, like))
+            return Costs(**measured[here]), Costs(**next(iter(measured.values())))
+
+        if exchange == "auto":
+            costs()  # before the run begins
+        port = MPISparseSum(self._comm, self._workers, like, reducer, exchange, select, costs)
         self._open["sparse"] = port
         return port
 

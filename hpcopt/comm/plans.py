@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Plan = Literal["mpi", "ring", "ordered"]
 REPEATS = 3
-PIECE_BYTES = 2 << 20
-"""of each rank, in the allgather that the bandwidth is measured with"""
+PIECE_BYTES, PIECES_BYTES = 2 << 20, 64 << 20
+"""of each rank and of all ranks, at most, in the allgather that the bandwidth is measured with"""
 MEASURED = 1 << 20
 """entries of a vector that dense sums are timed with; a longer one takes proportionally longer where that is
 slow, and is timed as it is where that is fast and caches matter"""
@@ -71,14 +71,15 @@ def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Cos
     seconds = dense(size)
     if size < len(like) and seconds * size < FAST:
         seconds = dense(len(like))
-    piece, all_pieces = np.zeros(PIECE_BYTES, np.uint8), np.zeros(PIECE_BYTES * comm.size, np.uint8)
+    length = min(PIECE_BYTES, max(1, PIECES_BYTES // comm.size))
+    piece, all_pieces = np.zeros(length, np.uint8), np.zeros(length * comm.size, np.uint8)
     one, ones = np.zeros(1), np.zeros(comm.size)
     latency = _seconds(comm, lambda: comm.Allgather(one, ones))
     large = _seconds(comm, lambda: comm.Allgather(piece, all_pieces))
     return Costs(
         comm.size,
         latency=latency,
-        bandwidth=PIECE_BYTES * (comm.size - 1) / max(large - latency, 1e-9),
+        bandwidth=length * (comm.size - 1) / max(large - latency, 1e-9),
         dense=seconds,
         select=select,
     )

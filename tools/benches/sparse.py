@@ -67,7 +67,7 @@ def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float
         found.setdefault("(in the port)", []).append(inside)
         g = last["exchange"]
         part("remember", lambda s=s, sent=sent, g=g: method._remember(state, s, sent, g))
-        state.counts[0], state.counts[1] = s.shape[1], g.entries
+        state.counts[0], state.counts[1] = s.shape[1], len(g.support)
         part(
             "apply",
             lambda g=g: optimizers.update(
