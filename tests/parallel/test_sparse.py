@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hpcopt
-
 from hpcopt.comm import gather, sparse_plans
 from hpcopt.comm.blocks import block
 from hpcopt.comm.local import LocalPorts
