@@ -23,7 +23,8 @@ SHOWN = ("loss", "test_loss", "accuracy", "gap", "distance")
 class Reporter:
     """Tells about one job; on all ranks but 0 it does nothing.
 
-    ``HPCOPT_PROGRESS=bar|lines|off`` overrides what stderr looks like (mpirun passes it on through a pipe).
+    ``HPCOPT_PROGRESS=bar|lines|off`` overrides what stderr looks like (mpirun passes it on through a pipe);
+    "off" leaves nothing but errors, and log.jsonl.
 
     Args:
         directory: where log.jsonl is.
@@ -95,6 +96,8 @@ class Reporter:
         if not self._active:
             return
         self.close()
+        if self._style == "off":
+            return
         table = Table("metric", "value", title="last record", title_justify="left")
         for name, value in record.items():
             if name.startswith("metrics/"):

@@ -36,7 +36,7 @@ class LocalSparseSum:
         ranks: int = 1,
         ordered: bool = False,
     ) -> None:
-        self._shape = Shape(len(like), workers, like.element_size(), ordered)
+        self._shape = Shape(len(like), workers, like.element_size(), ordered, select == "global")
         self._exchange, self._select, self._ranks = exchange, select, ranks
         self._like = like
         self.counter = Counter()
@@ -49,11 +49,14 @@ class LocalSparseSum:
             dense[where] += what
         k, support, steps = indices.shape[1], union(indices), 0
         if self._select == "global":
+            support = support[dense[support] != 0]
             mask, steps = keep_largest(dense[support].numpy(), k, np.asarray, lambda count: 0)
-            dropped = support[~torch.from_numpy(mask)]
-            support, dense[dropped] = support[torch.from_numpy(mask)], 0
+            dense[support[~torch.from_numpy(mask)]] = 0
+            support = support[torch.from_numpy(mask)]
         workers = bytes_of_worker(self._exchange, self._shape, k, len(support))
-        self.counter.add(start, self._bytes(indices, len(support), steps), self._shape.workers * workers)
+        passes = float(self._exchange == "dense")
+        sent = self._bytes(indices, len(support), steps)
+        self.counter.add(start, sent, self._shape.workers * workers, passes)
         return Aggregate(dense, support)
 
     def affordable(self, densities: tuple[float, ...]) -> float:

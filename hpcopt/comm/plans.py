@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 Plan = Literal["mpi", "ring", "ordered"]
 REPEATS = 3
-PIECE_BYTES = 256 << 10
-"""of each rank, in the allgather that the bandwidth is measured with"""
+PIECE_BYTES, PIECES_BYTES = 2 << 20, 64 << 20
+"""of each rank and of all ranks, at most, in the allgather that the bandwidth is measured with"""
 MEASURED = 1 << 20
-"""entries of a vector at most: a longer one takes proportionally longer"""
+"""entries of a vector that dense sums are timed with; a longer one takes proportionally longer where that is
+slow, and is timed as it is where that is fast and caches matter"""
+FAST = 0.02
+"""seconds"""
 
 
 def choose(comm: MPI.Comm, wanted: str, remembered: str, size: int, itemsize: int) -> Plan:
@@ -54,23 +57,31 @@ def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Cos
         reducer: for dense sums.
         like: a vector (d,) of the dtype and on the device of the values.
     """
-    size = min(len(like), MEASURED)
-    x = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)[None]
-    select = _seconds(comm, lambda: largest(x, max(1, size // 1000)))
+    x = torch.linspace(-1, 1, len(like), dtype=like.dtype, device=like.device)[None]
+    select = _seconds(comm, lambda: largest(x, max(1, len(like) // 1000))) / len(like)
     if comm.size == 1:  # nothing travels
-        return Costs(1, latency=0.0, bandwidth=1e12, dense=0.0, select=select / size)
-    rows = len(block(workers, comm.size, comm.rank)) if reducer.form == "weighted" else 1
-    vector = like.new_zeros((rows, size) if reducer.form == "weighted" else size)
-    piece, all_pieces = np.zeros(PIECE_BYTES, np.uint8), np.zeros(PIECE_BYTES * comm.size, np.uint8)
+        return Costs(1, latency=0.0, bandwidth=1e12, dense=0.0, select=select)
+
+    def dense(size: int) -> float:
+        rows = (len(block(workers, comm.size, comm.rank)),) if reducer.form == "weighted" else ()
+        vector = like.new_zeros((*rows, size))
+        return _seconds(comm, lambda: reducer.scalars(vector)) / size
+
+    size = min(len(like), MEASURED)
+    seconds = dense(size)
+    if size < len(like) and seconds * size < FAST:
+        seconds = dense(len(like))
+    length = min(PIECE_BYTES, max(1, PIECES_BYTES // comm.size))
+    piece, all_pieces = np.zeros(length, np.uint8), np.zeros(length * comm.size, np.uint8)
     one, ones = np.zeros(1), np.zeros(comm.size)
     latency = _seconds(comm, lambda: comm.Allgather(one, ones))
     large = _seconds(comm, lambda: comm.Allgather(piece, all_pieces))
     return Costs(
         comm.size,
         latency=latency,
-        bandwidth=PIECE_BYTES * (comm.size - 1) / max(large - latency, 1e-9),
-        dense=_seconds(comm, lambda: reducer.scalars(vector)) / size,
-        select=select / size,
+        bandwidth=length * (comm.size - 1) / max(large - latency, 1e-9),
+        dense=seconds,
+        select=select,
     )
 
 

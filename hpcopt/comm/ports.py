@@ -135,22 +135,16 @@ class Aggregate:
     """The sum of sparse vectors; valid until the next sum through the same port.
 
     Attributes:
-        dense: (d,), zero outside of ``support``.
-        support: where it may differ from zero, (u,) int64, ascending; None: anywhere.
+        dense: (d,), zero outside of ``support``; belongs to the port and must not be changed.
+        support: the entries that at least one worker gave, (u,) int64, ascending; after a global selection
+            those that are left.
     """
 
     dense: Tensor
-    support: Tensor | None
-
-    @property
-    def entries(self) -> int:
-        """How many entries the sum has; where nobody kept count, those that are not zero."""
-        return int(torch.count_nonzero(self.dense)) if self.support is None else len(self.support)
+    support: Tensor
 
     def holds(self, indices: Tensor) -> Tensor:
         """Which of some indices are in the support, bool, same shape."""
-        if self.support is None:
-            return torch.ones_like(indices, dtype=torch.bool)
         if not len(self.support):
             return torch.zeros_like(indices, dtype=torch.bool)
         at = torch.searchsorted(self.support, indices.contiguous()).clamp_(max=len(self.support) - 1)
@@ -243,5 +237,5 @@ class Ports(Protocol):
         Args:
             like: a vector (d,) of the dtype and on the device of the values.
             exchange: the plan, or "auto".
-            select: "global": of every sum, only the k largest entries are kept.
+            select: "global": of every sum, only the k largest entries that are not zero are kept.
         """

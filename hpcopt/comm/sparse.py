@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +17,9 @@ from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.global_topk import STEP_BYTES, keep_largest
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
 from hpcopt.comm.reducer import MPIReducer
-from hpcopt.comm.sparse_plans import Costs, Shape, bounds, bytes_of, bytes_of_worker, sample
+from hpcopt.comm.sparse_plans import Costs, Shape, bits, bounds, bytes_of, bytes_of_worker, sample
 from hpcopt.math.flat import buffer
+from hpcopt.math.optimizers import scattered
 from hpcopt.math.topk import largest, union
 
 Records = NDArray[np.void]
@@ -39,7 +40,8 @@ class MPISparseSum:
         reducer: for the dense plan, freed with this port; its ``form`` says whether sums are ordered.
         exchange: the plan, or "auto".
         select: see `Ports.sparse_sum`.
-        costs: what "auto" and `affordable` rest upon.
+        costs: gives what was measured on these ranks, which the choice of a plan rests upon, and where the
+            run began, which `affordable` rests upon: a run keeps its density. Collective at the first call.
     """
 
     def __init__(
@@ -50,15 +52,16 @@ class MPISparseSum:
         reducer: MPIReducer,
         exchange: Exchange,
         select: Select,
-        costs: Costs,
+        costs: Callable[[], tuple[Costs, Costs]],
     ) -> None:
         self._comm, self._reducer, self._costs = comm.Dup(), reducer, costs
         self._exchange, self._select = exchange, select
-        self._shape = Shape(len(like), workers, like.element_size(), reducer.form == "weighted")
+        ordered = reducer.form == "weighted"
+        self._shape = Shape(len(like), workers, like.element_size(), ordered, select == "global")
         self._mine = len(block(workers, comm.size, comm.rank))
         self._segments = sizes(workers, comm.size) if self._shape.ordered else [1] * comm.size
         self._dense = buffer(like.shape, like).zero_()
-        self._support: Tensor | None = torch.empty(0, dtype=torch.int64, device=like.device)
+        self._support = torch.empty(0, dtype=torch.int64, device=like.device)
         self.counter = Counter()
 
     def sum(self, indices: Tensor, values: Tensor, expected: int = 0) -> Aggregate:
@@ -74,13 +77,14 @@ class MPISparseSum:
         else:
             sent = self._sum_everywhere(indices, values)
         aggregate = Aggregate(self._dense, self._support)
-        workers = bytes_of_worker(self._exchange, self._shape, k, aggregate.entries)
-        self.counter.add(start, sent, self._mine * workers)
+        workers = bytes_of_worker(self._exchange, self._shape, k, len(self._support))
+        self.counter.add(start, sent, self._mine * workers, passes=float(plan == "dense"))
         return aggregate
 
     def affordable(self, densities: tuple[float, ...]) -> float:
-        """See `SparseSum`."""
-        return self._costs.affordable(self._shape, densities)
+        """See `SparseSum`. Collective."""
+        _, first = self._costs()
+        return first.affordable(self._shape, densities)
 
     def free(self) -> None:
         """See `SparseSum`. Collective."""
@@ -92,7 +96,8 @@ class MPISparseSum:
             return self._exchange
         if self._comm.size == 1:
             return "allgather"
-        return self._costs.fastest(self._shape, k, expected or self._shape.chance(k, self._shape.workers))
+        costs, _ = self._costs()
+        return costs.fastest(self._shape, k, expected or self._shape.chance(k, self._shape.workers))
 
     # --- the plans: each leaves the sum in _dense and _support, and gives the bytes that this rank sent
 
@@ -104,12 +109,22 @@ class MPISparseSum:
         else:
             self._add(zip(indices, values, strict=True))
             self._reducer.sum(self._dense)
-        self._support = None
+        self._support = self._union(indices)
         self._keep_largest(indices.shape[1])
-        return self._reducer.counter.bytes - before
+        union_bytes = allreduce_bytes(bits(self._shape.dim), self._comm.size)
+        return self._reducer.counter.bytes - before + union_bytes
+
+    def _union(self, indices: Tensor) -> Tensor:
+        """The entries that some worker on some rank gives. Collective."""
+        given = np.zeros(self._shape.dim, dtype=bool)
+        given[indices.cpu().numpy().ravel()] = True
+        packed = np.packbits(given)
+        self._comm.Allreduce(MPI.IN_PLACE, packed, MPI.BOR)
+        support = np.flatnonzero(np.unpackbits(packed, count=self._shape.dim))
+        return torch.from_numpy(support).to(self._dense.device)
 
     def _sum_everywhere(self, indices: Tensor, values: Tensor) -> float:
-        segments = self._gather(self._own_segments(indices, values))
+        segments = self._gather(self._own_segments(indices, values), self._segments, indices.shape[1])
         parts = [self._tensors(segment) for segment in segments]
         self._add(parts)
         self._support = union(torch.cat([where for where, _ in parts]))
@@ -136,22 +151,24 @@ class MPISparseSum:
         self._dense[where] = 0
         if self._select == "local":
             return result, 0
-        kept, steps = keep_largest(
-            result["value"].copy(),
-            k,
-            lambda counts: self._comm.allreduce(counts),
-            lambda count: sum(self._comm.allgather(count)[: self._comm.rank]),
-        )
+        result = result[result["value"] != 0]
+        kept, steps = keep_largest(result["value"].copy(), k, self._total, self._before)
         return result[kept], steps
+
+    def _total(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        self._comm.Allreduce(MPI.IN_PLACE, counts)
+        return counts
+
+    def _before(self, count: int) -> int:
+        """The sum over the ranks before this one."""
+        return sum(self._comm.allgather(count)[: self._comm.rank])
 
     def _keep_largest(self, k: int) -> None:
         """Of a sum that every rank has: only the k largest entries, where they are to be selected again."""
         if self._select == "local":
             return
-        if self._support is None:
-            kept = largest(self._dense[None], k)[0]
-        else:
-            kept = self._support[largest(self._dense[self._support][None], min(k, len(self._support)))[0]]
+        support = self._support[self._dense[self._support] != 0]
+        kept = support[largest(self._dense[support][None], min(k, len(support)))[0]]
         values = self._dense[kept]
         self._clear()
         self._dense[kept], self._support = values, kept
@@ -180,15 +197,14 @@ class MPISparseSum:
         )
         lengths = np.split(incoming, np.cumsum(self._segments)[:-1])
         received = [np.empty(of_rank.sum(), self._shape.record) for of_rank in lengths]
-        requests, leaving = [], []
-        for rank in range(ranks):
-            pieces = [s[e[rank] : e[rank + 1]] for s, e in zip(segments, edges, strict=True)]
-            leaving.append(np.concatenate(pieces))
+        requests: list[MPI.Request] = []
+        for rank in ((me + step) % ranks for step in range(ranks)):  # not all to the same one at once
+            leaving = np.concatenate([s[e[rank] : e[rank + 1]] for s, e in zip(segments, edges, strict=True)])
             if rank == me:
-                received[rank] = leaving[rank]
+                received[rank] = leaving
                 continue
             requests += gather.in_pieces(self._comm.Irecv, received[rank].view(np.uint8), rank)
-            requests += gather.in_pieces(self._comm.Isend, leaving[rank].view(np.uint8), rank)
+            requests += gather.in_pieces(self._comm.Isend, leaving.view(np.uint8), rank)
         MPI.Request.Waitall(requests)
         mine = [
             segment
@@ -204,16 +220,19 @@ class MPISparseSum:
         self._comm.Allgather(own, samples)
         return bounds(samples, self._comm.size, self._shape.dim)
 
-    def _gather(self, segments: list[Records], of_ranks: list[int] | None = None) -> list[Records]:
+    def _gather(self, segments: list[Records], of_ranks: list[int], k: int | None = None) -> list[Records]:
         """All ranks' segments, in their order. Collective.
 
         Args:
             segments: this rank's.
             of_ranks: how many each rank has.
+            k: entries of a single worker, where segments may be that.
         """
-        of_ranks = self._segments if of_ranks is None else of_ranks
-        lengths = np.empty(sum(of_ranks), np.int64)
-        self._comm.Allgatherv(np.array([len(s) for s in segments], np.int64), [lengths, of_ranks])
+        if k is not None and sum(of_ranks) == self._shape.workers:
+            lengths = np.full(self._shape.workers, k)
+        else:
+            lengths = np.empty(sum(of_ranks), np.int64)
+            self._comm.Allgatherv(np.array([len(s) for s in segments], np.int64), [lengths, of_ranks])
         everything = np.empty(lengths.sum(), self._shape.record)
         starts = np.cumsum([0, *of_ranks])
         itemsize = self._shape.record.itemsize
@@ -237,7 +256,7 @@ class MPISparseSum:
             self._dense.index_add_(0, where, what)
 
     def _clear(self) -> None:
-        if self._support is None:
-            self._dense.zero_()
-        else:
+        if scattered(self._support, self._dense):
             self._dense[self._support] = 0
+        else:
+            self._dense.zero_()

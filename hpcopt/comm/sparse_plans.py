@@ -4,7 +4,7 @@ plan       what happens                                                  words o
 allgather  everybody gets everybody's entries and adds them up           2 (Σ own) (P − 1)/P
 owner      the owner of a range gets its entries, adds them up, and      2 own off rank
            tells everybody                                               + 2 union (P − 1)/P
-dense      an allreduce of d numbers                                     2 d (P − 1)/P
+dense      an allreduce of d numbers, and of d bits for the union      2 d (P − 1)/P
 
 The owner plan follows Ok-Topk (Li & Hoefler, PPoPP 2022); switching to dense, SparCML (Renggli et al., SC
 2019). Symbols: N workers, n of them on a rank, P ranks, d entries, k of them sent by each worker.
@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcopt.comm.global_topk import BITS, STEP_BYTES
 from hpcopt.comm.ports import allreduce_bytes, gather_bytes
 
 Plan = Literal["allgather", "owner", "dense"]
@@ -42,12 +43,14 @@ class Shape:
         workers: N.
         itemsize: bytes of a value.
         ordered: every worker's entries are added by themselves, in the order of the workers.
+        selects: only the largest entries of the sum are kept.
     """
 
     dim: int
     workers: int
     itemsize: int
     ordered: bool = False
+    selects: bool = False
 
     @property
     def record(self) -> np.dtype[np.void]:
@@ -90,7 +93,8 @@ class Costs:
             return self.latency * hops + nbytes / self.bandwidth + own * self.ranks * ENTRY_SECONDS
         nbytes = gather_bytes(round((own + result) * entry), self.ranks)
         # lengths, samples, entries, and the result's lengths and entries
-        return self.latency * 5 * hops + nbytes / self.bandwidth + (2 * own + result) * ENTRY_SECONDS
+        calls = 5 + (1 + selection_steps(shape) if shape.selects else 0)
+        return self.latency * calls * hops + nbytes / self.bandwidth + (2 * own + result) * ENTRY_SECONDS
 
     def fastest(self, shape: Shape, k: int, result: float) -> str:
         """The plan that is predicted to be fastest."""
@@ -106,7 +110,8 @@ class Costs:
                 k = max(1, round(density * shape.dim))
                 result = shape.chance(k, shape.workers)
                 plan = self.fastest(shape, k, result)
-                seconds[density] = selection + self.exchange(plan, shape, k, result)
+                entries = math.ceil(shape.workers / self.ranks) * k * ENTRY_SECONDS
+                seconds[density] = selection + entries + self.exchange(plan, shape, k, result)
         bound = min(WORTH * min(seconds.values()), dense)
         return max(density for density, time in seconds.items() if time <= bound)
 
@@ -126,7 +131,7 @@ def bytes_of(
     """
     entry = shape.record.itemsize
     if plan == "dense":
-        return allreduce_bytes(shape.dim * shape.itemsize, parts)
+        return allreduce_bytes(shape.dim * shape.itemsize, parts) + allreduce_bytes(bits(shape.dim), parts)
     if plan == "allgather":
         return gather_bytes(round(own * parts * entry), parts)
     return off_rank * entry + gather_bytes(round(result * entry), parts)
@@ -135,8 +140,22 @@ def bytes_of(
 def bytes_of_worker(exchange: str, shape: Shape, k: int, result: int) -> float:
     """Bytes that a worker on a rank of its own sends: with the plan that needs fewest, if it is "auto"."""
     off_rank = k * (shape.workers - 1) / shape.workers
-    plans = PLANS if exchange == "auto" else (exchange,)
-    return min(bytes_of(plan, shape, shape.workers, k, off_rank, result) for plan in plans)
+    found: dict[str, float] = {
+        plan: bytes_of(plan, shape, shape.workers, k, off_rank, result) for plan in PLANS
+    }
+    if shape.selects:
+        found["owner"] += selection_steps(shape) * allreduce_bytes(STEP_BYTES, shape.workers)
+    return min(found.values()) if exchange == "auto" else found[exchange]
+
+
+def bits(dim: int) -> int:
+    """Bytes that say for each of d entries whether somebody gave it."""
+    return (dim + 7) // 8
+
+
+def selection_steps(shape: Shape) -> int:
+    """Histograms that a global selection sums, at the most."""
+    return math.ceil(8 * shape.itemsize / BITS)
 
 
 def sample(indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1)]
 class Table(BaseModel):
     """A table of the config: unknown keys are errors, types are not converted, values do not change."""
 
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """keys that a run cannot change when it goes on, because what it carries along depends on them"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 

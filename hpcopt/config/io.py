@@ -7,6 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +91,15 @@ def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = directory / "config.toml"
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
-    return load(path, overrides)
+    begun, config = load(path).method, load(path, overrides)
+    changed = [
+        f"[method] {key} = {getattr(config.method, key)!r}: the run was begun with {getattr(begun, key)!r}, "
+        "and what it carries along depends on it; start another run"
+        for key in sorted(begun.fixed)
+        if type(config.method) is type(begun) and getattr(config.method, key) != getattr(begun, key)
+    ]
+    _fail(str(path), changed)
+    return config
 
 
 def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
@@ -206,19 +215,28 @@ def _validate(table: type[T], name: str, values: Mapping[str, Any], errors: list
         return table.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"[{name}] " if name else ""
-        errors += [prefix + _explain(table, detail) for detail in error.errors()]
+        for _, details in groupby(error.errors(), key=lambda detail: detail["loc"][:1]):
+            errors.append(prefix + _explain(table, list(details)))
         return None
 
 
-def _explain(table: type[Table], detail: Any) -> str:
-    reason = _REASONS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+def _explain(table: type[Table], details: list[Any]) -> str:
+    """What is wrong with one key; where it may be of several types there is a detail for each of them."""
+    reasons = [_REASONS.get(d["type"], d["msg"].removeprefix("Value error, ")) for d in details]
+    detail = details[0]
     if not detail["loc"]:
-        return reason
-    key = ".".join(str(part) for part in detail["loc"] if part not in ("constrained-int", "int"))
+        return "; ".join(reasons)
+    key = ".".join(str(part) for part in detail["loc"] if not _is_type(part))
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(table.model_fields))
         return f"{key}: unknown key{_suggest(key, table.model_fields)}; allowed: {allowed}"
-    return f"{key} = {detail['input']!r}: {reason[0].lower() + reason[1:]}"
+    reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
+    return f"{key} = {detail['input']!r}: {reason}"
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of an error's place is one of a key's types, and not a key or a place in a list."""
+    return isinstance(part, str) and (part in ("int", "float", "str", "bool") or "-" in part or "[" in part)
 
 
 def _suggest(word: str, allowed: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ class AllreduceSGDTable(FirstOrder):
 class SparsifiedTable(FirstOrder):
     """How many entries of the gradient are sent; mixed into every sparsifier."""
 
+    fixed = frozenset({"density", "k", "per_layer", "density_warmup_rounds", "density_start"})
     k: Count | None = None
     """entries that each worker sends, in place of density"""
     per_layer: bool = False
@@ -27,18 +28,28 @@ class SparsifiedTable(FirstOrder):
     density_start: Annotated[float, Field(gt=0, le=1)] = 0.25
     """the density of round 0 where there is such a warm-up"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _k_replaces_the_default_density(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {"density": None} | values if values.get("k") is not None else values
+
     @model_validator(mode="after")
     def _one_of_density_and_k(self) -> SparsifiedTable:
-        if getattr(self, "density", None) is not None and self.k is not None:
-            raise ValueError("density and k say the same thing: give one of them")
+        density = getattr(self, "density", None)
+        if (density is None) == (self.k is None):
+            raise ValueError(
+                f"density = {density}, k = {self.k}: give one of them, which says how many entries"
+            )
+        if self.k is not None and self.per_layer:
+            raise ValueError("k counts entries of all tensors together: with per_layer = true give density")
         return self
 
 
 class SparseSumTable(SparsifiedTable):
     """How sparse vectors are summed; mixed into every sparsifier whose workers choose for themselves."""
 
-    density: Density | Literal["auto"] | None = None
-    """entries that each worker sends, as a fraction of d (0.01 if k is not given either); "auto": the largest
+    density: Density | Literal["auto"] | None = 0.01
+    """entries that each worker sends, as a fraction of d (above 0, at most 1); "auto": the largest
     of 1 (dense), 0.1, 0.03, 0.01, 0.003, 0.001 that the network, measured at the start, makes worth while"""
     exchange: Literal["auto", "allgather", "owner", "dense"] = "auto"
     """how sparse vectors are summed over ranks; "auto" takes what a cost model predicts to be fastest"""
@@ -64,13 +75,14 @@ class RegTopKTable(SparseSumTable):
 class RandomKTable(SparsifiedTable):
     """All workers send the same k random entries of each round (random-k with error feedback)."""
 
-    density: Density | None = None
-    """entries that each worker sends, as a fraction of d (0.01 if k is not given either)"""
+    density: Density | None = 0.01
+    """entries that each worker sends, as a fraction of d (above 0, at most 1)"""
 
 
 class PowerSGDTable(FirstOrder):
     """Gradients of rank r, by power iteration with error feedback (PowerSGD, arXiv 1905.13727)."""
 
+    fixed = frozenset({"rank"})
     rank: Count = 1
     """r: a parameter tensor, seen as a matrix of a rows and b columns, is sent as r(a + b) numbers where that
     is less than ab, else whole"""

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+SWEEP = 64
+"""entries that a sweep passes in the time of one that is picked out"""
+
 if TYPE_CHECKING:
     from hpcopt.config.base import FirstOrder, LearningRate
     from hpcopt.config.methods import OwnStepsTable
@@ -73,9 +76,9 @@ def update(
     elif table.momentum:
         m.mul_(table.momentum).add_(g)
         x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
-    elif support is None or table.weight_decay:
+    elif support is None or table.weight_decay or not scattered(support, x):
         x.add_(g, alpha=-eta)
-    else:
+    else:  # the same bits
         x[support] = x[support].add_(g[support], alpha=-eta)
 
 
@@ -101,3 +104,8 @@ def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor],
         g = [m_p.mul_(table.momentum).add_(g_p) for m_p, g_p in zip(m, g, strict=True)]
     for x_p, g_p in zip(x, g, strict=True):
         x_p.add_(g_p, alpha=-eta)
+
+
+def scattered(support: Tensor, x: Tensor) -> bool:
+    """Whether so few entries of a vector are changed one by one faster than all of it in one sweep."""
+    return SWEEP * len(support) < len(x)

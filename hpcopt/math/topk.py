@@ -1,8 +1,8 @@
 """Selection of the largest entries of long vectors, and what sparsification with error feedback needs.
 
-The largest k of d entries are found exactly, in about two passes over the vector: a strided sample gives a
-threshold that surely more than k entries exceed, one pass collects those, and only they are compared with
-each other. A poor threshold costs time, never the result.
+The largest k of d entries are found exactly, in little more than one pass over the vector: a strided sample
+gives a threshold that surely k entries reach, one pass collects what exceeds it, and only that is compared.
+A poor threshold costs time, never the result.
 
 Symbols: n workers, d entries, k of them chosen.
 """
@@ -82,7 +82,8 @@ def union(indices: Tensor) -> Tensor:
     """The different numbers in an int64 tensor of any shape, ascending, (u,)."""
     if indices.device.type != "cpu":
         return torch.unique(indices)
-    ordered = np.sort(indices.numpy(), axis=None)  # vectorised, unlike torch.unique
+    # a stable sort merges the ascending runs that workers' indices are; torch.unique does not know of them
+    ordered = np.sort(indices.numpy(), axis=None, kind="stable")
     first = np.ones(len(ordered), dtype=bool)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     return torch.from_numpy(ordered[first])
@@ -90,33 +91,43 @@ def union(indices: Tensor) -> Tensor:
 
 def _largest(x: Tensor, k: int) -> Tensor:
     """`largest` of one long vector (d,)."""
-    sample = x[:: max(1, len(x) // SAMPLE)].abs()
+    sample = _magnitude(x[:: max(1, len(x) // SAMPLE)])
     expected = k * len(sample) / len(x)
     wanted = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # surely enough: four standard deviations
     while wanted < len(sample) // 4:
         threshold = float(torch.topk(sample, wanted, sorted=False).values.min())
-        candidates = _not_below(x, threshold)
-        if len(candidates) >= k:
-            return candidates[_exactly(x[candidates], k)]
+        above = _where(x, threshold, above=True, enough=len(x))
+        if len(above) >= k:
+            return above[_exactly(x[above], k)]
+        equal = _where(x, threshold, above=False, enough=k - len(above))
+        if len(above) + len(equal) == k:  # many entries are the same, zeros for example
+            return torch.cat([above, equal]).sort().values
         wanted *= 4  # the sample was not like the rest
     return _exactly(x, k)
 
 
-def _not_below(x: Tensor, threshold: float) -> Tensor:
-    """Where |x| is not less than the threshold, ascending."""
+def _where(x: Tensor, threshold: float, above: bool, enough: int) -> Tensor:
+    """Where |x| is above, or else equal to, a threshold: the first ``enough`` places, ascending."""
     if x.device.type != "cpu":
-        return torch.nonzero(~(x.abs() < threshold))[:, 0]
+        magnitude = _magnitude(x)
+        return torch.nonzero(magnitude > threshold if above else magnitude == threshold)[:enough, 0]
     values = x.numpy()
-    magnitude = np.empty(min(CHUNK, len(values)), values.dtype)
-    below = np.empty(len(magnitude), dtype=bool)
-    found = []
+    magnitudes = np.empty(min(CHUNK, len(values)), values.dtype)
+    chosen = np.empty(len(magnitudes), dtype=bool)
+    found, missing = [], enough
     for start in range(0, len(values), CHUNK):
         piece = values[start : start + CHUNK]
         at = slice(0, len(piece))
-        np.abs(piece, out=magnitude[at])
-        np.less(magnitude[at], threshold, out=below[at])
-        np.logical_not(below[at], out=below[at])
-        found.append(np.flatnonzero(below[at]) + start)
+        np.abs(piece, out=magnitudes[at])
+        if above:  # a nan is: it is not less or equal
+            np.less_equal(magnitudes[at], threshold, out=chosen[at])
+            np.logical_not(chosen[at], out=chosen[at])
+        else:
+            np.equal(magnitudes[at], threshold, out=chosen[at])
+        found.append(np.flatnonzero(chosen[at])[:missing] + start)
+        missing -= len(found[-1])
+        if not missing:
+            break
     return torch.from_numpy(np.concatenate(found))
 
 

@@ -33,7 +33,6 @@ from hpcopt.methods.base import Method, StepInfo, per_worker, replicated
 from hpcopt.problems.base import Draw, Problem
 
 AUTO = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
-DEFAULT_DENSITY = 0.01
 
 
 @dataclass
@@ -60,11 +59,16 @@ class Sparsified(Method[S]):
             UserError: k is larger than the number of parameters.
         """
         self._problem = problem
-        self._open(problem, ports)
         self._sizes = list(problem.layout.sizes) if self.settings.per_layer else [problem.dim]
+        if self.settings.k is not None and self.settings.k > problem.dim:
+            raise UserError(
+                f"[method] k = {self.settings.k}: there are {problem.dim} parameters; "
+                f"allowed are 1 to {problem.dim}"
+            )
+        self._open(problem, ports)
         self._density = self._settled_density()
-        rounds = range(self.settings.density_warmup_rounds + 1)
-        self._most = max((k for k in map(self._k, rounds) if k < problem.dim), default=0)
+        rounds = range(self.settings.density_warmup_rounds + 1)  # k never grows
+        self._most = next((k for k in map(self._k, rounds) if k < problem.dim), 0)
         self._dense = AllreduceSGD(self.settings)
         start = self._dense.start(problem, ports)
         e = buffer((problem.share.n, problem.dim if self._most else 0), like=start.x).zero_()
@@ -88,9 +92,11 @@ class Sparsified(Method[S]):
         # g = Σ s_n∘a_n
         g = self._sum(state, s, sent)
         self._remember(state, s, sent, g)
-        state.counts[0], state.counts[1] = k, g.entries
+        state.counts[0], state.counts[1] = k, len(g.support)
         # x ← x − η g
-        optimizers.update(self.settings, state.x, g.dense, state.m, state.v, state.round, g.support)
+        changes = self.settings.weight_decay or self.settings.nesterov  # g, which belongs to the port
+        G = g.dense.clone() if changes else g.dense
+        optimizers.update(self.settings, state.x, G, state.m, state.v, state.round, g.support)
         return StepInfo()
 
     def metrics(self, state: S) -> dict[str, float]:
@@ -125,16 +131,10 @@ class Sparsified(Method[S]):
     # --- how many, and which ---------------------------------------------------------------------------
 
     def _settled_density(self) -> float:
-        settings, d = self.settings, self._problem.dim
-        if settings.density == "auto":
+        if self.settings.density == "auto":
             return self._affordable()
-        if settings.k is None:
-            return settings.density or DEFAULT_DENSITY
-        if settings.k > d:
-            raise UserError(
-                f"[method] k = {settings.k}: the problem has {d} parameters; allowed are 1 to {d}"
-            )
-        return settings.k / d
+        density: float = self.settings.density or self.settings.k / self._problem.dim
+        return density
 
     def _ks(self, round: int) -> list[int]:
         """How many entries each worker sends in a round, of all parameters or of each tensor."""

@@ -34,7 +34,7 @@ def test_the_twin_is_a_dense_sum():
     total = LocalSparseSum(5, torch.zeros(D, dtype=torch.float64)).sum(indices, values)
     dense = torch.zeros(5, D, dtype=torch.float64).scatter_(1, indices, values).sum(0)
     assert torch.allclose(total.dense, dense, rtol=0, atol=1e-14)
-    assert total.entries == len(total.support) == len(np.unique(indices))
+    assert len(total.support) == len(np.unique(indices))
     assert total.holds(indices).all()
     assert not total.holds(torch.tensor([next(i for i in range(D) if i not in total.support)])).any()
 
@@ -48,10 +48,10 @@ def test_bytes_of_the_owner_plan(kind):
     for ranks in (2, 4, 8, 16, 32):
         chosen = indices[:ranks], values[:ranks]
         exact = LocalSparseSum(ranks, torch.zeros(D), "owner", ranks=ranks)
-        union = exact.sum(*chosen).entries
+        union = len(exact.sum(*chosen).support)
         assert exact.counter.bytes <= 1.1 * entry * (K + union)
         again = LocalSparseSum(ranks, torch.zeros(D), "owner", "global", ranks=ranks)
-        assert again.sum(*chosen).entries == min(K, union)
+        assert len(again.sum(*chosen).support) == min(K, union)
         words.append(again.counter.bytes / word)
     assert max(words) <= 6 * K
     assert words[-1] <= 1.5 * words[1]
@@ -109,6 +109,8 @@ def test_indices_travel_as_32_bits_while_they_fit():
 def test_workers_bytes_are_those_of_the_leanest_plan():
     shape = Shape(1000, 4, 4)
     each = {plan: bytes_of_worker(plan, shape, 10, 10) for plan in PLANS}
-    assert each == {"allgather": 3 * 80, "owner": 2 * 0.75 * 80, "dense": 2 * 0.75 * 4000}
+    assert each == {"allgather": 3 * 80, "owner": 2 * 0.75 * 80, "dense": 2 * 0.75 * (4000 + 125)}
+    again = bytes_of_worker("owner", Shape(1000, 4, 4, selects=True), 10, 10)
+    assert again == each["owner"] + 7 * 2 * 0.75 * 32 * 8  # seven histograms of 32 numbers
     assert bytes_of_worker("auto", shape, 10, 10) == each["owner"]
     assert bytes_of_worker("auto", shape, 900, 1000) == each["dense"]

@@ -213,5 +213,6 @@ def test_the_optimum_is_reached_where_topk_stalls(tmp_path, density):
 def test_too_many_entries_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"k = 41: .* 1 to 40"):
         hpcopt.TopK(k=41).start(problem(), LocalPorts(N))
-    with pytest.raises(Exception, match="give one of them"):
-        hpcopt.TopK(k=4, density=0.1)
+    for wrong in ({"k": 4, "density": 0.1}, {"k": 4, "per_layer": True}):
+        with pytest.raises(Exception, match="give"):
+            hpcopt.TopK(**wrong)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.distributed
+from common import hosts, seconds, start_gloo
 from mpi4py import MPI
 
 from hpcopt.comm.reducer import MPIReducer
@@ -23,25 +20,6 @@ from hpcopt.problems.network import Network
 
 ELEMENTS = 11_000_000  # float32: 44 MB
 REPEATS = 5
-
-
-def seconds(comm: MPI.Comm, call: Callable[[], object]) -> float:
-    """The slowest rank's time of one call."""
-    comm.Barrier()
-    start = time.perf_counter()
-    call()
-    return float(comm.allreduce(time.perf_counter() - start, MPI.MAX))
-
-
-def start_gloo(comm: MPI.Comm) -> None:
-    """A process group over the same ranks, through the same interface."""
-    address = socket.gethostbyname(socket.gethostname())
-    with socket.socket() as free:
-        free.bind((address, 0))
-        port = free.getsockname()[1]
-    address, port = comm.bcast((address, port))
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "eth0"}
-    torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
 
 
 def overlapping(comm: MPI.Comm) -> list[tuple[float, float]]:
@@ -87,11 +65,11 @@ def main() -> None:
             assert max(array[-1], float(tensor[-1])) == comm.size
             if repeat:
                 times[name].append(took)
-    hosts = len(set(comm.allgather(socket.gethostname())))
+    count = hosts(comm)
     ring.free()
     steps = overlapping(comm)
     if comm.rank == 0:
-        print(f"{hosts} hosts, {comm.size} ranks, {' '.join(sys.argv[1:])}, 44 MB, medians of {REPEATS}")
+        print(f"{count} hosts, {comm.size} ranks, {' '.join(sys.argv[1:])}, 44 MB, medians of {REPEATS}")
         ring_times = times["ring over the hosts"]
         for name, values in times.items():
             ratio = statistics.median(a / b for a, b in zip(ring_times, values, strict=True))
