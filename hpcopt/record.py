@@ -145,8 +145,8 @@ class Recorder:
         means, rows = self._evaluate_at(self._method.model(state))
         for name, point in self._method.others(state).items():
             more_means, more_rows = self._evaluate_at(point)
-            means |= {f"{measure}_{name}": value for measure, value in more_means.items()}
-            rows |= {f"{measure}_{name}": row for measure, row in more_rows.items()}
+            means |= {f"{name}_{measure}": value for measure, value in more_means.items()}
+            rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
         return means, rows
 
     def _evaluate_at(self, point: Point) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:

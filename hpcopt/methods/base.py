@@ -128,7 +128,7 @@ class Method(ABC, Generic[S]):
         return Point(x.view(-1, x.shape[-1]), shared=held is not Held.PER_WORKER)
 
     def others(self, state: S) -> dict[str, Point]:
-        """More points to evaluate; what is measured there is recorded as MEASURE_NAME.
+        """More points to evaluate; what is measured there is recorded as NAME_MEASURE.
 
         Collective, outside the clock; what is sent for it is not counted.
         """

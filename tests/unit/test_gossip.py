@@ -319,11 +319,11 @@ def test_columns_and_notes_of_a_run(tmp_path):
         found[type(method).__name__] = hpcopt.load(out)
     for name, data in found.items():
         metrics, workers = data["metrics"], data["workers"]
-        kinds = {"accuracy", "accuracy_global"} | ({"accuracy_before_mixing"} if name != "Local" else set())
+        kinds = {"accuracy", "global_accuracy"} | ({"before_mixing_accuracy"} if name != "Local" else set())
         assert kinds <= set(metrics.data_vars)
-        for kind in kinds - {"accuracy_global"}:
+        for kind in kinds - {"global_accuracy"}:
             np.testing.assert_allclose(metrics[kind], workers[kind].mean("worker"), rtol=1e-12)
-        assert "accuracy_global" not in workers
+        assert "global_accuracy" not in workers
         assert ("consensus" in metrics) == (name != "FedAvg")
     assert found["Local"]["metrics/bytes_workers"].values.tolist() == [0, 0, 0]
     assert found["Local"].attrs["notes"] == ""
