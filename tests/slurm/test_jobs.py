@@ -22,6 +22,8 @@ from hpcopt.config.methods import METHOD_TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = 20  # seconds; the promise is an error within 15
+# a problem with private parameters
+HEADED = {"kind": "network", "dataset": "digits", "hidden": [8], "batch_size": 8}
 RATES = ["0.01", "0.02", "0.05", "0.1"]
 HOSTILE = """it's "$(touch canary)" `touch canary`; touch canary & é #%j \\"""
 
@@ -162,7 +164,8 @@ def test_every_method_as_under_mpirun(customer):
     configs = {}
     for method, table in METHOD_TABLES.items():
         settings = {"lr": 0.05} | ({"density": 0.5} if "density" in table.model_fields else {})
-        configs[method] = customer.write(method, QUICK | {"method": settings}, run={"method": method})
+        tables = QUICK | {"method": settings} | ({"problem": HEADED} if method == "deprl" else {})
+        configs[method] = customer.write(method, tables, run={"method": method})
     jobs = {method: customer.submit(config) for method, config in configs.items()}
     for method, job in jobs.items():
         here = customer.home / f"{method}-mpirun"
