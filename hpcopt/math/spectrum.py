@@ -38,7 +38,7 @@ def second_largest(matrices: tuple[csr_array, ...]) -> float:
         matrices: W_0 … W_{τ-1}, (N, N), with rows that sum to 1.
 
     Returns:
-        Of one matrix the second largest modulus of an eigenvalue; of several, with the product P, ‖P − J‖₂^(1/τ).
+        Of one matrix the second largest modulus of an eigenvalue; of several ‖P − J‖₂^(1/τ), P their product.
     """
     value = _modulus(matrices[0]) if len(matrices) == 1 else _norm(matrices)
     if value < ROUNDING:  # before the root, which would make a number of it
