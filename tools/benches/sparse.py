@@ -86,7 +86,7 @@ def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[st
     sent = state.e.gather(1, s)
     k, entries = s.shape[1], int(state.counts[1])
     shape = Shape(problem.dim, comm.size, sent.element_size())
-    costs = method._port._costs
+    costs, _ = method._port._costs()
     lines = [
         f"  costs as measured at the start: latency {costs.latency * 1e6:.0f} µs, "
         f"{costs.bandwidth / 1e6:.0f} MB/s sent per rank, dense {costs.dense * problem.dim:.3f} s, "

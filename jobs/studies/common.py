@@ -1,0 +1,172 @@
+"""What all studies share: cases run as MPI jobs, their metrics read back, and Markdown tables.
+
+A case is a config with some keys changed; its run lives in runs/studies/STUDY/CASE. What is finished is never
+run again, what was stopped goes on from its checkpoint, so a study's one command may be stopped at any time
+and started again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from launch import ROOT, Case, work
+
+import hpcopt
+from hpcopt.config import load as load_config
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Case", "Study", "paired", "spread", "table"]
+
+
+class Study:
+    """The runs of one study.
+
+    Args:
+        name: its directory below runs/studies.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.directory = ROOT / "runs" / "studies" / name
+        self._finished: dict[Case, xarray.DataTree] = {}
+
+    def data(self, case: Case) -> xarray.DataTree | None:
+        """A finished run's results; None while it is not finished.
+
+        Raises:
+            SystemExit: the run was made with other settings than the case has now.
+        """
+        if case in self._finished:
+            return self._finished[case]
+        try:
+            data = hpcopt.load(self.directory / case.name)
+        except hpcopt.UserError:
+            return None
+        if not data.attrs["end"]:
+            return None
+        wanted, found = load_config(case.config, case.overrides).tables(), json.loads(data.attrs["config"])
+        other = [
+            f"{table}.{key} = {found[table][key]!r}, now {value!r}"
+            for table, values in wanted.items()
+            for key, value in values.items()
+            if key != "out" and found[table].get(key, value) != value
+        ]
+        if other:
+            sys.exit(
+                f"{self.directory / case.name}: was run with {'; '.join(other)}. Remove it to run it anew"
+            )
+        self._finished[case] = data
+        return data
+
+    def finished(self, cases: Iterable[Case]) -> list[tuple[Case, xarray.DataTree]]:
+        """The cases that are finished, with their results."""
+        found = [(case, self.data(case)) for case in cases]
+        return [(case, data) for case, data in found if data is not None]
+
+    def series(self, case: Case, name: str) -> list[float]:
+        """A metric at every record of a case; empty while it is not finished."""
+        data = self.data(case)
+        return [] if data is None else np.asarray(data[f"metrics/{name}"]).tolist()
+
+    def column(self, cases: Sequence[Case], name: str, record: int = -1) -> list[float]:
+        """A metric of every case at one of its records; nan where a run or its record is missing."""
+        every = [self.series(case, name) for case in cases]
+        return [s[record] if -len(s) <= record < len(s) else math.nan for s in every]
+
+    def run(self, cases: Sequence[Case]) -> None:
+        """Runs what is missing, as many cases at once as there are cores for their ranks.
+
+        Raises:
+            SystemExit: stopped by a signal, or cases have failed (after all others were run).
+        """
+        waiting = [case for case in cases if self.data(case) is None]
+        if not waiting:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit(f"{self.directory}: this study runs already")
+            (self.directory / "machine.json").write_text(json.dumps(machine()))
+            failed = work(self.directory, waiting, lock.fileno())
+        failed += [case.name for case in waiting if case.name not in failed and self.data(case) is None]
+        if failed:
+            sys.exit(f"failed, see their .log files in {self.directory}: {', '.join(failed)}")
+
+    def about(self, cases: Sequence[Case]) -> str:
+        """A sentence on when, from which commit and on how many ranks the cases were run."""
+        runs = [data.attrs for _, data in self.finished(cases)]
+        if not runs:
+            return f"None of {len(cases)} runs is finished."
+        runs.sort(key=lambda attrs: str(attrs["end"]))
+        days, commits = (
+            " to ".join(dict.fromkeys(str(runs[at][key])[:length] for at in (0, -1)))
+            for key, length in (("end", 10), ("commit", 12))
+        )
+        ranks = " or ".join(sorted({str(attrs["ranks"]) for attrs in runs}))
+        return f"{len(runs)} of {len(cases)} runs finished; {days}, commit {commits}, {ranks} rank(s) each."
+
+    def where(self) -> str:
+        """A sentence on the machine of the latest runs."""
+        file = self.directory / "machine.json"
+        return json.loads(file.read_text()) if file.is_file() else "Nothing was run yet."
+
+
+def machine() -> str:
+    """CPU, cores, memory, versions, and whether the sources are those of the commit."""
+    from hpcopt.storage.provenance import versions
+
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    mpi = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False).stdout
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    git = ["git", "-C", str(ROOT), "status", "--porcelain", "hpcopt"]
+    changed = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return (
+        f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, "
+        f"{platform.system()} {platform.machine()}; {libraries}, {(mpi.splitlines() or [''])[0]}"
+        + ("; the package had changes that were not committed yet." if changed else ".")
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Mean ± standard deviation over the seeds; "–" where a run is missing."""
+    if not values or any(math.isnan(value) for value in values):
+        return "–"
+    mean = format(statistics.fmean(values), form)
+    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+
+
+def paired(first: Sequence[float], second: Sequence[float], form: str = "+.2f") -> str:
+    """Mean of first − second, seed by seed, with its 95 % interval (Student's t)."""
+    from scipy import stats
+
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    if n < 2 or any(math.isnan(value) for value in differences):
+        return "–"
+    mean = statistics.fmean(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

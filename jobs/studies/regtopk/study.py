@@ -1,0 +1,78 @@
+"""RegTop-k against dense SGD, Top-k, random-k and PowerSGD: runs what is missing and writes RESULTS.md.
+
+    python jobs/studies/regtopk/study.py [PART …] [--ranks 2] [--table-only]
+
+The parts are toy, linear, tune, fashion (which needs tune) and why; without one, all. Stop it at any time:
+the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import analytic  # noqa: E402  (the path comes first)
+import comparison  # noqa: E402
+import fashion  # noqa: E402
+import why  # noqa: E402
+from common import Study  # noqa: E402
+
+PARTS = ("toy", "linear", "tune", "fashion", "why")
+HEAD = """# RegTop-k: what came out
+
+Written by `python jobs/studies/regtopk/study.py`; do not edit. [README.md](README.md) says what it means.
+Numbers are means ± standard deviations over seeds; intervals are 95 %, Student's t on differences between
+runs with the same seed (same data, start and mini-batches)."""
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
+    parser.add_argument("--ranks", type=int, default=2, help="of the Fashion-MNIST runs (default 2)")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
+    arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(wrong))}: no such part; there are {', '.join(PARTS)}")
+    study = Study("regtopk")
+    try:
+        if not arguments.table_only:
+            run(study, arguments.parts or PARTS, arguments.ranks)
+    finally:  # also the results so far of a study that was stopped
+        write(study)
+
+
+def run(study: Study, parts: list[str] | tuple[str, ...], ranks: int) -> None:
+    """Runs what is missing of some parts, in the order of `PARTS`."""
+    if "toy" in parts:
+        study.run(list(analytic.toy_cases().values()))
+    if "linear" in parts:
+        study.run(analytic.linear_cases())
+    if {"tune", "fashion", "why"} & set(parts):
+        fashion.tune(study, ranks)
+    if "fashion" in parts:
+        study.run(comparison.final_cases(study, ranks))
+    if "why" in parts:
+        why.measure(study)
+
+
+def write(study: Study) -> None:
+    """Writes RESULTS.md from all finished runs."""
+    sections = [
+        f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}",
+        analytic.toy_section(study),
+        analytic.linear_section(study),
+        comparison.section(study),
+        fashion.tuning_section(study),
+        why.section(study),
+    ]
+    (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""How often RegTop-k decides otherwise than Top-k would, and why: measured in one process, without MPI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from analytic import linear_case
+from common import Case, Study, table
+from comparison import final_case
+from fashion import DENSITIES, variants
+
+from hpcopt.config import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROUNDS, EVERY = 200, 10
+"""rounds that are watched; every so many, the workers' gradients are compared with each other"""
+LINEAR_DENSITY, SEED = 0.55, 1
+TEXT = """r = |g_prev / (ω â)| on what a worker sent last round: 1 where no other worker sent the entry, small
+where the workers' entries cancelled. Percentages: of all r, those that are 1 and those below ½; of the k
+entries, those sent last round that plain Top-k would choose again from the same error memories, and those
+where RegTop-k's choice differs from plain Top-k's. Cosines between two workers' gradients as the method sees
+them: 10 / 50 / 90 % over pairs and rounds."""
+
+
+def cases(study: Study) -> dict[str, Case]:
+    """Label -> the run of the study whose first rounds are watched; those known so far."""
+    found: dict[str, Case | None] = {
+        f"linear regression {LINEAR_DENSITY}": linear_case("RegTop-k", LINEAR_DENSITY, SEED)
+    }
+    for density in DENSITIES:
+        variant = next(v for v in variants() if v.name == f"regtopk-{density}")
+        found[f"Fashion-MNIST {density}"] = final_case(study, variant, SEED)
+    return {label: case for label, case in found.items() if case is not None}
+
+
+def measure(study: Study) -> None:
+    """Makes what is missing."""
+    for label, case in cases(study).items():
+        file = _file(study, case)
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(_watch(case)), encoding="utf-8")
+            partial.replace(file)
+            print(f"why: {label}", flush=True)
+
+
+def section(study: Study) -> str:
+    """What was seen."""
+    rows = []
+    for label, case in cases(study).items():
+        file = _file(study, case)
+        if file.is_file():
+            seen = json.loads(file.read_text(encoding="utf-8"))
+            low, middle, high = seen["quantiles"]
+            shares = [f"{100 * seen[key]:.1f}" for key in ("alone", "cancelled", "again", "changed")]
+            rows.append(
+                [label, f"{low:.3g} / {middle:.3g} / {high:.3g}", *shares, *_cosines(seen["cosines"])]
+            )
+    return "\n\n".join(
+        [
+            f"## Why: the first {ROUNDS} rounds of RegTop-k (μ = 4, seed {SEED}), looked at from inside",
+            TEXT,
+            table(
+                [
+                    "problem, k/d",
+                    "r: 10 / 50 / 90 %",
+                    "r = 1, %",
+                    "r < ½, %",
+                    "again, %",
+                    "changed, %",
+                    "cosines",
+                ],
+                rows,
+            ),
+        ]
+    )
+
+
+def _cosines(quantiles: list[float]) -> list[str]:
+    return [" / ".join(f"{value:.2f}" for value in quantiles)]
+
+
+def _file(study: Study, case: Case) -> Path:
+    return study.directory / "why" / f"{case.name.replace('/', '-')}.json"
+
+
+def _watch(case: Case) -> dict[str, Any]:
+    """Runs the case's method and notes, per round, its ratios and choices."""
+    import torch
+
+    from hpcopt.comm.local import LocalPorts
+    from hpcopt.math.topk import UNSENT
+    from hpcopt.methods.regtopk import RegTopK, RegTopKState
+    from hpcopt.problems.base import Draw, Share
+    from hpcopt.run import PROBLEMS, _load
+
+    class Watched(RegTopK):
+        """Notes before it chooses."""
+
+        def _choose(self, state: RegTopKState) -> Tensor:
+            plain, chosen = self._largest(state), super()._choose(state)
+            last = slice(0, self._previous(state)[0])
+            s, sent, back = state.s[:, last], state.sent[:, last], state.back[:, last]
+            if s.shape[1]:
+                ratios.append(torch.where(sent == 0, UNSENT, (back / sent).abs()).flatten().numpy())
+                changed.append(1 - _shared(plain, chosen))
+                again.append(_shared(plain, s))
+            return chosen
+
+    config = load(case.config, case.overrides)
+    workers = config.run.workers
+    dtype = torch.float32 if config.run.dtype == "float32" else torch.float64
+    recipe = _load(PROBLEMS[config.problem.kind]).from_table(config.problem, workers)
+    problem = recipe.bind(Share(range(workers), workers, config.run.seed, dtype))
+    ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
+    method = Watched(config.method)
+    state = method.start(problem, LocalPorts(workers))
+    pairs = np.triu_indices(workers, 1)
+    for round in range(ROUNDS):
+        if round % EVERY == 0:
+            unit = torch.nn.functional.normalize(problem.gradients(state.x, Draw(round)), dim=1)
+            cosines.append((unit @ unit.T).numpy()[pairs])
+        method.step(state)
+        state.round += 1
+    every = np.concatenate(ratios)
+    return {
+        "quantiles": np.quantile(every, (0.1, 0.5, 0.9)).tolist(),
+        "alone": float((every == 1).mean()),
+        "cancelled": float((every < 0.5).mean()),
+        "changed": float(np.mean(changed)),
+        "again": float(np.mean(again)),
+        "cosines": np.quantile(np.concatenate(cosines), (0.1, 0.5, 0.9)).tolist(),
+    }
+
+
+def _shared(first: Tensor, second: Tensor) -> float:
+    """How many of the entries in each row of ``first`` are in that of ``second`` too, as a fraction."""
+    rows = zip(first.numpy(), second.numpy(), strict=True)
+    return float(np.mean([np.isin(a, b, assume_unique=True).mean() for a, b in rows]))
