@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ _REASONS = {
     "finite_number": "must be a finite number",
     "missing": "is missing",
 }
+# pydantic's words for the types that a key may have
+_TYPE = re.compile(r"int|float|str|bool|constrained-\w+|literal\[.*\]")
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _explain(table: type[Table], details: list[Any]) -> str:
 
 def _is_type(part: int | str) -> bool:
     """Whether a part of an error's place is one of a key's types, and not a key or a place in a list."""
-    return isinstance(part, str) and (part in ("int", "float", "str", "bool") or "-" in part or "[" in part)
+    return isinstance(part, str) and _TYPE.fullmatch(part) is not None
 
 
 def _suggest(word: str, allowed: Iterable[str]) -> str:
