@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcopt.comm.blocks import block
 from hpcopt.comm.global_topk import STEP_BYTES, keep_largest
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
-from hpcopt.comm.sparse_plans import Shape, bounds, bytes_of, bytes_of_worker, sample
+from hpcopt.comm.sparse_plans import Shape, bounds, bytes_of, sample, worker_cost
 from hpcopt.math.topk import union
 
 
@@ -53,10 +53,9 @@ class LocalSparseSum:
             mask, steps = keep_largest(dense[support].numpy(), k, np.asarray, lambda count: 0)
             dense[support[~torch.from_numpy(mask)]] = 0
             support = support[torch.from_numpy(mask)]
-        workers = bytes_of_worker(self._exchange, self._shape, k, len(support))
-        passes = float(self._exchange == "dense")
+        nbytes, passes = worker_cost(self._exchange, self._shape, k, len(support))
         sent = self._bytes(indices, len(support), steps)
-        self.counter.add(start, sent, self._shape.workers * workers, passes)
+        self.counter.add(start, sent, self._shape.workers * nbytes, passes)
         return Aggregate(dense, support)
 
     def affordable(self, densities: tuple[float, ...]) -> float:

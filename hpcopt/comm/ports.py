@@ -156,9 +156,9 @@ class SparseSum(Protocol):
 
     Attributes:
         counter: what it cost so far. ``bytes``: of indices and values that left this rank; an allgather of n
-            bytes counts as n(P - 1)/P per rank. ``bytes_workers``: with N ranks and, where the exchange is
-            "auto", the plan that then needs the fewest bytes, all ranges equally full; so it does not depend
-            on the ranks. What ranks tell each other about lengths is not counted.
+            bytes counts as n(P - 1)/P per rank. ``bytes_workers`` and ``passes``: with N ranks and, where the
+            exchange is "auto", the plan that then needs the fewest bytes, all ranges equally full; so they do
+            not depend on the ranks. What ranks tell each other about lengths is not counted.
     """
 
     counter: Counter

@@ -17,7 +17,7 @@ from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.global_topk import STEP_BYTES, keep_largest
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
 from hpcopt.comm.reducer import MPIReducer
-from hpcopt.comm.sparse_plans import Costs, Shape, bits, bounds, bytes_of, bytes_of_worker, sample
+from hpcopt.comm.sparse_plans import Costs, Shape, bits, bounds, bytes_of, sample, worker_cost
 from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import scattered
 from hpcopt.math.topk import largest, union
@@ -77,8 +77,8 @@ class MPISparseSum:
         else:
             sent = self._sum_everywhere(indices, values)
         aggregate = Aggregate(self._dense, self._support)
-        workers = bytes_of_worker(self._exchange, self._shape, k, len(self._support))
-        self.counter.add(start, sent, self._mine * workers, passes=float(plan == "dense"))
+        nbytes, passes = worker_cost(self._exchange, self._shape, k, len(self._support))
+        self.counter.add(start, sent, self._mine * nbytes, passes)
         return aggregate
 
     def affordable(self, densities: tuple[float, ...]) -> float:

@@ -137,15 +137,16 @@ def bytes_of(
     return off_rank * entry + gather_bytes(round(result * entry), parts)
 
 
-def bytes_of_worker(exchange: str, shape: Shape, k: int, result: int) -> float:
-    """Bytes that a worker on a rank of its own sends: with the plan that needs fewest, if it is "auto"."""
+def worker_cost(exchange: str, shape: Shape, k: int, result: int) -> tuple[float, float]:
+    """Bytes and passes of a worker on a rank of its own: with the plan of fewest bytes, if it is "auto"."""
     off_rank = k * (shape.workers - 1) / shape.workers
     found: dict[str, float] = {
         plan: bytes_of(plan, shape, shape.workers, k, off_rank, result) for plan in PLANS
     }
     if shape.selects:
         found["owner"] += selection_steps(shape) * allreduce_bytes(STEP_BYTES, shape.workers)
-    return min(found.values()) if exchange == "auto" else found[exchange]
+    plan = min(found, key=lambda plan: found[plan]) if exchange == "auto" else exchange
+    return found[plan], float(plan == "dense")
 
 
 def bits(dim: int) -> int:
