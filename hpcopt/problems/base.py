@@ -135,9 +135,10 @@ class Problem(ABC):
     def initial(self) -> Tensor:
         """The start, (d,), the same for all workers and on every rank."""
 
-    @abstractmethod
     def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.
+
+        By default ``loss``: f_n, with weight ω_n.
 
         Args:
             X: (n, d), or (1, d) or (d,) for a point that all workers share.
@@ -146,6 +147,9 @@ class Problem(ABC):
                 a shared point from the personal point of a process's only worker: methods with personal
                 points pass False, so that the answer does not depend on how the workers are spread.
         """
+        result = Evaluation()
+        result.add("loss", self.losses(X), self.weights)
+        return result
 
     @abstractmethod
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:

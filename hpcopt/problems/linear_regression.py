@@ -10,7 +10,7 @@ import torch
 from hpcopt.config.problems import LinearRegressionTable
 from hpcopt.math.flat import Layout
 from hpcopt.math.streams import stream
-from hpcopt.problems.base import Evaluation, Problem, checked, worker_weights
+from hpcopt.problems.base import Problem, checked, worker_weights
 from hpcopt.problems.batches import Batches
 
 if TYPE_CHECKING:
@@ -91,12 +91,6 @@ class LinearRegressionProblem(Problem):
         """Uniform between −0.1 and 0.1, (d,)."""
         start = stream(self.share.seed, "initial").uniform(-0.1, 0.1, self.dim)
         return torch.tensor(start, dtype=self.share.dtype, device=self.share.device)
-
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
-        """``loss``: f_n over all rows, with weight ω_n."""
-        result = Evaluation()
-        result.add("loss", self.losses(X), self.weights)
-        return result
 
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """How many rows worker i (from 0 here) uses in a draw."""

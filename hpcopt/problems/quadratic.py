@@ -10,7 +10,7 @@ from hpcopt.config.problems import QuadraticTable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
 from hpcopt.math.streams import stream
-from hpcopt.problems.base import Evaluation, Problem, checked, worker_weights
+from hpcopt.problems.base import Problem, checked, worker_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,12 +99,6 @@ class QuadraticProblem(Problem):
         """A standard normal point, (d,)."""
         start = stream(self.share.seed, "initial").standard_normal(self.dim)
         return torch.tensor(start, dtype=self.share.dtype, device=self.share.device)
-
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
-        """``loss``: f, with weight ω_n."""
-        result = Evaluation()
-        result.add("loss", self.losses(X), self.weights)
-        return result
 
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """One: a gradient of a worker counts as one sample gradient."""

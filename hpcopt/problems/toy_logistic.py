@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 from hpcopt.config.problems import ToyLogisticTable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
-from hpcopt.problems.base import Evaluation, Problem, checked, worker_weights
+from hpcopt.problems.base import Problem, checked, worker_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,12 +88,6 @@ class ToyLogisticProblem(Problem):
     def initial(self) -> Tensor:
         """The paper's start (0, 1)."""
         return torch.tensor([0, 1], dtype=self.share.dtype, device=self.share.device)
-
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
-        """``loss``: f_n, with weight ω_n."""
-        result = Evaluation()
-        result.add("loss", self.losses(X), self.weights)
-        return result
 
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """One: a worker's only row."""
