@@ -2,30 +2,32 @@
 
 An average is given by its terms (k, w): the sum of w times row k of X, or row k - n of other rows for k ≥ n.
 Terms are added one after the other, element by element, so that an average has the same bits wherever its
-rows lie. Where averages have many terms a product of matrices is an order of magnitude faster, for those who
-do not need that.
+rows lie. Where averages have many terms a product of matrices is faster, for those who do not need that.
 
 Symbols: n rows here, m columns, r other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 Terms = Sequence[Sequence[tuple[int, float]]]
 """for each of the n averages its terms, at least one"""
 
-CHUNK = 1 << 13
-"""columns that are worked on at once, so that one row's sum stays in the cache of a core"""
-GPU_ELEMENTS = 1 << 24
-"""elements that are worked on at once on a GPU, where few large kernels are better"""
+CHUNK_BYTES = 1 << 19
+"""of all rows that are worked on at once, so that they stay in the cache of a core"""
+FEWEST_COLUMNS = 1 << 10
+"""that are worked on at once, so that the work outweighs the calls"""
+GPU_COLUMNS, GPU_ELEMENTS = 1 << 13, 1 << 24
+"""columns and elements that are worked on at once on a GPU, where few large kernels are better"""
 MANY_TERMS = 16
-FILLED = 1 / 8
-"""of a matrix, from where on a product is faster: on one core it takes 0.13 s where 128 averages of 128 rows
-of 235,146 numbers, term by term, take 3.2 s"""
+FILLED = 1 / 4
+"""of a matrix, from where on a dense product is faster"""
 
 
 class Averages:
@@ -39,11 +41,14 @@ class Averages:
     """
 
     def __init__(self, terms: Terms, others: int, like: Tensor, ordered: bool = True) -> None:
-        self._terms = terms
-        self._matrix: Tensor | None = None
         rows, entries = len(terms), sum(map(len, terms))
+        self._sum: Callable[[Tensor, Tensor], Tensor]
         if not ordered and entries > max(MANY_TERMS * rows, FILLED * rows * (rows + others)):
-            self._matrix = _matrix(terms, rows + others).to(like)
+            self._sum = _Dense(terms, others, like)
+        elif like.device.type == "cpu":
+            self._sum = _Sparse(terms, others, like)
+        else:
+            self._sum = _TermByTerm(terms)
 
     def replace(self, X: Tensor, others: Tensor) -> None:
         """Replaces the rows of X by their averages.
@@ -62,31 +67,52 @@ class Averages:
 
     def _chunks(self, X: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Ranges of columns and the averages there, (n, columns), which may be overwritten."""
-        n, m = X.shape
-        width = CHUNK if X.device.type == "cpu" else max(CHUNK, GPU_ELEMENTS // max(n, 1))
-        scratch = torch.empty((n, min(width, m)), dtype=X.dtype, device=X.device)
-        for start in range(0, m, width):
-            columns = slice(start, min(start + width, m))
-            averages = scratch[:, : columns.stop - start]
-            self._sum(averages, X[:, columns], others[:, columns])
-            yield columns, averages
+        width = _width(len(X) + len(others), X)
+        for start in range(0, X.shape[1], width):
+            columns = slice(start, min(start + width, X.shape[1]))
+            yield columns, self._sum(X[:, columns], others[:, columns])
 
-    def _sum(self, averages: Tensor, X: Tensor, others: Tensor) -> None:
-        if self._matrix is not None:
-            n = len(X)
-            torch.mm(self._matrix[:, :n], X, out=averages)
-            averages.addmm_(self._matrix[:, n:], others)
-            return
+
+class _TermByTerm:
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+
+    def __call__(self, X: Tensor, others: Tensor) -> Tensor:
+        averages = torch.empty_like(X)
         sources = X.unbind() + others.unbind()
         for average, ((first, weight), *rest) in zip(averages.unbind(), self._terms, strict=True):
             torch.mul(sources[first], weight, out=average)
             for source, weight in rest:
                 average.add_(sources[source], alpha=weight)
+        return averages
 
 
-def _matrix(terms: Terms, columns: int) -> Tensor:
-    matrix = torch.zeros(len(terms), columns, dtype=torch.float64)
-    for row, of_row in zip(matrix, terms, strict=True):
-        for source, weight in of_row:
-            row[source] = weight
-    return matrix
+class _Sparse:
+    """Term by term in one call: SciPy's product goes through a row's entries in the order that they have."""
+
+    def __init__(self, terms: Terms, others: int, like: Tensor) -> None:
+        sources, weights = zip(*(term for of_row in terms for term in of_row), strict=True)
+        ends = np.cumsum([0, *map(len, terms)])
+        values = np.array(weights, dtype=like[:0].numpy().dtype)
+        self._matrix = csr_array((values, np.array(sources), ends), shape=(len(terms), len(terms) + others))
+
+    def __call__(self, X: Tensor, others: Tensor) -> Tensor:
+        return torch.from_numpy(self._matrix @ np.concatenate([X.numpy(), others.numpy()]))
+
+
+class _Dense:
+    def __init__(self, terms: Terms, others: int, like: Tensor) -> None:
+        matrix = torch.zeros(len(terms), len(terms) + others, dtype=torch.float64)
+        for row, of_row in zip(matrix, terms, strict=True):
+            for source, weight in of_row:
+                row[source] = weight
+        self._own, self._others = matrix.to(like).split([len(terms), others], dim=1)
+
+    def __call__(self, X: Tensor, others: Tensor) -> Tensor:
+        return torch.mm(self._own, X).addmm_(self._others, others)
+
+
+def _width(rows: int, X: Tensor) -> int:
+    if X.device.type == "cpu":
+        return max(FEWEST_COLUMNS, CHUNK_BYTES // X.element_size() // max(rows, 1))
+    return max(GPU_COLUMNS, GPU_ELEMENTS // max(rows, 1))

@@ -86,7 +86,7 @@ def test_a_large_ring_is_cheap_to_plan():
 @pytest.mark.parametrize("N", [4, 9, 64])
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_the_twin_multiplies_by_every_w(topology, N, dtype, monkeypatch):
-    monkeypatch.setattr(averages, "CHUNK", 8)
+    monkeypatch.setattr(averages, "_width", lambda rows, X: 8)
     mixes = matrices(topology, N)
     wide = torch.randn(N, 23, dtype=dtype, generator=torch.Generator().manual_seed(N))
     X, beyond = wide[:, :19], wide[:, 19:].clone()
@@ -133,12 +133,14 @@ def test_many_terms_are_a_product_of_matrices_unless_the_order_matters():
     rows, want = torch.cat([X, others]), X.clone()
     Averages(part.terms, part.received, X, ordered=True).replace(want, others)
     fast = Averages(part.terms, part.received, X, ordered=False)
-    assert fast._matrix is not None
+    assert isinstance(fast._sum, averages._Dense)
+    gpu = averages._TermByTerm(part.terms)(X, others)
     fast.replace(X, others)
+    assert torch.allclose(gpu, want, rtol=0, atol=1e-14)
     assert torch.allclose(X, want, rtol=0, atol=1e-14)
     assert torch.allclose(X, torch.from_numpy(W.toarray())[:20] @ rows, rtol=0, atol=1e-14)
     ring = plan(mixing("ring", "metropolis", 40).at(0), 2, 0)
-    assert Averages(ring.terms, ring.received, X, ordered=False)._matrix is None
+    assert isinstance(Averages(ring.terms, ring.received, X, ordered=False)._sum, averages._Sparse)
 
 
 def test_a_period_has_a_plan_for_each_of_its_matrices():
