@@ -86,6 +86,9 @@ class NetworkTable(PartitionTable):
     """name patterns of the parameters that methods with private parts keep on the worker"""
     regularisation: NonNegative = 0.0
     """λ of λ/2 ‖x‖² in every worker's loss"""
+    logit_adjustment: NonNegative = 0.0
+    """τ of τ log π_n, added to worker n's logits in training and where it tests a model of its own; π_n: how
+    often its rows have each class. With 1, what is shared need not learn who has what (arXiv 2007.07314)"""
 
 
 class CustomTable(ProblemTable):

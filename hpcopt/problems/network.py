@@ -27,7 +27,7 @@ Arrays = tuple[Any, Any]
 
 
 class Network:
-    """f_n(x) = mean loss over worker n's rows + λ/2 ‖x‖².
+    """f_n(x) = mean loss over worker n's rows + λ/2 ‖x‖², of the logits + τ log π_n.
 
     The vector x holds the module's parameters that require a gradient; frozen ones stay as they are.
     """
@@ -47,6 +47,7 @@ class Network:
         batch_size: int | Literal["full"] = 32,
         private: Sequence[str] = ("head.*",),
         regularisation: float = 0.0,
+        logit_adjustment: float = 0.0,
         weights: Literal["uniform", "rows"] = "uniform",
         augment: Augment | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class Network:
             batch_size: rows per mini-batch and worker, or "full".
             private: name patterns of the parameters that methods with private parts keep on the worker.
             regularisation: λ.
+            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `NetworkProblem`.
             weights: ω_n, equal or in proportion to a worker's rows.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
@@ -85,6 +87,7 @@ class Network:
             batch_size=batch_size,
             private=list(private),
             regularisation=regularisation,
+            logit_adjustment=logit_adjustment,
             weights=weights,
         )
         data = array_dataset(train, test)

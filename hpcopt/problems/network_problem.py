@@ -1,4 +1,11 @@
-"""The workers' losses, gradients and Hessian-vector products of a network."""
+"""The workers' losses, gradients and Hessian-vector products of a network.
+
+With a logit adjustment τ > 0 the loss of worker n is that of the logits h + τ log π_n, where h is what the
+network gives and π_n are the frequencies of the classes in the worker's rows. Where workers differ in nothing
+else, Bayes' rule says p_n(y | x) ∝ π_n(y) p(x | y): with τ = 1, one h that all share is the best for each of
+them, and h alone is the best for test rows with all classes alike. It is the loss of Menon et al. (ICLR 2021,
+arXiv 2007.07314, "Long-tail learning via logit adjustment"), who have one learner and a balanced test.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 PIECE = 512
 """most rows that pass through the network at a time, unless its rows are coupled: bounds the memory"""
+PSEUDO_COUNT = 0.1
+"""of each class in the frequencies of the logit adjustment, so that no class is ruled out"""
 
 
 class NetworkProblem(Problem):
@@ -52,7 +61,7 @@ class NetworkProblem(Problem):
             loss: (output, target) -> mean over the batch.
             data: the rows of each worker here.
             all_rows: training rows of all N workers.
-            table: partition and batch_size, private, regularisation and weights are used.
+            table: batch_size, private, regularisation, logit_adjustment and weights are used.
             moments: (mean, std) that features are standardised with.
             augment: changes a batch of training features, or None.
             random: whether a training pass may draw random numbers.
@@ -76,7 +85,11 @@ class NetworkProblem(Problem):
         self._random = random
         self._forward_over_reverse: bool | None = None  # decided by the first product
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
-        self._classifies = self._try_out(min(all_rows))
+        self._adjustments: Tensor | None = None
+        classes = self._try_out(min(all_rows))
+        self._classifies = classes is not None
+        if table.logit_adjustment:
+            self._adjustments = table.logit_adjustment * self._log_priors(classes)
 
     def initial(self) -> Tensor:
         """The module's values, (d,)."""
@@ -107,9 +120,9 @@ class NetworkProblem(Problem):
             x = row(X, i)
             self._module.point(x)
             with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                losses.append(self._measure(data.train)[0] + self._penalty(x))
-                test = data.even_test if common else data.own_test
-                tests.append(None if test is None else (*self._measure(test), len(test)))
+                losses.append(self._measure(data.train, i)[0] + self._penalty(x))
+                test, own = (data.even_test, None) if common else (data.own_test, i)
+                tests.append(None if test is None else (*self._measure(test, own), len(test)))
         result = Evaluation()
         result.add("loss", torch.stack(losses), self.weights)
         self._add_tests(result, [test for test in tests if test is not None], common)
@@ -124,11 +137,11 @@ class NetworkProblem(Problem):
         if self._classifies:
             result.add("accuracy", torch.stack([accuracy for _, accuracy, _ in tests]), weights)
 
-    def _measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy over rows, float64 scalars; 0 where there are none."""
+    def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy over rows of worker i (None: of all), float64 scalars; 0 if it has none."""
         loss, right = torch.zeros(2, dtype=torch.float64, device=self.share.device)
         for piece in pieces(rows, PIECE):
-            output = self._module.module(self._input(piece.features))
+            output = self._adjusted(self._module.module(self._input(piece.features)), i)
             loss += self._objective(output, piece.targets) * len(piece)
             if self._classifies:
                 right += (output.argmax(1) == piece.targets).sum()
@@ -141,7 +154,7 @@ class NetworkProblem(Problem):
         self._module.train(True)
         with self._module.with_buffers(self.buffers[i].clone()), self._seeded(i, draw):
             for piece, fraction in self._batch(i, draw):
-                total = total + fraction * self._batch_loss(self._module.module, piece=piece)
+                total = total + fraction * self._batch_loss(self._module.module, piece, i)
         return total
 
     def _add_gradient(
@@ -179,7 +192,7 @@ class NetworkProblem(Problem):
             left = 1.0  # of the batch
             for piece, fraction in self._batch(i, draw):
                 left -= fraction
-                loss = self._batch_loss(self._module.module, piece=piece)
+                loss = self._batch_loss(self._module.module, piece, i)
                 if loss.requires_grad:  # not where the part has no influence on the output
                     with self._module.telling(ready if left < 1e-9 else None):
                         (loss if scale * fraction == 1 else loss * (scale * fraction)).backward()
@@ -202,15 +215,30 @@ class NetworkProblem(Problem):
         self._module.train(True)
         with self._module.with_buffers(self.buffers[i]), self._seeded(i, draw):
             for piece, fraction in self._batch(i, draw):
-                loss = partial(self._batch_loss, piece=piece)
+                loss = partial(self._batch_loss, piece=piece, i=i)
                 product.add_(self._module.hvp(loss, x, v, forward_over_reverse), alpha=fraction)
         return product
 
-    def _batch_loss(self, forward: Forward, piece: Rows) -> Tensor:
+    def _batch_loss(self, forward: Forward, piece: Rows, i: int) -> Tensor:
         features = self._input(piece.features)
         if self._augment is not None:
             features = self._augment(features)
-        return self._objective(forward(features), piece.targets)
+        return self._objective(self._adjusted(forward(features), i), piece.targets)
+
+    def _adjusted(self, output: Tensor, i: int | None) -> Tensor:
+        """Logits as worker i sees them; i = None: as they are."""
+        return output if self._adjustments is None or i is None else output + self._adjustments[i]
+
+    def _log_priors(self, classes: int | None) -> Tensor:
+        """log π of each worker here, (n, classes)."""
+        if classes is None:
+            raise UserError(
+                "problem.logit_adjustment needs class labels as targets, and one output per class: "
+                "set it to 0 for other losses"
+            )
+        counts = [torch.bincount(worker.train.targets, minlength=classes) for worker in self._data]
+        smoothed = torch.stack(counts).to(self.share.dtype) + PSEUDO_COUNT
+        return (smoothed / smoothed.sum(1, keepdim=True)).log()
 
     def _batch(self, i: int, draw: Draw | None) -> Iterator[tuple[Rows, float]]:
         """The mini-batch of a draw in pieces, each with its part of the batch."""
@@ -239,8 +267,8 @@ class NetworkProblem(Problem):
                 torch.cuda.default_generators[index].manual_seed(seed)
             yield
 
-    def _try_out(self, fewest: int) -> bool:
-        """One training pass over the smallest mini-batch of any worker; whether the problem has classes.
+    def _try_out(self, fewest: int) -> int | None:
+        """One training pass over the smallest mini-batch of any worker; how many classes there are, if any.
 
         Raises:
             UserError: the pass fails, or does not give a scalar.
@@ -251,7 +279,7 @@ class NetworkProblem(Problem):
         with torch.no_grad(), self._module.with_buffers(self.buffers[0].clone()), self._seeded(0, None):
             try:
                 output = self._module.module(self._input(rows.features))
-                loss = self._batch_loss(self._module.module, piece=rows)
+                loss = self._batch_loss(self._module.module, rows, 0)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise UserError(
                     f"problem.model, loss and data do not fit together: a batch of {len(rows)} rows, "
@@ -262,15 +290,15 @@ class NetworkProblem(Problem):
             raise UserError("problem.loss must return one number, the mean over the batch")
         return self._check_classes(output)
 
-    def _check_classes(self, output: Tensor) -> bool:
-        """Whether outputs are (B, classes) and targets labels; raises `UserError` for too large a label."""
+    def _check_classes(self, output: Tensor) -> int | None:
+        """How many, where outputs are (B, classes) and targets labels; `UserError` for too large a label."""
         targets = [worker.train.targets for worker in self._data]
         if output.ndim != 2 or targets[0].dtype != torch.int64 or targets[0].ndim != 1:
-            return False
+            return None
         largest = max(int(labels.max()) for labels in targets)
         if largest >= output.shape[1]:
             raise UserError(
                 f"problem.model has {output.shape[1]} outputs, but a label is {largest}: "
                 f"it needs {largest + 1}"
             )
-        return True
+        return int(output.shape[1])

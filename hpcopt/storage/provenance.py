@@ -40,15 +40,18 @@ def software(more: dict[str, str]) -> dict[str, str]:
 
 def commit() -> str:
     """The git commit of the package's source tree; empty where it is not in one."""
-    root = Path(__file__).resolve().parents[2] / ".git"
+    root = common = Path(__file__).resolve().parents[2] / ".git"
     try:
+        if root.is_file():  # a worktree: its own HEAD, and branches in the repository that it belongs to
+            root = root.parent / root.read_text().removeprefix("gitdir:").strip()
+            common = root / (root / "commondir").read_text().strip()
         head = (root / "HEAD").read_text().strip()
         if not head.startswith("ref: "):
             return head
         name = head.removeprefix("ref: ")
-        if (root / name).is_file():
-            return (root / name).read_text().strip()
-        packed = (root / "packed-refs").read_text().splitlines()
+        if (common / name).is_file():
+            return (common / name).read_text().strip()
+        packed = (common / "packed-refs").read_text().splitlines()
         return next((line.split()[0] for line in packed if line.endswith(" " + name)), "")
     except OSError:
         return ""

@@ -24,6 +24,7 @@ PROBLEMS = {
         "hidden": [16],
         "batch_size": 8,
         "partition": "dirichlet",
+        "logit_adjustment": 1.0,
     },
     "dropout": {"kind": "network", "dataset": "digits", "model": "cnn", "dropout": 0.5, "batch_size": 4},
     "batchnorm": {"kind": "tests.parallel.factories:batchnorm"},

@@ -140,6 +140,31 @@ def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
     assert measured.weights["accuracy"].tolist() == [1, 1]
 
 
+def test_adjusted_logits_know_how_often_a_worker_has_each_class() -> None:
+    """In losses, gradients and the workers' own test rows; a shared point is tested with the bare logits."""
+    made = mlp()
+    arrays = {"train": TRAIN, "test": TEST, "workers": 2, "partition": "dirichlet", "alpha": 0.3}
+    problem = bind(Network(made, cross_entropy, **arrays, batch_size="full", logit_adjustment=0.7))
+    bare = bind(Network(made, cross_entropy, **arrays, batch_size="full"))
+    X = problem.initial().repeat(2, 1)
+    for worker, loss, gradient in zip(problem._data, problem.losses(X), problem.gradients(X), strict=True):
+        plain = copy.deepcopy(made).double()
+        priors = torch.bincount(worker.train.targets, minlength=5).double() + 0.1
+        logits = plain(worker.train.features.double()) + 0.7 * (priors / priors.sum()).log()
+        expected = cross_entropy(logits, worker.train.targets)
+        expected.backward()
+        assert torch.allclose(loss, expected.detach(), atol=1e-12)
+        every = dict(plain.named_parameters())
+        for name, value in problem.layout.views(gradient).items():
+            assert torch.allclose(value, every[name].grad, atol=1e-12), name
+    shared, plainly = problem.evaluate(X[:1]).values, bare.evaluate(X[:1]).values
+    assert torch.equal(shared["test_loss"], plainly["test_loss"])
+    assert not torch.equal(shared["loss"], plainly["loss"])
+    personal, without = problem.evaluate(X).values, bare.evaluate(X).values
+    assert torch.equal(personal["loss"], problem.losses(X))
+    assert (personal["accuracy"] > without["accuracy"]).any()
+
+
 def test_regression_has_no_accuracy_and_products_fall_back_where_an_operator_has_no_rule() -> None:
     x, y = GENERATOR.standard_normal((20, 3)), GENERATOR.standard_normal((20, 2))
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -206,3 +231,6 @@ def test_what_does_not_fit_together_is_named() -> None:
         bind(Network(nn.Sequential(nn.BatchNorm2d(1, momentum=None)), cross_entropy, TRAIN, workers=2))
     with pytest.raises(UserError, match="batch_size"):
         Network(mlp(), cross_entropy, TRAIN, workers=2, batch_size=0)
+    regression = TRAIN[0], TRAIN[1].astype(np.float32)
+    with pytest.raises(UserError, match=r"logit_adjustment needs class labels"):
+        bind(Network(mlp(), lambda o, y: o.mean() * y.mean(), regression, workers=2, logit_adjustment=1))
