@@ -1,0 +1,77 @@
+"""DePRL against shared models and workers by themselves: runs what is missing and writes RESULTS.md.
+
+    python jobs/studies/deprl/study.py [PART …] [--table-only]
+
+The parts are table16, table128, speedup, weights and consensus; without one, all. Stop it at any time: the
+same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import consensus  # noqa: E402  (the path comes first)
+import personal  # noqa: E402
+import personal_tables  # noqa: E402
+import speedup  # noqa: E402
+import weights  # noqa: E402
+from common import Study  # noqa: E402
+
+HEAD = """# DePRL: what came out
+
+Written by `python jobs/studies/deprl/study.py`; do not edit. [README.md](README.md) says what it means.
+Numbers are means ± standard deviations over seeds; intervals are 95 %, Student's t on differences between
+runs with the same seed (same data, start and mini-batches)."""
+
+
+def _table(workers: int) -> tuple[Callable[[Study], None], Callable[[Study], str]]:
+    return (
+        lambda study: study.run(personal.cases(workers)),
+        lambda study: personal_tables.section(study, workers),
+    )
+
+
+PARTS = {
+    "table16": _table(16),
+    "table128": _table(128),
+    "speedup": (speedup.run, speedup.section),
+    "weights": (weights.run, weights.section),
+    "consensus": (consensus.run, consensus.section),
+}
+"""name -> (runs what is missing, gives its section of RESULTS.md), in the order of both"""
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
+    arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(wrong))}: no such part; there are {', '.join(PARTS)}")
+    study = Study("deprl")
+    try:
+        if not arguments.table_only:
+            for part, (run, _) in PARTS.items():
+                if part in (arguments.parts or PARTS):
+                    run(study)
+    finally:  # also the results so far of a study that was stopped
+        write(study)
+
+
+def write(study: Study) -> None:
+    """Writes RESULTS.md from all finished runs."""
+    head = f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}"
+    sections = [head, *(section(study) for _, section in PARTS.values())]
+    (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
