@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from common import Study, paired, spread, table
-from personal import COLUMNS, METHODS, OURS, SEEDS, case, cases, methods
+from personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods
 
 BEFORE, GLOBAL = "before_mixing_", "global_"
-ONE_MODEL = ("dpsgd", "fedavg", "dpsgd-10")
+ONE_MODEL = ("dpsgd", "fedavg", "ours", "dpsgd-10")
 """methods whose workers are to agree on all of the model, so that its mean says something"""
 
 
@@ -64,17 +64,17 @@ def section(study: Study, workers: int) -> str:
         return table(head, ([row.label, *(cell(study, workers, c, row) for c in COLUMNS)] for row in rows))
 
     parts = [
-        f"## Personalised accuracy, {workers} workers, seeds {SEEDS[workers][0]} to {SEEDS[workers][-1]}",
+        f"## Personalised accuracy, {workers} workers, seeds {SEEDS[0]} to {SEEDS[-1]}",
         study.about(cases(workers)),
-        "Accuracy % on the worker's own test rows at round 100, mean over the workers. Before mixing: of\n"
-        "the same run's models just before they were last averaged.",
+        f"Accuracy % on the worker's own test rows at round {ROUNDS[workers]}, mean over the workers. Before "
+        "mixing:\nof the same run's models just before they were last averaged.",
         over_columns(rows, _mean),
         "How far the workers are apart: standard deviation of their accuracies, points, mean over the seeds:",
         over_columns(rows, _apart),
         "Accuracy % of the mean of the workers' models, on all test rows:",
         over_columns(one_model, _mean),
     ]
-    for ours in (Row(name) for name in OURS if name in methods(workers)):
+    for ours in (Row(name) for name in COMPARED if name in methods(workers)):
         parts += [f"{ours.label} minus the others, points, with 95 % intervals:"]
         parts += [over_columns([row for row in rows if row != ours], _less(ours))]
     claims = table(
@@ -104,7 +104,7 @@ def _rows(workers: int) -> list[Row]:
 
 def accuracies(study: Study, workers: int, column: str, row: Row) -> list[float]:
     """In %, of every seed; nan where a run is missing."""
-    runs = [case(workers, column, row.method, seed) for seed in SEEDS[workers]]
+    runs = [case(workers, column, row.method, seed) for seed in SEEDS]
     return [100 * value for value in study.column(runs, f"{row.prefix}accuracy")]
 
 
@@ -114,7 +114,7 @@ def _mean(study: Study, workers: int, column: str, row: Row) -> str:
 
 def _apart(study: Study, workers: int, column: str, row: Row) -> str:
     found = []
-    for seed in SEEDS[workers]:
+    for seed in SEEDS:
         data = study.data(case(workers, column, row.method, seed))
         if data is not None:
             last = [np.asarray(data[f"workers/{row.prefix}{name}"])[-1] for name in ("accuracy", "test_loss")]

@@ -56,20 +56,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if wrong := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(wrong))}: no such part; there are {', '.join(PARTS)}")
-    study = Study("deprl")
+    studies = {part: Study(f"deprl/{part}") for part in PARTS}
     try:
         if not arguments.table_only:
             for part, (run, _) in PARTS.items():
                 if part in (arguments.parts or PARTS):
-                    run(study)
+                    run(studies[part])
     finally:  # also the results so far of a study that was stopped
-        write(study)
+        write(studies)
 
 
-def write(study: Study) -> None:
+def write(studies: dict[str, Study]) -> None:
     """Writes RESULTS.md from all finished runs."""
-    head = f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}"
-    sections = [head, *(section(study) for _, section in PARTS.values())]
+    machine = textwrap.fill(f"Machine: {studies['table16'].where()}", 120)
+    sections = [f"{HEAD}\n\n{machine}", *(section(studies[part]) for part, (_, section) in PARTS.items())]
     (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
