@@ -33,7 +33,7 @@ agree exactly after 4 rounds without changes, which is their 0 in the third colu
 def case(topology: str, N: int, seed: int) -> Case:
     """One run."""
     settings = {"run.workers": N, "run.seed": seed, "run.evaluate_every": EVERY, "method.topology": topology}
-    return Case(f"consensus/{topology}-n{N}-seed{seed}", CONFIG, settings)
+    return Case(f"{topology}-n{N}-seed{seed}", CONFIG, settings)
 
 
 def run(study: Study) -> None:

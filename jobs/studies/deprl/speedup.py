@@ -29,8 +29,8 @@ Fixed β: the first crossing, looked for every 4 rounds and interpolated, of at 
 β = β₀ √(N/K), β₀ = {BETA0:g}: as in the theory a run of K rounds has its own β, and only the loss it ends
 with counts; K = {", ".join(map(str, HORIZONS))}, interpolated in log K between the first that ends below the
 target and the one before; {HORIZONS[0]} if that one does already. «> K (n of {len(SEEDS)})»: so many seeds
-had not reached it by then. «Best»: the β of the grid with the fewest rounds in the mean over the seeds, chosen
-for each N on the same runs; bold in the table. "–": not run."""
+had not reached it by then. «Best»: the β of the grid with the fewest rounds in the mean over the seeds,
+chosen for each N on the same runs; bold in the table. "–": not run."""
 FIT_TEXT = """Exponent b of rounds ∝ N^b by least squares of log rounds on log N over all runs, with its 95 %
 interval (Student's t). The theory says −1 for β ∝ √(N/K). N at which a seed did not reach the target are left
 out, and named."""
@@ -39,7 +39,7 @@ out, and named."""
 def fixed_case(N: int, beta: float, seed: int) -> Case:
     """A run at one β, until the target."""
     settings = {"run.rounds": CAP, "run.target_loss": TARGET} | _common(N, beta, seed)
-    return Case(f"speedup/beta{beta:g}-n{N}-seed{seed}", CONFIG, settings)
+    return Case(f"beta{beta:g}-n{N}-seed{seed}", CONFIG, settings)
 
 
 def fixed_cases() -> list[Case]:
@@ -50,7 +50,7 @@ def fixed_cases() -> list[Case]:
 def horizon_case(N: int, K: int, seed: int) -> Case:
     """A run of K rounds at β₀ √(N/K)."""
     settings = {"run.rounds": K, "run.evaluate_every": K} | _common(N, BETA0 * math.sqrt(N / K), seed)
-    return Case(f"speedup/horizon{K}-n{N}-seed{seed}", CONFIG, settings)
+    return Case(f"horizon{K}-n{N}-seed{seed}", CONFIG, settings)
 
 
 def _common(N: int, beta: float, seed: int) -> dict[str, float]:

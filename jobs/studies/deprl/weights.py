@@ -38,7 +38,7 @@ Differences are seed by seed, with 95 % intervals."""
 def linear_case(topology: str, weights: str, seed: int) -> Case:
     """D-PSGD on linear regression."""
     settings = {"method.topology": topology, "method.mixing": weights, "run.seed": seed}
-    return Case(f"weights/linear-{topology}-{weights}-seed{seed}", CONFIG, settings)
+    return Case(f"linear-{topology}-{weights}-seed{seed}", CONFIG, settings)
 
 
 def fashion_case(method: str, weights: str, seed: int) -> Case:
@@ -50,7 +50,7 @@ def fashion_case(method: str, weights: str, seed: int) -> Case:
         "method.topology": "star",
         "method.mixing": weights,
     }
-    return Case(f"weights/fashion-{method}-{weights}-seed{seed}", HERE / "consensus.toml", settings)
+    return Case(f"fashion-{method}-{weights}-seed{seed}", HERE / "consensus.toml", settings)
 
 
 def run(study: Study) -> None:
