@@ -142,11 +142,16 @@ class Recorder:
 
     def _evaluate(self, state: Any) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Numbers of the whole run, and per-worker rows; sums run in the order of the workers."""
-        means, rows = self._evaluate_at(self._method.model(state))
-        for name, point in self._method.others(state).items():
+        model, others = self._method.model(state), self._method.others(state)
+        means, rows = self._evaluate_at(model)
+        for name, point in others.items():
             more_means, more_rows = self._evaluate_at(point)
             means |= {f"{name}_{measure}": value for measure, value in more_means.items()}
             rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
+        if self._problem.newcomers is not None:
+            one = model if model.shared else others["global"]
+            evaluation = self._problem.newcomers.evaluate(one.X, self._mean_buffers())
+            means |= {f"new_worker_{measure}": value for measure, value in self._means(evaluation)[0].items()}
         return means, rows
 
     def _evaluate_at(self, point: Point) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
