@@ -142,11 +142,16 @@ class Recorder:
 
     def _evaluate(self, state: Any) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Numbers of the whole run, and per-worker rows; sums run in the order of the workers."""
-        means, rows = self._evaluate_at(self._method.model(state))
-        for name, point in self._method.others(state).items():
+        model, others = self._method.model(state), self._method.others(state)
+        means, rows = self._evaluate_at(model)
+        for name, point in others.items():
             more_means, more_rows = self._evaluate_at(point)
             means |= {f"{name}_{measure}": value for measure, value in more_means.items()}
             rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
+        if self._problem.newcomers is not None:
+            one = model if model.shared else others["global"]
+            evaluation = self._problem.newcomers.evaluate(one.X, self._mean_buffers())
+            means |= {f"new_worker_{measure}": value for measure, value in self._means(evaluation)[0].items()}
         return means, rows
 
     def _evaluate_at(self, point: Point) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
@@ -180,10 +185,13 @@ class Recorder:
             raise RuntimeError(f"the parameters on ranks {different} are not those of rank 0")
 
     def _means(self, evaluation: Evaluation) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        names, workers = list(evaluation.values), self._problem.share.total
-        pairs = [(evaluation.values[name], evaluation.weights[name]) for name in names]
-        mine = torch.stack([tensor for pair in pairs for tensor in pair], dim=1).numpy()
-        table = gather_rows(self._comm, mine, workers)
+        # a rank without any of the workers that evaluated does not know what they measured
+        names = next(filter(None, self._comm.allgather(list(evaluation.values))))
+        none = torch.empty(0, dtype=torch.float64)
+        measured = [
+            kind.get(name, none) for name in names for kind in (evaluation.values, evaluation.weights)
+        ]
+        table = gather_rows(self._comm, torch.stack(measured, dim=1).numpy())
         rows = {name: table[:, 2 * i] for i, name in enumerate(names)}
         weights = {name: table[:, 2 * i + 1] for i, name in enumerate(names)}
         means = {}
@@ -197,7 +205,7 @@ class Recorder:
         buffers = self._problem.buffers
         if not buffers.shape[1]:
             return None
-        rows = gather_rows(self._comm, buffers.cpu().double().numpy(), self._problem.share.total)
+        rows = gather_rows(self._comm, buffers.cpu().double().numpy())
         return torch.from_numpy(rows.mean(0)).to(buffers)
 
 

@@ -8,18 +8,16 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.comm.blocks import sizes
-
 # MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
 MAX_MESSAGE = 1 << 30
 
 
-def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64], workers: int) -> NDArray[np.float64]:
-    """All N workers' rows in the order of the workers, (N, k), from the (n, k) of each rank. Collective."""
+def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """All workers' rows in the order of the workers, (N, k), from the (n, k) of each rank. Collective."""
+    counts = comm.allgather(len(rows))
     width = rows.shape[1]
-    counts = [count * width for count in sizes(workers, comm.size)]
-    everything = np.empty((workers, width))
-    comm.Allgatherv(np.ascontiguousarray(rows), [everything, counts])
+    everything = np.empty((sum(counts), width))
+    comm.Allgatherv(np.ascontiguousarray(rows), [everything, [count * width for count in counts]])
     return everything
 
 

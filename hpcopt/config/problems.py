@@ -89,6 +89,14 @@ class NetworkTable(PartitionTable):
     logit_adjustment: NonNegative = 0.0
     """τ of τ log π_n, added to worker n's logits in training and where it tests a model of its own; π_n: how
     often its rows have each class. With 1, what is shared need not learn who has what (arXiv 2007.07314)"""
+    new_workers: Annotated[int, Field(ge=0)] = 0
+    """workers beside run.workers that get rows but take no part in training: at each evaluation each of them
+    fits the private parameters to its own rows, on the representation of the run's one model (of the mean of
+    the workers' own models), which stays as it is; measured as new_worker_accuracy, …"""
+    new_worker_steps: Count = 50
+    """SGD steps with which a new worker does so, from the values that all workers began with"""
+    new_worker_lr: Positive = 0.1
+    """learning rate of these steps, whatever the method"""
 
 
 class CustomTable(ProblemTable):

@@ -130,6 +130,8 @@ class Method(ABC, Generic[S]):
     def others(self, state: S) -> dict[str, Point]:
         """More points to evaluate; what is measured there is recorded as NAME_MEASURE.
 
+        Where `model` is not one for all workers, "global" is the one that stands for theirs.
+
         Collective, outside the clock; what is sent for it is not counted.
         """
         return {}

@@ -23,13 +23,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hpcopt.config.methods import DePRLTable
-from hpcopt.errors import UserError
-from hpcopt.math.flat import Layout
 from hpcopt.methods.gossip import Gossip
 from hpcopt.methods.own_steps import Phase
-from hpcopt.problems.base import Part, Problem
-
-SHOWN = 12
+from hpcopt.problems.base import Part, Problem, check_split
 
 
 class DePRL(Gossip):
@@ -44,7 +40,7 @@ class DePRL(Gossip):
         Raises:
             UserError: no parameter is private, or all are; or as for all that mix.
         """
-        check_split(problem.layout)
+        check_split(problem.layout, "DePRL")
         super().prepare(problem)
 
     def _plan(self, i: int) -> list[Phase]:
@@ -68,17 +64,3 @@ class DePRL(Gossip):
             # φ_i ← φ_i − β ∇_φ f_i(φ_i, θ_i), at the new head
             Phase({"shared": beta}, range(head, of), of),
         ]
-
-
-def check_split(layout: Layout) -> None:
-    """Raises `UserError` where there is no head or no representation."""
-    if 0 < layout.n_shared < len(layout.names):
-        return
-    names = layout.names
-    listed = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
-    what = "matches no parameter" if layout.n_shared else "matches all parameters"
-    raise UserError(
-        f"problem.private {what}: DePRL needs some that stay with their worker (the head) and others "
-        f"that are mixed. The parameters are {listed}; give patterns that match some of them, such as "
-        f'problem.private = ["{names[-1].rpartition(".")[0] or names[-1]}.*"]'
-    )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcopt.math.flat import Layout
+    from hpcopt.problems.newcomers import Newcomers
 
+SHOWN = 12
 T = TypeVar("T", bound=BaseModel)
 Part = Literal["all", "shared", "private"]
 Reduce = Literal["none", "weighted", "sum"]
@@ -68,6 +70,12 @@ class Share:
     def n(self) -> int:
         """The number of workers here."""
         return len(self.workers)
+
+    def newcomers(self, count: int) -> Share:
+        """As many more workers, numbered from N on; number N + k lives where worker ⌊kN/count⌋ lives."""
+        start, stop = (-(-w * count // self.total) for w in (self.workers.start, self.workers.stop))
+        mine = range(self.total + start, self.total + stop)
+        return replace(self, workers=mine, total=self.total + count)
 
 
 @dataclass
@@ -114,6 +122,7 @@ class Problem(ABC):
             checkpoint, and averaged over workers before a shared point is evaluated.
         optimum: the known minimiser x*, (d,), or None.
         optimal_value: f(x*), or None.
+        newcomers: workers that do not train, by whom the run's one model is evaluated too, or None.
     """
 
     share: Share
@@ -124,6 +133,7 @@ class Problem(ABC):
     buffers: Tensor
     optimum: Tensor | None = None
     optimal_value: float | None = None
+    newcomers: Newcomers | None = None
     samples: int = 0
 
     @property
@@ -301,6 +311,20 @@ def worker_weights(kind: Literal["uniform", "rows"], rows: Sequence[int], share:
     every = torch.ones(len(rows)) if kind == "uniform" else torch.tensor(rows)
     here = every[share.workers.start : share.workers.stop].double() / every.double().sum()
     return here.to(share.device, share.dtype)
+
+
+def check_split(layout: Layout, who: str) -> None:
+    """Raises `UserError` where no parameter is private, or all are, which ``who`` cannot do with."""
+    if 0 < layout.n_shared < len(layout.names):
+        return
+    names = layout.names
+    listed = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
+    what = "matches no parameter" if layout.n_shared else "matches all parameters"
+    raise UserError(
+        f"problem.private {what}: {who} needs some that stay with their worker (the head) and others that "
+        f"are shared. The parameters are {listed}; give patterns that match some of them, such as "
+        f'problem.private = ["{names[-1].rpartition(".")[0] or names[-1]}.*"]'
+    )
 
 
 def checked(table: type[T], **values: Any) -> T:

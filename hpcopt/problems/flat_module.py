@@ -46,7 +46,12 @@ class FlatModule:
     """
 
     def __init__(
-        self, module: nn.Module, private: Sequence[str], dtype: torch.dtype, device: torch.device
+        self,
+        module: nn.Module,
+        private: Sequence[str],
+        dtype: torch.dtype,
+        device: torch.device,
+        frozen: bool = False,
     ) -> None:
         """Copies the module.
 
@@ -55,11 +60,13 @@ class FlatModule:
             private: name patterns of the parameters that come last in the vector.
             dtype: of parameters and buffers.
             device: where they are.
+            frozen: always in evaluation mode: no dropout, and buffers keep their values.
 
         Raises:
             UserError: nothing in the module can be trained, or a BatchNorm layer averages without momentum.
         """
         self.module = copy.deepcopy(module).to(device, dtype)
+        self._frozen = frozen
         self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         if not self._parameters:
             raise UserError("problem.model has no parameters that require a gradient: nothing to optimise")
@@ -69,7 +76,7 @@ class FlatModule:
         values = [getattr(buffer.owner, buffer.name).ravel() for buffer in self._buffers]
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
         self._x: Tensor | None = None
-        self.couples_rows = any(isinstance(m, _NormBase) for m in self.module.modules())
+        self.couples_rows = not frozen and any(isinstance(m, _NormBase) for m in self.module.modules())
         self._check_momentum()
 
     def point(self, x: Tensor) -> None:
@@ -82,6 +89,7 @@ class FlatModule:
 
     def train(self, mode: bool) -> None:
         """Training or evaluation mode, as in torch."""
+        mode = mode and not self._frozen
         if self.module.training != mode:
             self.module.train(mode)
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.problems import models
-from hpcopt.problems.base import checked
+from hpcopt.problems.base import check_split, checked
 from hpcopt.problems.data import array_dataset, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
+from hpcopt.problems.newcomers import Newcomers
 from hpcopt.problems.rows import read_worker
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Network:
         logit_adjustment: float = 0.0,
         weights: Literal["uniform", "rows"] = "uniform",
         augment: Augment | None = None,
+        new_workers: int = 0,
+        new_worker_steps: int = 50,
+        new_worker_lr: float = 0.1,
     ) -> None:
         """Describes a problem with your own module and arrays.
 
@@ -73,6 +77,11 @@ class Network:
             weights: ω_n, equal or in proportion to a worker's rows.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
+            new_workers: workers beside these that do not train, but at each evaluation fit the private
+                parameters to rows of their own, on the representation of the run's one model; see
+                `hpcopt.problems.newcomers`. They see the network in evaluation mode, and no augmentation.
+            new_worker_steps: SGD steps with which each of them does so.
+            new_worker_lr: their learning rate.
 
         Raises:
             UserError: an argument is out of its range, or the arrays do not fit together.
@@ -89,6 +98,9 @@ class Network:
             regularisation=regularisation,
             logit_adjustment=logit_adjustment,
             weights=weights,
+            new_workers=new_workers,
+            new_worker_steps=new_worker_steps,
+            new_worker_lr=new_worker_lr,
         )
         data = array_dataset(train, test)
         self._describe(table, workers, data, model, loss, augment=augment, own_model=True)
@@ -139,21 +151,32 @@ class Network:
             UserError: more workers than rows, a partition that the data do not allow, or a model, loss and
                 data that do not fit together (tried out on the first rows).
         """
-        model = self._model
         if not self._own_model:
-            models.initialise(model, share.seed)
-        parts = self._parts(share.seed)
+            models.initialise(self._model, share.seed)
+        parts, table = self._parts(share.seed), self.table
+        problem = self._problem(share, parts, self._augment)
+        if table.new_workers:
+            check_split(problem.layout, f"problem.new_workers = {table.new_workers}")
+            theirs = share.newcomers(table.new_workers)
+            fitted = self._problem(theirs, parts, None, frozen=True) if theirs.n else None
+            problem.newcomers = Newcomers(fitted, table.new_worker_steps, table.new_worker_lr)
+        return problem
+
+    def _problem(
+        self, share: Share, parts: Partition, augment: Augment | None, frozen: bool = False
+    ) -> NetworkProblem:
         return NetworkProblem(
             share,
-            model,
+            self._model,
             self._loss,
             [read_worker(self._data, parts, worker, share) for worker in share.workers],
-            all_rows=[len(rows) for rows in parts.train],
+            all_rows=[len(rows) for rows in parts.train[: share.total]],
             table=self.table,
             moments=(self._data.mean, self._data.std),
-            augment=self._augment,
+            augment=augment,
             # a module of the user's may draw random numbers in any place
-            random=self._own_model or self._augment is not None or self.table.dropout > 0,
+            random=self._own_model or augment is not None or self.table.dropout > 0,
+            frozen=frozen,
         )
 
     def _parts(self, seed: int) -> Partition:
@@ -161,7 +184,7 @@ class Network:
         return partition(
             data.train.labels,
             None if data.test is None else data.test.labels,
-            self.workers,
+            self.workers + table.new_workers,
             kind=table.partition,
             alpha=table.alpha,
             classes_per_worker=table.classes_per_worker,

@@ -52,6 +52,7 @@ class NetworkProblem(Problem):
         moments: tuple[float, float],
         augment: Callable[[Tensor], Tensor] | None,
         random: bool,
+        frozen: bool = False,
     ) -> None:
         """Takes the workers' rows and tries the model out on the first of them.
 
@@ -65,12 +66,13 @@ class NetworkProblem(Problem):
             moments: (mean, std) that features are standardised with.
             augment: changes a batch of training features, or None.
             random: whether a training pass may draw random numbers.
+            frozen: see `FlatModule`; gradients, too, are those of the network in evaluation mode.
 
         Raises:
             UserError: model, loss and data do not fit together.
         """
         self.share = share
-        self._module = FlatModule(model, table.private, share.dtype, share.device)
+        self._module = FlatModule(model, table.private, share.dtype, share.device, frozen)
         self.layout = self._module.layout
         self.weights = worker_weights(table.weights, all_rows, share)
         self.rows = torch.tensor([len(worker.train) for worker in data])

@@ -14,4 +14,7 @@ def batchnorm(workers):
         torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
     )
     loss = torch.nn.functional.cross_entropy
-    return hpcopt.Network(model, loss, (x[:48], y[:48]), (x[48:], y[48:]), workers=workers, batch_size=4)
+    data = (x[:48], y[:48]), (x[48:], y[48:])
+    return hpcopt.Network(
+        model, loss, *data, workers=workers, batch_size=4, private=["3.*"], new_workers=1, new_worker_steps=20
+    )

@@ -47,7 +47,7 @@ def test_gather_rows_orders_by_worker(comm):
     mine = block(workers, comm.size, comm.rank)
     rows = np.array([[w, w * w] for w in mine], dtype=float).reshape(-1, 2)
     expected = [[w, w * w] for w in range(workers)]
-    assert gather_rows(comm, rows, workers).tolist() == expected
+    assert gather_rows(comm, rows).tolist() == expected
 
 
 def test_a_signal_on_one_rank_stops_all_in_the_same_round(comm):
