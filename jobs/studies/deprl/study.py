@@ -2,7 +2,7 @@
 
     python jobs/studies/deprl/study.py [PART …] [--table-only]
 
-The parts are table16, table128, speedup, weights and consensus; without one, all. Stop it at any time: the
+The parts are table16, table128, newcomers, speedup, weights and consensus; without one, all. Stop it at any time: the
 same command goes on.
 """
 
@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import consensus  # noqa: E402  (the path comes first)
+import newcomers  # noqa: E402
 import personal  # noqa: E402
 import personal_tables  # noqa: E402
 import speedup  # noqa: E402
@@ -41,6 +42,7 @@ def _table(workers: int) -> tuple[Callable[[Study], None], Callable[[Study], str
 PARTS = {
     "table16": _table(16),
     "table128": _table(128),
+    "newcomers": (newcomers.run, newcomers.section),
     "speedup": (speedup.run, speedup.section),
     "weights": (weights.run, weights.section),
     "consensus": (consensus.run, consensus.section),
