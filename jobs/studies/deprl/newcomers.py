@@ -1,4 +1,4 @@
-"""Workers that come when training is over: a head of their own on the mean representation, which stays as it is."""
+"""Workers that come when training is over: heads of their own on the mean representation, which is frozen."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def section(study: Study) -> str:
     parts = [
         f"## New workers, {WORKERS} beside {WORKERS} that train, seeds {SEEDS[0]} to {SEEDS[-1]}",
         study.about(cases()),
-        f"Accuracy % of new workers on their own test rows. Each fits a head, {STEPS} SGD steps of rate 0.1 from\n"
-        "the initial values, on the mean of the workers' representations at round 100, with as many rows as a\n"
-        "worker has and none that a worker has trained on, but for data-poor columns, where workers draw rows\n"
-        "independently.",
+        f"Accuracy % of new workers on their own test rows. Each fits a head, {STEPS} SGD steps of rate 0.1\n"
+        "from the initial values, on the mean of the workers' representations at round 100, to as many rows as\n"
+        "a worker has; where rows are plentiful no worker has trained on them, where each has 100, workers draw\n"
+        "rows independently.",
         table(["representation of", *names], [untrained, *rows]),
         "DePRL minus the others, points, with 95 % intervals:",
         table(["than", *names], less),

@@ -53,7 +53,7 @@ METHODS = {
     "dpsgd-10": Method("D-PSGD as ours", _method("dpsgd", **_EXPONENTIAL, **_SHARED | _TEN), (16,)),
     "local-10": Method("local only as ours", _method("local", **_TEN)),
 }
-"""name -> row; a new one is a line here, and in `COMPARED` where its differences from the others are wanted"""
+"""name -> row; a new one is a line here, and in `COMPARED` where its differences from others are wanted"""
 COMPARED = ("deprl", "ours")
 """whose paired differences from all other rows are shown"""
 

@@ -2,8 +2,8 @@
 
     python jobs/studies/deprl/study.py [PART …] [--table-only]
 
-The parts are table16, table128, newcomers, speedup, weights and consensus; without one, all. Stop it at any time: the
-same command goes on.
+The parts are table16, table128, newcomers, speedup, weights and consensus; without one, all. Stop it at any
+time: the same command goes on.
 """
 
 from __future__ import annotations
