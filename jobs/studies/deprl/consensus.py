@@ -78,7 +78,7 @@ def _row(study: Study, N: int, topology: str) -> list[str]:
     graphs = [mixing(topology, "metropolis", N, seed=seed) for seed in SEEDS[N]]
     lambdas = [check(graph).lambda2 for graph in graphs]
     cases = _cases(topology, N)
-    measured = [spread(study.column(cases, "consensus", r // EVERY), ".3g") for r in ROUNDS]
+    measured = [spread(study.column(cases, "consensus", r // EVERY), ".2g") for r in ROUNDS]
     return [
         str(N),
         TOPOLOGIES[topology],
