@@ -52,9 +52,9 @@ def section(study: Study) -> str:
         f"## New workers, {WORKERS} beside {WORKERS} that train, seeds {SEEDS[0]} to {SEEDS[-1]}",
         study.about(cases()),
         f"Accuracy % of new workers on their own test rows. Each fits a head, {STEPS} SGD steps of rate 0.1\n"
-        "from the initial values, on the mean of the workers' representations at round 100, to as many rows\n"
-        "as a worker has. Where rows are plentiful no worker has trained on them; where each has 100, workers\n"
-        "draw rows independently.",
+        "from the initial values, on the mean of the workers' representations at round 100, to as many\n"
+        "rows as a worker has. Where rows are plentiful no worker has trained on them; where each has 100,\n"
+        "workers draw rows independently.",
         table(["representation of", *names], [untrained, *rows]),
         "DePRL minus the others, points, with 95 % intervals:",
         table(["than", *names], less),
