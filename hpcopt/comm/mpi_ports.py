@@ -10,8 +10,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm.neighbours import MPINeighbours
-from hpcopt.comm.plans import choose, measure
-from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum
+from hpcopt.comm.plans import choose, fastest, measure
+from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.sparse import MPISparseSum
 from hpcopt.comm.sparse_plans import Costs
@@ -75,6 +75,13 @@ class MPIPorts:
         port = MPISparseSum(self._comm, self._workers, like, reducer, exchange, select, costs)
         self._open["sparse"] = port
         return port
+
+    def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
+        """See `Ports`."""
+        if self.reduce.form == "weighted":
+            return next(iter(ways))
+        self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
+        return str(self.chosen[name])
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """See `Ports`."""

@@ -16,6 +16,7 @@ from hpcopt.comm.blocks import block
 from hpcopt.comm.neighbour_plan import plan
 from hpcopt.comm.neighbour_wire import Wire
 from hpcopt.comm.ports import Counter
+from hpcopt.comm.progress import Progress
 from hpcopt.comm.staging import Staging
 from hpcopt.math.averages import Averages
 from hpcopt.math.flat import buffer
@@ -35,8 +36,7 @@ class MPINeighbours:
     Not by MPI's neighbourhood collectives: these need rows packed for each neighbour, and their persistent
     and nonblocking forms have delivered wrong blocks. Every W is tried when the port is opened.
 
-    What `begin` sends off travels while MPI has control: on its own only where the library or the network
-    makes progress by itself, and otherwise in `finish`.
+    What `begin` sends off goes on travelling by itself, see `Progress`.
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -69,7 +69,7 @@ class MPINeighbours:
         self._leaving = [torch.tensor(p.leaving, dtype=torch.int64, device=like.device) for p in self._plans]
         self._landing = buffer((max(p.received for p in self._plans), len(like)), like)
         self._snapshot: Tensor | None = None
-        self._pending: tuple[int, list[MPI.Prequest], Any, float] | None = None
+        self._pending: tuple[int, Progress, Any, float] | None = None
         self._wire = Wire(self._comm)
         self._like = like[:0]
         self._test(mixing, min(TESTED, len(like)))
@@ -81,8 +81,8 @@ class MPINeighbours:
         assert self._pending is None, "a mix has begun and was not finished"
         number = round % len(self._plans)
         requests, landing = self._start(X, number)
-        others = self._received(requests, landing, X, number)
-        self._averages[number].replace(X, others)
+        MPI.Request.Waitall(requests)
+        self._averages[number].replace(X, self._received(landing, X, number))
         self._count(start, X, number)
 
     def begin(self, X: Tensor, round: int) -> Tensor:
@@ -94,7 +94,9 @@ class MPINeighbours:
         self._snapshot.copy_(X)
         number = round % len(self._plans)
         requests, landing = self._start(self._snapshot, number)
-        self._pending = number, requests, landing, time.perf_counter() - start
+        # a thread has no GPU of its own choosing, and networks that take GPU pointers need no help
+        progress = Progress(requests, poll=X.device.type == "cpu" or not self._staging.direct)
+        self._pending = number, progress, landing, time.perf_counter() - start
         return self._snapshot
 
     def finish(self, X: Tensor, snapshot: Tensor) -> None:
@@ -102,16 +104,16 @@ class MPINeighbours:
         start = time.perf_counter()
         assert self._pending is not None, "nothing has begun"
         assert snapshot is self._snapshot, "finish takes what begin gave"
-        number, requests, landing, seconds = self._pending
-        others = self._received(requests, landing, X, number)
-        self._averages[number].add_change(X, snapshot, others)
+        number, progress, landing, seconds = self._pending
+        progress.finish()
+        self._averages[number].add_change(X, snapshot, self._received(landing, X, number))
         self._pending = None
         self._count(start - seconds, X, number)
 
     def free(self) -> None:
         """See `Neighbours`. Collective."""
         if self._pending is not None:
-            MPI.Request.Waitall(self._pending[1])
+            self._pending[1].finish()
         self._wire.release()
         self._comm.Free()
 
@@ -129,9 +131,8 @@ class MPINeighbours:
             rows = dict(zip(plan.leaving, wire, strict=True))
         return self._wire.start(memory, number, plan, rows, landing), landing
 
-    def _received(self, requests: list[MPI.Prequest], landing: Any, X: Tensor, number: int) -> Tensor:
-        """The other ranks' rows, (r, m), once all have arrived."""
-        MPI.Request.Waitall(requests)
+    def _received(self, landing: Any, X: Tensor, number: int) -> Tensor:
+        """The other ranks' rows, (r, m), all of which have arrived."""
         others = self._landing[: self._plans[number].received, : X.shape[1]]
         self._staging.back(landing, others)
         return others

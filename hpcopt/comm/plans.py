@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 
 from hpcopt.comm.blocks import block
-from hpcopt.comm.ports import Reducer
+from hpcopt.comm.ports import Reducer, Way
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.math.topk import largest
@@ -83,6 +83,23 @@ def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Cos
         dense=seconds,
         select=select,
     )
+
+
+def fastest(comm: MPI.Comm, ways: Mapping[str, Way | None], remembered: str) -> str:
+    """The name of the fastest way that is possible on all ranks, the same on every rank. Collective.
+
+    Args:
+        comm: all ranks.
+        ways: see `Ports.fastest`.
+        remembered: which it is, unless it is not possible on these ranks.
+    """
+    possible = {name: way for name, way in ways.items() if comm.allreduce(way is not None, MPI.LAND) and way}
+    if remembered in possible:
+        return remembered
+    if len(possible) == 1:
+        return next(iter(possible))
+    seconds = {name: _seconds(comm, way) for name, way in possible.items()}
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def _fastest(comm: MPI.Comm, size: int, itemsize: int) -> Plan:

@@ -8,7 +8,7 @@ back what all workers made together. Every port has an implementation over MPI a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Exchange = Literal["auto", "allgather", "owner", "dense"]
 Select = Literal["local", "global"]
+Way = Callable[[], object]
 
 
 @dataclass
@@ -222,6 +223,18 @@ class Ports(Protocol):
     """
 
     reduce: Reducer
+
+    def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
+        """Which way of computing something is fastest here, the same on every rank. Collective.
+
+        Timed where a run begins, on the slowest rank, and remembered where it goes on. Where sums are in the
+        order of the workers it is the first, untimed, so that the bits depend on no clock.
+
+        Args:
+            name: under which it is remembered.
+            ways: name -> what to time, which must wait for the device; None: not possible on this rank. The
+                first is possible everywhere.
+        """
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """Opens a port for averages between neighbours. Collective.

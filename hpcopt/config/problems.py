@@ -19,7 +19,7 @@ class ProblemTable(Table):
 
 
 class LinearRegressionTable(ProblemTable):
-    """Heterogeneous linear regression, mean squared error, known optimum (METHODS: RegTop-k)."""
+    """Heterogeneous linear regression, mean squared error, known optimum."""
 
     dim: Count = 100
     """parameters d"""
@@ -49,7 +49,7 @@ class QuadraticTable(ProblemTable):
 
 
 class ToyLogisticTable(ProblemTable):
-    """Logistic loss, one row (±spread, 1) per worker, an even number of workers (METHODS: RegTop-k)."""
+    """Logistic loss, one row (±spread, 1) per worker, an even number of workers."""
 
     spread: Positive = 100.0
     """size of the first coordinate of a row: + on workers with an even number, - on the others"""

@@ -78,7 +78,7 @@ class PersonalSteps(Personal[PersonalState]):
         """See `Method`."""
         X = self._open(problem, ports)
         self._own = OwnSteps(problem, self.settings)
-        self._phases = [self._plan(i) for i in range(problem.share.n)]
+        self._own.assign([self._plan(i) for i in range(problem.share.n)], X, ports)
         M = rows_of(problem, problem.dim if self.settings.momentum else 0).zero_()
         kept = self._span.stop - self._span.start if getattr(self.settings, "before_mixing", False) else 0
         return PersonalState(0, X, M, X[:, self._span][:, :kept].clone())
@@ -86,11 +86,6 @@ class PersonalSteps(Personal[PersonalState]):
     def _plan(self, i: int) -> list[Phase]:
         """What worker i (from 0 here) does in a round before it mixes."""
         return local_phase(self._own, i, self.settings)
-
-    def _make_steps(self, state: PersonalState) -> None:
-        for i, phases in enumerate(self._phases):
-            for phase in phases:
-                self._own.make(i, state.X[i], state.M[i], phase, state.round)
 
 
 class Local(PersonalSteps):
@@ -101,7 +96,7 @@ class Local(PersonalSteps):
     def step(self, state: PersonalState) -> StepInfo:
         """One round."""
         # x_i ← x_i − η ∇f_i(x_i), local_steps times
-        self._make_steps(state)
+        self._own.make_all(state.X, state.M, state.round)
         return StepInfo()
 
 
@@ -144,7 +139,7 @@ class Gossip(Mixed[PersonalState], PersonalSteps):
         # with overlap: φ of the round's beginning goes to the neighbours
         sent = self._neighbours.begin(phi, state.round) if self.settings.overlap else None
         # x_i ← x_i − η ∇f_i(x_i), several times
-        self._make_steps(state)
+        self._own.make_all(state.X, state.M, state.round)
         # φ_i ← Σ_j W_ij φ_j; with overlap: φ_i ← φ_i + Σ_j W_ij sent_j − sent_i
         if len(state.before[0]):
             state.before.copy_(phi)

@@ -1,21 +1,26 @@
 """The SGD steps that workers make on their own between two exchanges.
 
 One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, no
-more than one gradient is in memory, and workers need not make equally many steps.
+more than one gradient is in memory, and workers need not make equally many steps. Or, where all make the same
+steps and it was measured to be faster (small models on a GPU), all make a step before the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from hpcopt.comm.ports import Ports, Way
 from hpcopt.config.methods import OwnStepsTable
 from hpcopt.math.optimizers import learning_rate, sgd
 from hpcopt.problems.base import Draw, Part, Problem
 
 DEFAULT_STEPS = 5
+ONE_BY_ONE, STACKED = "one by one", "stacked"
+Gradient = Callable[[Draw, Part], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,38 @@ class OwnSteps:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
         return (steps or DEFAULT_STEPS) if epochs is None else epochs * self._problem.batches_per_epoch(i)
 
+    def assign(self, phases: list[list[Phase]], X: Tensor, ports: Ports) -> None:
+        """Takes what each worker here does in a round, for `make_all`. Collective.
+
+        Args:
+            phases: of each worker here.
+            X: (n, d), points to time the steps at; not changed.
+            ports: remember what was fastest.
+        """
+        self._phases = phases
+        ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
+        if not self._settings.clip and self._problem.stackable() and all(p == phases[0] for p in phases):
+            ways[STACKED] = lambda: self._try_stacked(X)
+        samples = self._problem.samples
+        self._stacked = ports.fastest("own_steps", ways) == STACKED
+        self._problem.samples = samples
+
+    def make_all(self, X: Tensor, M: Tensor, round: int) -> None:
+        """Makes the steps of all workers here, in place.
+
+        Args:
+            X: their points, (n, d).
+            M: their momentum, (n, d), or (n, 0) if there is none.
+            round: counted from 0.
+        """
+        if self._stacked:
+            for phase in self._phases[0]:
+                self._steps(X, M, phase, round, partial(self._problem.stacked_gradient, X))
+            return
+        for i, phases in enumerate(self._phases):
+            for phase in phases:
+                self.make(i, X[i], M[i], phase, round)
+
     def make(self, i: int, x: Tensor, m: Tensor, phase: Phase, round: int) -> None:
         """Makes the steps of worker i (from 0 here), in place.
 
@@ -64,13 +101,23 @@ class OwnSteps:
             phase: which steps.
             round: counted from 0.
         """
+        self._steps(x, m, phase, round, partial(self._problem.gradient, i, x))
+
+    def _steps(self, x: Tensor, m: Tensor, phase: Phase, round: int, gradient: Gradient) -> None:
+        """At one point (d,) or at several (n, d)."""
         layout, settings = self._problem.layout, self._settings
         moved = []
         for part, lr in phase.rates.items():
-            momentum = layout.tensors(m, part) if len(m) else []
+            momentum = layout.tensors(m, part) if m.shape[-1] else []
             moved.append((layout.tensors(x, part), momentum, learning_rate(settings, round, lr)))
         for step in phase.steps:
-            g = self._problem.gradient(i, x, Draw(round, step, phase.of), phase.part)
+            g = gradient(Draw(round, step, phase.of), phase.part)
             for xs, ms, eta in moved:
                 sgd(settings, xs, g[: len(xs)], ms, eta)
                 g = g[len(xs) :]
+
+    def _try_one_by_one(self, X: Tensor) -> float:
+        return sum(float(self._problem.gradient(i, x, Draw(0))[0].sum()) for i, x in enumerate(X))
+
+    def _try_stacked(self, X: Tensor) -> float:
+        return float(self._problem.stacked_gradient(X, Draw(0))[0].sum())

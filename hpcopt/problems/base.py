@@ -247,6 +247,26 @@ class Problem(ABC):
         self.samples += self.batch_rows(i, draw)
         return self._gradient(i, aligned(x), draw, part)
 
+    def stackable(self) -> bool:
+        """Whether `stacked_gradient` is there and may pay."""
+        return False
+
+    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """The gradients of all workers here in one computation, where it is `stackable`.
+
+        Args:
+            X: (n, d).
+            draw, part: as in `gradients`.
+
+        Returns:
+            One new tensor (n, *shape) for each parameter of the part, as `Layout.tensors`.
+        """
+        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
+        return self._stacked_gradient(X, draw, part)
+
+    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
+        raise NotImplementedError
+
     def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
         out = torch.zeros_like(x)
         self._add_gradient(i, x, draw, part, 1.0, out[self.layout.part(part)])

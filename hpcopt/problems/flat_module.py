@@ -128,6 +128,30 @@ class FlatModule:
         parameters = [self._parameters[name] for name in self._names(part)]
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
+    def stacked_gradient(
+        self, loss: Callable[..., Tensor], X: Tensor, batches: tuple[Tensor, ...], part: Part
+    ) -> list[Tensor]:
+        """∇(loss) at several points in one computation, for modules without buffers and random numbers.
+
+        Args:
+            loss: (forward pass, one point's batch …) -> a scalar.
+            X: (n, d), the points.
+            batches: tensors (n, …), one entry for each point.
+            part: of the parameters.
+
+        Returns:
+            One tensor (n, *shape) for each parameter of the part.
+        """
+
+        def at(moved: dict[str, Tensor], kept: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            return loss(lambda features: functional_call(self.module, moved | kept, (features,)), *batch)
+
+        names, views = self._names(part), self.layout.views(X.detach())
+        moved = {name: view for name, view in views.items() if name in names}
+        kept = {name: view for name, view in views.items() if name not in names}
+        gradients = torch.func.vmap(torch.func.grad(at))(moved, kept, *batches)
+        return [gradients[name] for name in names]
+
     @contextmanager
     def telling(self, ready: Ready | None) -> Iterator[None]:
         """Within, ``backward`` calls ``ready`` with the range of each parameter whose gradient is final.

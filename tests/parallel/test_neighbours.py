@@ -140,6 +140,23 @@ def test_an_overlapped_mix_has_the_twins_bits(comm):
     port.free()
 
 
+def test_rows_travel_while_a_rank_computes(comm):
+    """And not only once it asks for them: the thread that helps ends when all have arrived."""
+    mixes, here = matrices("one_peer_exponential", 8), block(8, comm.size, comm.rank)
+    whole = columns(8, 1 << 18, torch.float32)
+    X = whole[here.start : here.stop].clone()
+    port = opened(comm, 8, whole[0], mixes)
+    begun = port.begin(X, 2)
+    helper = port._pending[1]._thread
+    if helper is not None:  # on one rank nothing travels
+        helper.join(60)
+        assert not helper.is_alive()
+    port.finish(X, begun)
+    W = torch.from_numpy(mixes.at(2).toarray()).float()
+    assert torch.allclose(X, (W @ whole)[here.start : here.stop], rtol=0, atol=1e-5)
+    port.free()
+
+
 def test_requests_follow_the_memory(comm):
     """Rows in new memory in every round, as wide as some and narrower than others."""
     mixes = matrices("ring", 8)

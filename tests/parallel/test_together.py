@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 
 from hpcopt.comm.agree import agree, agreed
 from hpcopt.comm.gather import gather_rows
+from hpcopt.comm.plans import fastest
 from hpcopt.comm.stopping import Stop, StopAgreement
 from hpcopt.errors import NothingToResume, UserError
 
@@ -69,3 +71,17 @@ def test_nobody_asks_and_nobody_stops(comm):
     stopping = StopAgreement(comm, 0)
     assert {stopping.poll(round) for round in range(200)} == {Stop.NO}
     stopping.close()
+
+
+def test_the_fastest_way_is_that_of_the_slowest_rank_and_possible_everywhere(comm):
+    last, wait = comm.size - 1, 0.02
+
+    def sleep(seconds, own=0.0):
+        return lambda: time.sleep(own if comm.rank == last else seconds)
+
+    ways = {"even": sleep(wait, wait), "slow on one": sleep(0.0, 5 * wait), "slow": sleep(4 * wait, 4 * wait)}
+    assert fastest(comm, ways, remembered="") == "even"
+    assert fastest(comm, ways, remembered="slow") == "slow"
+    some = {"even": sleep(wait, wait), "not on one": None if comm.rank == last else sleep(0.0)}
+    assert fastest(comm, some, remembered="") == "even"
+    assert fastest(comm, some, remembered="not on one") == "even"

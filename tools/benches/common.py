@@ -1,4 +1,4 @@
-"""What several parts of `tools/bench` share: timing in turn, a gloo group, steps on given gradients."""
+"""What parts of `tools/bench` share: timing in turn, a gloo group, steps and rounds outside of runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
-from hpcopt.math.flat import Layout
+from hpcopt.math.flat import Layout, buffer_of_rows
+from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Draw, Evaluation, Problem, Share, worker_weights
 
@@ -37,7 +39,7 @@ def in_turn(comm: MPI.Comm, calls: Mapping[str, Call], repeats: int, warm: int =
     """Seconds of every call: all of them once per repeat, every other repeat in the reverse order."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(-warm, repeats):
-        for name in calls if repeat % 2 else reversed(calls):
+        for name in calls if repeat % 2 else reversed(list(calls)):
             took = seconds(comm, calls[name])
             if repeat >= 0:
                 times[name].append(took)
@@ -66,6 +68,15 @@ def on_the_wire(limit: str, nbytes: float) -> float:
     prefix = {"k": 1e3, "m": 1e6, "g": 1e9}
     scale = prefix.get(limit[-4:-3], 1.0)
     return 8 * nbytes / (float(limit[:-4] if limit[-4:-3] in prefix else limit[:-3]) * scale)
+
+
+def sent_through(device: str) -> int:
+    """Bytes that left this host through a network device so far, headers included, as the kernel counts."""
+    for line in Path("/proc/self/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == device:
+            return int(numbers.split()[8])
+    raise ValueError(f"there is no network device {device}")
 
 
 def hosts(comm: MPI.Comm) -> int:
@@ -144,7 +155,7 @@ class Steps:
     Args:
         comm: all ranks; collective.
         method: which.
-        problem: one worker per rank.
+        problem: the workers here, of all workers in contiguous blocks.
         reduction: how dense sums travel.
         remembered: the ``chosen`` of other ports.
     """
@@ -159,10 +170,35 @@ class Steps:
     ) -> None:
         staging = Staging(torch.device("cpu"))
         like = problem.initial()
-        self.ports = MPIPorts(comm, comm.size, staging, like, reduction, False, remembered or {})
+        self.ports = MPIPorts(comm, problem.share.total, staging, like, reduction, False, remembered or {})
         self.method, self.state = method, method.start(problem, self.ports)
 
     def step(self) -> None:
         """One round."""
         self.method.step(self.state)
         self.state.round += 1
+
+
+class Mixes:
+    """Rounds of gossip and nothing else, with ports of their own. Collective.
+
+    Args:
+        comm: all ranks, one worker each.
+        topology: with Metropolis weights.
+        like: a vector, the worker's first.
+
+    Attributes:
+        X: the worker's vector, (1, d).
+        port: for averages.
+    """
+
+    def __init__(self, comm: MPI.Comm, topology: str, like: Tensor) -> None:
+        self.ports = MPIPorts(comm, comm.size, Staging(like.device), like, "mpi", False, {})
+        self.port = self.ports.neighbours(like, mixing(topology, "metropolis", comm.size))
+        self.X = buffer_of_rows(1, len(like), like).copy_(like)
+        self.round = 0
+
+    def step(self) -> None:
+        """X ← W X."""
+        self.port.mix(self.X, self.round)
+        self.round += 1
