@@ -6,7 +6,7 @@ from common import Case, Study, paired, spread, table
 from personal import COLUMNS, CONFIG, METHODS, SEEDS
 
 ROWS = ("deprl", "dpsgd", "fedavg", "local", "ours")
-SPLITS = ("rich-0.1", "poor-0.1", "poor-0.5")
+SPLITS = ("rich-0.1", "poor-0.5")
 WORKERS = 16
 STEPS = 200
 

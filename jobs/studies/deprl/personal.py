@@ -51,7 +51,7 @@ METHODS = {
         _method("dpsgd", **_EXPONENTIAL, **_SHARED | _TEN) | {"problem.logit_adjustment": 1.0},
     ),
     "dpsgd-10": Method("D-PSGD as ours", _method("dpsgd", **_EXPONENTIAL, **_SHARED | _TEN), (16,)),
-    "local-10": Method("local only as ours", _method("local", **_TEN)),
+    "local-10": Method("local only as ours", _method("local", **_TEN), (16,)),
 }
 """name -> row; a new one is a line here, and in `COMPARED` where its differences from others are wanted"""
 COMPARED = ("deprl", "ours")
