@@ -116,6 +116,7 @@ class LocalStepsTable(OwnStepsTable):
 class BeforeMixingTable(Table):
     """Mixed into every method that averages models."""
 
+    fixed = frozenset({"before_mixing"})
     before_mixing: bool = False
     """also evaluate the workers' models as they were just before the last averaging; needs memory for as
     many numbers as they have"""

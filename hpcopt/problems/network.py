@@ -181,6 +181,12 @@ class Network:
 
     def _parts(self, seed: int) -> Partition:
         table, data = self.table, self._data
+        most = len(data.train) - self.workers
+        if table.new_workers > most >= 0:
+            raise UserError(
+                f"problem.new_workers = {table.new_workers}: with run.workers = {self.workers} and "
+                f"{len(data.train)} training rows at most {most}"
+            )
         return partition(
             data.train.labels,
             None if data.test is None else data.test.labels,

@@ -264,7 +264,10 @@ class NetworkProblem(Problem):
                 "problem.logit_adjustment needs class labels as targets, and one output per class: "
                 "set it to 0 for other losses"
             )
-        counts = [torch.bincount(worker.train.targets, minlength=classes) for worker in self._data]
+        known = [
+            worker.train.targets[worker.train.targets >= 0] for worker in self._data
+        ]  # others are ignored
+        counts = [torch.bincount(targets, minlength=classes) for targets in known]
         smoothed = torch.stack(counts).to(self.share.dtype) + PSEUDO_COUNT
         return (smoothed / smoothed.sum(1, keepdim=True)).log()
 
