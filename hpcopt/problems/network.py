@@ -73,7 +73,7 @@ class Network:
             batch_size: rows per mini-batch and worker, or "full".
             private: name patterns of the parameters that methods with private parts keep on the worker.
             regularisation: λ.
-            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `NetworkProblem`.
+            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `hpcopt.problems.labels`.
             weights: ω_n, equal or in proportion to a worker's rows.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
