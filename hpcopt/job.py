@@ -169,6 +169,11 @@ class Job:
 
     def _restore(self, path: Path, meta: dict[str, Any]) -> Totals:
         """Takes a checkpoint over; gives what the run cost until then."""
+        if tuple(meta["layout"]["names"]) != self.problem.layout.names:
+            raise UserError(
+                f"{path}: holds other parameters than the problem has now, or in another order (private ones "
+                "are last): the model or problem.private has changed; start another run"
+            )
         tensors = self._tensors()
         check_fits(self.comm, path, meta, tensors)
         restore(self.comm, path, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,7 +199,9 @@ class Recorder:
         for name, row in rows.items():
             weight = weights[name]
             # a worker of weight 0 has nothing to say, and may say so with NaN
-            means[name] = float((np.where(weight > 0, row, 0.0) * weight).sum() / weight.sum())
+            means[name] = float((np.where(weight > 0, row, 0.0) * weight).sum()) / (
+                float(weight.sum()) or math.nan
+            )
         return means, rows
 
     def _mean_buffers(self) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.agree import agree
 from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.plans import choose, fastest, measure
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
@@ -84,7 +85,18 @@ class MPIPorts:
         return str(self.chosen[name])
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
-        """See `Ports`."""
+        """See `Ports`.
+
+        Raises:
+            UserError: the ranks have read different files.
+        """
+        digests = self._comm.allgather(mixing.digest())
+        agree(
+            self._comm,
+            len(set(digests)) == 1,
+            f'topology = "{mixing.topology}", mixing = "{mixing.weights}": the ranks have read different '
+            "graphs; name files that are the same on every node",
+        )
         ordered = self.reduce.form == "weighted"
         port = MPINeighbours(self._comm, self._workers, like, mixing, self._staging, ordered)
         self._open["neighbours"] = port

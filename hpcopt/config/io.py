@@ -94,15 +94,22 @@ def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = directory / "config.toml"
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
-    begun, config = load(path).method, load(path, overrides)
-    changed = [
-        f"[method] {key} = {getattr(config.method, key)!r}: the run was begun with {getattr(begun, key)!r}, "
-        "and what it carries along depends on it; start another run"
-        for key in sorted(begun.fixed)
-        if type(config.method) is type(begun) and getattr(config.method, key) != getattr(begun, key)
-    ]
+    begun, config = load(path), load(path, overrides)
+    changed = _changed("method", begun.method, config.method) + _changed(
+        "problem", begun.problem, config.problem
+    )
     _fail(str(path), changed)
     return config
+
+
+def _changed(name: str, begun: Table, now: Table) -> list[str]:
+    """What must not have changed in a table but has; of another method or kind the checkpoint tells."""
+    return [
+        f"[{name}] {key} = {getattr(now, key)!r}: the run was begun with {getattr(begun, key)!r}, and what "
+        "it carries along depends on it; start another run"
+        for key in sorted(begun.fixed)
+        if type(now) is type(begun) and getattr(now, key) != getattr(begun, key)
+    ]
 
 
 def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:

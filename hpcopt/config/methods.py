@@ -116,6 +116,7 @@ class LocalStepsTable(OwnStepsTable):
 class BeforeMixingTable(Table):
     """Mixed into every method that averages models."""
 
+    fixed = frozenset({"before_mixing"})
     before_mixing: bool = False
     """also evaluate the workers' models as they were just before the last averaging; needs memory for as
     many numbers as they have"""
@@ -129,7 +130,9 @@ class MixingTable(BeforeMixingTable):
     round), or a file of edges, one "i j" a line, workers counted from 0"""
     mixing: str = "metropolis"
     """weights of the average with the neighbours: metropolis, laplacian, uniform (only row-stochastic on
-    irregular graphs, where workers with more neighbours count more), or a file of lines "i j weight" """
+    irregular graphs, where workers with more neighbours count more), or a file of lines "i j weight": without
+    a line "j i" that has the same weight, without "i i" that is the rest of the row; if it is the topology,
+    too, it says which edges there are"""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.25
     """erdos_renyi: the probability of an edge; the graph is drawn once, from run.seed"""
 
@@ -139,7 +142,7 @@ class OverlapTable(MixingTable):
 
     overlap: bool = False
     """neighbours' models as they were at the beginning of the round are averaged in at its end, so that they
-    travel meanwhile; another method mathematically"""
+    travel meanwhile; another method mathematically (run.overlap is about sums and changes nothing)"""
 
 
 class DPSGDTable(OverlapTable, LocalStepsTable):

@@ -12,6 +12,7 @@ from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
 class ProblemTable(Table):
     """What every problem has."""
 
+    fixed = frozenset({"weights"})
     kind: str
     """which problem, or "package.module:factory" for your own"""
     weights: Literal["uniform", "rows"] = "uniform"
@@ -21,6 +22,7 @@ class ProblemTable(Table):
 class LinearRegressionTable(ProblemTable):
     """Heterogeneous linear regression, mean squared error, known optimum."""
 
+    fixed = ProblemTable.fixed | {"dim", "rows_per_worker", "spread", "noise"}
     dim: Count = 100
     """parameters d"""
     rows_per_worker: Count = 500
@@ -36,6 +38,7 @@ class LinearRegressionTable(ProblemTable):
 class QuadraticTable(ProblemTable):
     """f(x) = ½ xᵀHx with given eigenvalues, rotated by the seed, the same on every worker."""
 
+    fixed = ProblemTable.fixed | {"eigenvalues", "dim"}
     eigenvalues: list[Positive] | Literal["outliers", "power", "geometric"] = "outliers"
     """the spectrum, or a named one of length dim"""
     dim: Count | None = None
@@ -51,6 +54,7 @@ class QuadraticTable(ProblemTable):
 class ToyLogisticTable(ProblemTable):
     """Logistic loss, one row (±spread, 1) per worker, an even number of workers."""
 
+    fixed = ProblemTable.fixed | {"spread"}
     spread: Positive = 100.0
     """size of the first coordinate of a row: + on workers with an even number, - on the others"""
 
@@ -58,6 +62,7 @@ class ToyLogisticTable(ProblemTable):
 class PartitionTable(ProblemTable):
     """How rows of a data set are spread over the workers; mixed into every problem that has one."""
 
+    fixed = ProblemTable.fixed | {"partition", "alpha", "classes_per_worker", "samples_per_worker"}
     partition: Literal["iid", "dirichlet", "classes", "unequal"] = "iid"
     """iid: shuffled evenly; dirichlet: label proportions from Dir(alpha); classes: each worker sees only
     classes_per_worker classes; unequal: iid with sizes from Dir(alpha)"""
@@ -74,6 +79,9 @@ class PartitionTable(ProblemTable):
 class NetworkTable(PartitionTable):
     """A neural network on images; cross-entropy."""
 
+    fixed = PartitionTable.fixed | {
+        *("model", "hidden", "private", "regularisation", "logit_adjustment", "new_workers")
+    }
     dataset: str = "digits"
     """"fashion-mnist", "digits", or the path of a file made by `hpcopt data import`"""
     model: Literal["mlp", "cnn", "alexnet", "resnet18"] = "mlp"
@@ -86,13 +94,14 @@ class NetworkTable(PartitionTable):
     """name patterns of the parameters that methods with private parts keep on the worker"""
     regularisation: NonNegative = 0.0
     """λ of λ/2 ‖x‖² in every worker's loss"""
-    logit_adjustment: NonNegative = 0.0
+    logit_adjustment: Annotated[float, Field(ge=0, le=100)] = 0.0
     """τ of τ log π_n, added to worker n's logits in training and where it tests a model of its own; π_n: how
     often its rows have each class. With 1, what is shared need not learn who has what (arXiv 2007.07314)"""
     new_workers: Annotated[int, Field(ge=0)] = 0
-    """workers beside run.workers that get rows but take no part in training: at each evaluation each of them
-    fits the private parameters to its own rows, on the representation of the run's one model (of the mean of
-    the workers' own models), which stays as it is; measured as new_worker_accuracy, …"""
+    """workers beside run.workers that get rows, which the others then do not have, but take no part in
+    training: at each evaluation each of them fits the private parameters to its own rows, on the
+    representation of the run's one model (of the mean of the workers' own models), which stays as it is;
+    measured as new_worker_accuracy, …"""
     new_worker_steps: Count = 50
     """SGD steps with which a new worker does so, from the values that all workers began with"""
     new_worker_lr: Positive = 0.1

@@ -9,6 +9,8 @@ Symbols: N nodes (workers), i and j nodes, p the probability of an edge.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -101,9 +103,9 @@ def torus_shape(N: int) -> tuple[int, int]:
 
 
 def check_name(key: str, value: str, names: Iterable[str]) -> None:
-    """Raises `UserError` if a value is neither one of the names nor an existing path."""
+    """Raises `UserError` if a value is neither one of the names nor an existing file."""
     names = tuple(names)
-    if value not in names and not Path(value).exists():
+    if value not in names and not os.path.isfile(value):  # unlike Path.is_file, it takes any name
         close = get_close_matches(value, names, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise UserError(
@@ -168,7 +170,7 @@ def _parse(fields: list[str], line: int, N: int, weighted: bool) -> Edge:
 
 def _node(text: str, N: int) -> int:
     allowed = f"allowed are the integers 0…{N - 1}, nodes are counted from 0"
-    if not text.isascii() or not text.lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]+", text):
         raise ValueError(f'node "{text}" is not an integer: {allowed}')
     node = int(text)
     if not 0 <= node < N:

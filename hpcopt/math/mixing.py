@@ -18,6 +18,7 @@ Symbols: N workers, W the matrix, λ₂ its second largest eigenvalue by modulus
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import reduce
@@ -89,6 +90,11 @@ class Mixing:
         """The matrix W of a round, counted from 0."""
         return self.matrices[round % self.period]
 
+    def digest(self) -> str:
+        """Of all matrices: the same where they are."""
+        parts = (part for W in self.matrices for part in (W.indptr, W.indices, W.data))
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
 
 @dataclass(frozen=True)
 class Report:
@@ -139,6 +145,8 @@ class Report:
             f"{self.name}: |λ₂| {self.lambda2:.{digits}f}, {self._speed()}, "
             f"{neighbours} neighbour{'s' * (most != 1)}"
         )
+        if not self.symmetric:
+            line += ", not symmetric"
         if self.doubly_stochastic:
             return line
         low, high = self.column_sums
@@ -168,7 +176,7 @@ def mixing(topology: str, weights: str, N: int, *, probability: float = 0.25, se
         UserError: there is no such topology or no such weights.
     """
     check_size(N)
-    check_name("weights", weights, WEIGHTS)
+    check_name("mixing", weights, WEIGHTS)
     _check_scipy(topology)
     if topology == ONE_PEER:
         return Mixing(topology, weights, _one_peer(N, weights))
@@ -176,6 +184,11 @@ def mixing(topology: str, weights: str, N: int, *, probability: float = 0.25, se
         return Mixing(topology, weights, (_from_file(weights, N, None, topology),))
     edges = graph(topology, N, probability=probability, seed=seed)
     if weights in WEIGHTS:
+        if any(weight is not None for _, _, weight in edges.edges(data="weight")):
+            raise UserError(
+                f'topology = "{topology}" has weights, which mixing = "{weights}" does not use: '
+                f'set mixing = "{topology}" too, or leave them out'
+            )
         return Mixing(topology, weights, (_from_degrees(weights, edges),))
     return Mixing(topology, weights, (_from_file(weights, N, edges, topology),))
 
@@ -188,7 +201,7 @@ def check(mixing: Mixing) -> Report:
             each other.
     """
     for t, W in enumerate(mixing.matrices):
-        _check_rows(f'weights = "{mixing.weights}": W' + (f"_{t}" if mixing.period > 1 else ""), W)
+        _check_rows(f'mixing = "{mixing.weights}": W' + (f"_{t}" if mixing.period > 1 else ""), W)
     _check_connected(mixing)
     columns = np.stack([W.sum(axis=0) for W in mixing.matrices])
     taken = np.stack([np.diff(W.indptr) - (W.diagonal() != 0) for W in mixing.matrices])
@@ -216,7 +229,7 @@ def _check_scipy(topology: str) -> None:
 def _one_peer(N: int, weights: str) -> tuple[csr_array, ...]:
     if weights not in WEIGHTS:
         raise UserError(
-            f'weights = "{weights}": topology = "{ONE_PEER}" has weights 1/2; '
+            f'mixing = "{weights}": topology = "{ONE_PEER}" has weights 1/2; '
             f"allowed are {', '.join(WEIGHTS)}, which mean the same here"
         )
     i = np.arange(N)
@@ -285,7 +298,7 @@ def _check_connected(mixing: Mixing) -> None:
     count, group = connected_components(union, directed=True, connection="strong")
     if count > 1:
         raise UserError(
-            f'topology = "{mixing.topology}", weights = "{mixing.weights}": the {mixing.N} workers are not '
+            f'topology = "{mixing.topology}", mixing = "{mixing.weights}": the {mixing.N} workers are not '
             f"connected but in {count} groups: there are not paths both ways between workers "
             f"0 and {np.flatnonzero(group != group[0])[0]}"
         )

@@ -48,7 +48,8 @@ class FedAvg(Method[FedAvgState]):
         self._own = OwnSteps(problem, self.settings)
         self._phases = [local_phase(self._own, i, self.settings) for i in range(problem.share.n)]
         x = problem.initial().clone()
-        self._x_i, self._m = buffer((problem.dim,), like=x), buffer((problem.dim,), like=x)
+        self._x_i = buffer((problem.dim,), like=x)
+        self._m = buffer((problem.dim if self.settings.momentum else 0,), like=x)
         rows = (problem.share.n,) if ports.reduce.form == "weighted" else ()
         self._part = buffer((*rows, problem.dim), like=x)
         kept = problem.dim if self.settings.before_mixing else 0

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports, Reducer
 from hpcopt.config.methods import DPSGDTable, LocalStepsTable, LocalTable
+from hpcopt.errors import UserError
 from hpcopt.math.flat import buffer_of_rows
 from hpcopt.math.mixing import check, mixing
 from hpcopt.methods.base import Method, Point, State, StepInfo, per_worker
@@ -103,11 +104,15 @@ class Local(PersonalSteps):
 class Mixed(Personal[S]):
     """And that mix them with their neighbours'."""
 
+    needs_mean: ClassVar[bool] = False
+    """whether W has to keep the mean over the workers"""
+
     def prepare(self, problem: Problem) -> None:
         """See `Method`.
 
         Raises:
-            UserError: there is no such topology or mixing matrix, or it never leads to agreement.
+            UserError: there is no such topology or mixing matrix, it never leads to agreement, or not to
+                what the method needs.
         """
         settings, share = self.settings, problem.share
         self._mixing = mixing(
@@ -118,6 +123,16 @@ class Mixed(Personal[S]):
             seed=share.seed,
         )
         self._report = check(self._mixing)
+        if not self._report.gap:
+            raise UserError(
+                f'mixing = "{settings.mixing}": workers would never agree: their weights go round in circles '
+                "(|λ₂| = 1). Give some worker a weight of its own, in a weight file a line i i weight"
+            )
+        if self.needs_mean and not self._report.doubly_stochastic:
+            raise UserError(
+                f'mixing = "{settings.mixing}": the columns of W do not sum to 1, so mixing does not keep '
+                "the mean, which this method needs to end in the right point; take metropolis or laplacian"
+            )
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""

@@ -9,7 +9,8 @@ y_i       Y       (n, d)    its estimate of the mean over the workers of ∇f_j(
 ∇f_i      G       (n, d)    its gradient of the last round
 W                 (N, N)    mixing matrix of the round
 
-With a constant η and full batches all workers go to a minimum of Σ f_n, which D-PSGD does not.
+With a constant η and full batches all workers go to a minimum of Σ f_n, which D-PSGD does not; W must be
+doubly stochastic, or the mean of y is not that of the gradients.
 
 Differs from the paper: adapt, then combine: x ← W(x − η y), not W x − η y; gradients may be those of
 mini-batches. Workers count the same, whatever the problem's weights.
@@ -42,6 +43,7 @@ class GradientTracking(Mixed[GradientTrackingState]):
     """One gradient and two exchanges per round."""
 
     table = GradientTrackingTable
+    needs_mean = True
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""

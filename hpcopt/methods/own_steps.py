@@ -117,7 +117,7 @@ class OwnSteps:
                 g = g[len(xs) :]
 
     def _try_one_by_one(self, X: Tensor) -> float:
-        return sum(float(self._problem.gradient(i, x, Draw(0))[0].sum()) for i, x in enumerate(X))
+        return float(sum(self._problem.gradient(i, x, Draw(0))[0].sum() for i, x in enumerate(X)))
 
     def _try_stacked(self, X: Tensor) -> float:
         return float(self._problem.stacked_gradient(X, Draw(0))[0].sum())

@@ -340,10 +340,14 @@ def check_split(layout: Layout, who: str) -> None:
     names = layout.names
     listed = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
     what = "matches no parameter" if layout.n_shared else "matches all parameters"
+    head, dot, _ = names[-1].rpartition(".")
+    such = f"{head}.*" if dot else names[-1]
+    hint = f'give patterns that match some of them, such as problem.private = ["{such}"]'
+    if len(names) == 1:
+        hint = 'a problem of one parameter has no head: take kind = "network" or one of your own'
     raise UserError(
         f"problem.private {what}: {who} needs some that stay with their worker (the head) and others that "
-        f"are shared. The parameters are {listed}; give patterns that match some of them, such as "
-        f'problem.private = ["{names[-1].rpartition(".")[0] or names[-1]}.*"]'
+        f"are shared. The parameters are {listed}; {hint}"
     )
 
 

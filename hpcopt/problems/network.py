@@ -73,7 +73,7 @@ class Network:
             batch_size: rows per mini-batch and worker, or "full".
             private: name patterns of the parameters that methods with private parts keep on the worker.
             regularisation: λ.
-            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `NetworkProblem`.
+            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `hpcopt.problems.labels`.
             weights: ω_n, equal or in proportion to a worker's rows.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
@@ -181,6 +181,12 @@ class Network:
 
     def _parts(self, seed: int) -> Partition:
         table, data = self.table, self._data
+        most = len(data.train) - self.workers
+        if table.new_workers > most >= 0:
+            raise UserError(
+                f"problem.new_workers = {table.new_workers}: with run.workers = {self.workers} and "
+                f"{len(data.train)} training rows at most {most}"
+            )
         return partition(
             data.train.labels,
             None if data.test is None else data.test.labels,

@@ -1,11 +1,4 @@
-"""The workers' losses, gradients and Hessian-vector products of a network.
-
-With a logit adjustment τ > 0 the loss of worker n is that of the logits h + τ log π_n, where h is what the
-network gives and π_n are the frequencies of the classes in the worker's rows. Where workers differ in nothing
-else, Bayes' rule says p_n(y | x) ∝ π_n(y) p(x | y): with τ = 1, one h that all share is the best for each of
-them, and h alone is the best for test rows with all classes alike. It is the loss of Menon et al. (ICLR 2021,
-arXiv 2007.07314, "Long-tail learning via logit adjustment"), who have one learner and a balanced test.
-"""
+"""The workers' losses, gradients and Hessian-vector products of a network."""
 
 from __future__ import annotations
 
@@ -21,6 +14,7 @@ from hpcopt.math.streams import torch_seed
 from hpcopt.problems.base import Draw, Evaluation, Problem, is_shared, row, worker_weights
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
+from hpcopt.problems.labels import classes, log_priors
 from hpcopt.problems.rows import pieces, standardised
 
 if TYPE_CHECKING:
@@ -33,8 +27,6 @@ if TYPE_CHECKING:
 
 PIECE = 512
 """most rows that pass through the network at a time, unless its rows are coupled: bounds the memory"""
-PSEUDO_COUNT = 0.1
-"""of each class in the frequencies of the logit adjustment, so that no class is ruled out"""
 
 
 class NetworkProblem(Problem):
@@ -88,10 +80,11 @@ class NetworkProblem(Problem):
         self._forward_over_reverse: bool | None = None  # decided by the first product
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
-        classes = self._try_out(min(all_rows))
-        self._classifies = classes is not None
+        count = self._try_out(min(all_rows))
+        self._classifies = count is not None
         if table.logit_adjustment:
-            self._adjustments = table.logit_adjustment * self._log_priors(classes)
+            priors = log_priors([worker.train.targets for worker in data], count, share.dtype)
+            self._adjustments = table.logit_adjustment * priors
 
     def initial(self) -> Tensor:
         """The module's values, (d,)."""
@@ -257,17 +250,6 @@ class NetworkProblem(Problem):
         """Logits as worker i sees them; i = None: as they are."""
         return output if self._adjustments is None or i is None else output + self._adjustments[i]
 
-    def _log_priors(self, classes: int | None) -> Tensor:
-        """log π of each worker here, (n, classes)."""
-        if classes is None:
-            raise UserError(
-                "problem.logit_adjustment needs class labels as targets, and one output per class: "
-                "set it to 0 for other losses"
-            )
-        counts = [torch.bincount(worker.train.targets, minlength=classes) for worker in self._data]
-        smoothed = torch.stack(counts).to(self.share.dtype) + PSEUDO_COUNT
-        return (smoothed / smoothed.sum(1, keepdim=True)).log()
-
     def _batch(self, i: int, draw: Draw | None) -> Iterator[tuple[Rows, float]]:
         """The mini-batch of a draw in pieces, each with its part of the batch."""
         rows, chosen = self._data[i].train, self._batches.select(i, draw)
@@ -316,17 +298,4 @@ class NetworkProblem(Problem):
                 ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UserError("problem.loss must return one number, the mean over the batch")
-        return self._check_classes(output)
-
-    def _check_classes(self, output: Tensor) -> int | None:
-        """How many, where outputs are (B, classes) and targets labels; `UserError` for too large a label."""
-        targets = [worker.train.targets for worker in self._data]
-        if output.ndim != 2 or targets[0].dtype != torch.int64 or targets[0].ndim != 1:
-            return None
-        largest = max(int(labels.max()) for labels in targets)
-        if largest >= output.shape[1]:
-            raise UserError(
-                f"problem.model has {output.shape[1]} outputs, but a label is {largest}: "
-                f"it needs {largest + 1}"
-            )
-        return int(output.shape[1])
+        return classes(output, [worker.train.targets for worker in self._data])

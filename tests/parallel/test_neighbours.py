@@ -10,6 +10,7 @@ from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.neighbour_wire import Wire
 from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.staging import Staging
+from hpcopt.errors import UserError
 from hpcopt.math.mixing import mixing
 
 from .conftest import first_ranks
@@ -190,6 +191,16 @@ def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
 
 
 @pytest.mark.mpi(min_size=2)
+def test_ranks_that_have_read_different_graphs_are_told(comm):
+    like = torch.zeros(3)
+    ports = MPIPorts(comm, 8, Staging(CPU), like, "mpi", overlap=False, remembered={})
+    if comm.size > 1:
+        with pytest.raises(UserError, match="have read different graphs"):
+            ports.neighbours(like, matrices("complete" if comm.rank == 1 else "ring", 8))
+    ports.neighbours(like, matrices("ring", 8))
+    ports.free()
+
+
 def test_rows_that_go_astray_are_found_at_the_start_on_every_rank(comm, monkeypatch):
     make = Wire._make
 

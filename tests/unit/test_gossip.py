@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 import hpcopt
 from hpcopt.comm.local import LocalPorts
+from hpcopt.config import resumable
 from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
 from hpcopt.methods.own_steps import OwnSteps
@@ -381,6 +382,37 @@ def test_a_graph_that_never_agrees_is_refused(tmp_path):
         hpcopt.run(hpcopt.DePRL(topology=str(path)), recipe, out=tmp_path / "run", rounds=1)
     with pytest.raises(UserError, match=r"rign.* did you mean \"ring\""):
         hpcopt.run(hpcopt.DPSGD(topology="rign"), recipe, out=tmp_path / "other", rounds=1)
+
+
+def test_weights_with_which_a_method_goes_wrong_are_refused(tmp_path):
+    task, path = network(workers=4), tmp_path / "weights"
+    path.write_text("".join(f"{i} {(i + 1) % 4} 0.5\n" for i in range(4)))
+    with pytest.raises(UserError, match="would never agree"):
+        hpcopt.DPSGD(topology=str(path), mixing=str(path)).prepare(task)
+    star = {"topology": "star", "mixing": "uniform"}
+    hpcopt.DPSGD(**star).prepare(task)
+    with pytest.raises(UserError, match="does not keep the mean"):
+        hpcopt.GradientTracking(**star).prepare(task)
+
+
+def test_a_run_stays_with_its_problem(tmp_path):
+    """Other private parameters would permute the vector, other rows make new workers old ones."""
+    (tmp_path / "config.toml").write_text(
+        '[run]\nmethod = "deprl"\nworkers = 4\nrounds = 1\n[problem]\nkind = "network"\n'
+    )
+    for key, value in (("private", '["body.*"]'), ("new_workers", "2"), ("alpha", "0.1")):
+        with pytest.raises(UserError, match=rf"\[problem\] {key} = .*: the run was begun with"):
+            resumable(tmp_path, [f"problem.{key}={value}"])
+    assert resumable(tmp_path, ["problem.batch_size=4"]).problem.batch_size == 4
+
+    def recipe(private):
+        return hpcopt.Network(module(), loss, (X, Y), workers=N, private=[private])
+
+    hpcopt.run(hpcopt.DePRL(), recipe("head.*"), out=tmp_path / "python", rounds=1)
+    more = {"overrides": ("run.rounds=2",)}
+    with pytest.raises(UserError, match=r"or in another order .*problem\.private has changed"):
+        hpcopt.resume(tmp_path / "python", problem=recipe("body.*"), **more)
+    hpcopt.resume(tmp_path / "python", problem=recipe("head.*"), **more)
 
 
 def test_settings_that_say_the_same_are_refused():

@@ -189,7 +189,7 @@ def test_without_a_head_and_a_representation_they_are_refused(private):
 
 
 def test_too_many_for_the_rows_are_refused():
-    with pytest.raises(UserError, match=r"= 105: must be 1…90, .*problem\.new_workers"):
+    with pytest.raises(UserError, match=r"problem\.new_workers = 100: .* at most 85"):
         bound(network(new_workers=100))
     with pytest.raises(UserError, match="new_workers"):
         network(new_workers=-1)

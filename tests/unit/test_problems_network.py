@@ -160,6 +160,9 @@ def test_adjusted_logits_know_how_often_a_worker_has_each_class() -> None:
     shared, plainly = problem.evaluate(X[:1]).values, bare.evaluate(X[:1]).values
     assert torch.equal(shared["test_loss"], plainly["test_loss"])
     assert not torch.equal(shared["loss"], plainly["loss"])
+    ignored = (TRAIN[0], np.where(TRAIN[1] == 4, -100, TRAIN[1]))
+    some = bind(Network(made, cross_entropy, ignored, workers=1, logit_adjustment=1.0))
+    assert some._adjustments.argmin() == 4
     personal, without = problem.evaluate(X).values, bare.evaluate(X).values
     assert torch.equal(personal["loss"], problem.losses(X))
     assert (personal["accuracy"] > without["accuracy"]).any()

@@ -120,10 +120,7 @@ def _check(labels: NDArray[Any], workers: int, kind: str, alpha: float, samples:
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise UserError(f'problem.partition = "{kind}" is not known: allowed are {", ".join(KINDS)}{hint}')
     if not 1 <= workers <= len(labels):
-        raise UserError(
-            f"run.workers = {workers}: must be 1…{len(labels)}, the number of training rows "
-            "(problem.new_workers count as workers)"
-        )
+        raise UserError(f"run.workers = {workers}: must be 1…{len(labels)}, the number of training rows")
     if not 0 < alpha < np.inf:
         raise UserError(f"problem.alpha = {alpha}: must be a finite number above 0")
     # Only dirichlet lets workers share rows.
