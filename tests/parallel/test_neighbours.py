@@ -190,7 +190,6 @@ def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
         ports.free()
 
 
-@pytest.mark.mpi(min_size=2)
 def test_ranks_that_have_read_different_graphs_are_told(comm):
     like = torch.zeros(3)
     ports = MPIPorts(comm, 8, Staging(CPU), like, "mpi", overlap=False, remembered={})
@@ -201,6 +200,7 @@ def test_ranks_that_have_read_different_graphs_are_told(comm):
     ports.free()
 
 
+@pytest.mark.mpi(min_size=2)
 def test_rows_that_go_astray_are_found_at_the_start_on_every_rank(comm, monkeypatch):
     make = Wire._make
 
