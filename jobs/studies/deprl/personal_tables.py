@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from common import Study, paired, spread, table
-from personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods
+from personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods, seeds
 
 BEFORE, GLOBAL = "before_mixing_", "global_"
 ONE_MODEL = ("dpsgd", "fedavg", "ours", "dpsgd-10")
@@ -64,7 +64,7 @@ def section(study: Study, workers: int) -> str:
         return table(head, ([row.label, *(cell(study, workers, c, row) for c in COLUMNS)] for row in rows))
 
     parts = [
-        f"## Personalised accuracy, {workers} workers, seeds {SEEDS[0]} to {SEEDS[-1]}",
+        f"## Personalised accuracy, {workers} workers, seeds {_range(SEEDS)}{_more(workers)}",
         study.about(cases(workers)),
         f"Accuracy % on the worker's own test rows at round {ROUNDS[workers]}, mean over the workers. Before "
         "mixing:\nof the same run's models just before they were last averaged.",
@@ -91,6 +91,19 @@ def section(study: Study, workers: int) -> str:
     return "\n\n".join([*parts, "Claims:", claims])
 
 
+def _more(workers: int) -> str:
+    """Which columns have more seeds."""
+    return "".join(
+        f" ({column.label}: {_range(seeds(workers, name))})"
+        for name, column in COLUMNS.items()
+        if seeds(workers, name) != SEEDS
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}"
+
+
 def _rows(workers: int) -> list[Row]:
     """Every method, and what it was before mixing below it."""
     kept = [name for name in methods(workers) if METHODS[name].settings.get("method.before_mixing")]
@@ -104,7 +117,7 @@ def _rows(workers: int) -> list[Row]:
 
 def accuracies(study: Study, workers: int, column: str, row: Row) -> list[float]:
     """In %, of every seed; nan where a run is missing."""
-    runs = [case(workers, column, row.method, seed) for seed in SEEDS]
+    runs = [case(workers, column, row.method, seed) for seed in seeds(workers, column)]
     return [100 * value for value in study.column(runs, f"{row.prefix}accuracy")]
 
 
@@ -114,7 +127,7 @@ def _mean(study: Study, workers: int, column: str, row: Row) -> str:
 
 def _apart(study: Study, workers: int, column: str, row: Row) -> str:
     found = []
-    for seed in SEEDS:
+    for seed in seeds(workers, column):
         data = study.data(case(workers, column, row.method, seed))
         if data is not None:
             last = [np.asarray(data[f"workers/{row.prefix}{name}"])[-1] for name in ("accuracy", "test_loss")]
