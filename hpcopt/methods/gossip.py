@@ -106,6 +106,7 @@ class Mixed(Personal[S]):
 
     needs_mean: ClassVar[bool] = False
     """whether W has to keep the mean over the workers"""
+    _prepared: Problem | None = None
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`.
@@ -114,7 +115,7 @@ class Mixed(Personal[S]):
             UserError: there is no such topology or mixing matrix, it never leads to agreement, or not to
                 what the method needs.
         """
-        settings, share = self.settings, problem.share
+        self._prepared, settings, share = None, self.settings, problem.share
         self._mixing = mixing(
             settings.topology,
             settings.mixing,
@@ -133,13 +134,15 @@ class Mixed(Personal[S]):
                 f'mixing = "{settings.mixing}": the columns of W do not sum to 1, so mixing does not keep '
                 "the mean, which this method needs to end in the right point; take metropolis or laplacian"
             )
+        self._prepared = problem
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
         return [f"mixing: {self._report.description}"]
 
     def _open(self, problem: Problem, ports: Ports) -> Tensor:
-        self.prepare(problem)
+        if self._prepared is not problem:  # a run has done so before: a large graph's spectrum takes seconds
+            self.prepare(problem)
         X = super()._open(problem, ports)
         self._neighbours = ports.neighbours(X[0, self._span], self._mixing)
         return X
