@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from hpcopt.comm.agree import agree, agreed
+from hpcopt.comm.agree import agree, agree_same, agreed
 from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.mpi_ports import MPIPorts
@@ -135,10 +135,9 @@ class Job:
 
     def _check_start(self) -> None:
         """A user's factory may build another start on every rank, and nothing would be right after that."""
-        digests = self.comm.allgather(format.digest(self.problem.initial().cpu().numpy()))
-        agree(
+        agree_same(
             self.comm,
-            len(set(digests)) == 1,
+            format.digest(self.problem.initial().cpu().numpy()),
             f"[problem] kind = {self.config.problem.kind!r}: the ranks begin with different parameters; seed "
             "whatever is random where the model is built (torch.manual_seed)",
         )

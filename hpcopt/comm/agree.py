@@ -33,6 +33,11 @@ def agree(comm: MPI.Comm, ok: bool, message: str, kind: type[HpcoptError] = User
     raise kind("\n".join(text if everybody else f"{text} ({_ranks(r, comm)})" for text, r in failed.items()))
 
 
+def agree_same(comm: MPI.Comm, digest: int | str, message: str) -> None:
+    """Raises a `UserError` on every rank if the ranks have different digests. Collective."""
+    agree(comm, len(set(comm.allgather(digest))) == 1, message)
+
+
 @contextmanager
 def agreed(comm: MPI.Comm) -> Iterator[None]:
     """Runs local work that may raise an `HpcoptError`; the same error then rises on every rank. Collective.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.agree import agree
+from hpcopt.comm.agree import agree_same
 from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.plans import choose, fastest, measure
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
@@ -90,10 +90,9 @@ class MPIPorts:
         Raises:
             UserError: the ranks have read different files.
         """
-        digests = self._comm.allgather(mixing.digest())
-        agree(
+        agree_same(
             self._comm,
-            len(set(digests)) == 1,
+            mixing.digest(),
             f'topology = "{mixing.topology}", mixing = "{mixing.weights}": the ranks have read different '
             "graphs; name files that are the same on every node",
         )

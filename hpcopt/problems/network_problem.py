@@ -175,10 +175,7 @@ class NetworkProblem(Problem):
         with self._module.accumulating(part, None):
             self._backward(i, draw, 1.0, None)
             g = self._module.gradient(part)
-        if self._decay:
-            for g_p, x_p in zip(g, self.layout.tensors(x, part), strict=True):
-                g_p.add_(x_p, alpha=self._decay)
-        return g
+        return self._decayed(g, x, part)
 
     def stackable(self) -> bool:
         """See `Problem`. On one core of a CPU it brings nothing: 64 mlps together take as long as in turn."""
@@ -201,8 +198,12 @@ class NetworkProblem(Problem):
             return self._objective(forward(x) + adjustment, y)
 
         g = self._module.stacked_gradient(loss, X, (features, targets, adjustments), part)
+        return self._decayed(g, X, part)
+
+    def _decayed(self, g: list[Tensor], x: Tensor, part: Part) -> list[Tensor]:
+        """g + λ x, in place."""
         if self._decay:
-            for g_p, x_p in zip(g, self.layout.tensors(X, part), strict=True):
+            for g_p, x_p in zip(g, self.layout.tensors(x, part), strict=True):
                 g_p.add_(x_p, alpha=self._decay)
         return g
 

@@ -27,7 +27,7 @@ from hpcopt.config import load as load_config
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Case", "Study", "paired", "spread", "table"]
+__all__ = ["Case", "Study", "interval", "paired", "spread", "table"]
 
 
 class Study:
@@ -155,15 +155,24 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 def paired(first: Sequence[float], second: Sequence[float], form: str = "+.2f") -> str:
     """Mean of first − second, seed by seed, with its 95 % interval (Student's t)."""
+    found = interval(first, second)
+    if found is None:
+        return "–"
+    mean, low, high = found
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float] | None:
+    """The numbers of `paired`: mean, lower and upper end; None where runs are missing."""
     from scipy import stats
 
     differences = [a - b for a, b in zip(first, second, strict=True)]
     n = len(differences)
     if n < 2 or any(math.isnan(value) for value in differences):
-        return "–"
+        return None
     mean = statistics.fmean(differences)
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
+    return mean, mean - half, mean + half
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

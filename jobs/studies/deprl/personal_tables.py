@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common import Study, paired, spread, table
+from common import Study, interval, paired, spread, table
 from personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods, seeds
 
 BEFORE, GLOBAL = "before_mixing_", "global_"
@@ -143,21 +143,11 @@ def _less(ours: Row) -> Callable[[Study, int, str, Row], str]:
 
 def _claim(study: Study, workers: int, claim: Claim) -> list[str]:
     first, second = _pairs(study, workers, claim.column, Row("deprl"), claim.other)
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    verdicts = ["–", "–"]
-    if len(differences) > 1:
-        reached = (statistics.fmean(differences), _low(differences))
-        verdicts = ["yes" if value >= claim.points else "no" for value in reached]
+    found = interval(first, second)
+    verdicts = ["–"] * 2 if found is None else ["yes" if v >= claim.points else "no" for v in found[:2]]
     where = COLUMNS[claim.column].label
     shown = paired(first, second)
     return [f"than {claim.other.label}", where, f"{claim.points:g} points", shown, *verdicts]
-
-
-def _low(differences: list[float]) -> float:
-    """The lower end of the 95 % interval of their mean."""
-    from scipy import stats
-
-    return float(stats.ttest_1samp(differences, 0.0).confidence_interval(0.95).low)
 
 
 def _pairs(study: Study, workers: int, column: str, a: Row, b: Row) -> tuple[list[float], list[float]]:
