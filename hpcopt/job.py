@@ -13,7 +13,6 @@ import torch
 from mpi4py import MPI
 
 from hpcopt.comm.agree import agree, agree_same, agreed
-from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging, local_device
@@ -22,6 +21,7 @@ from hpcopt.comm.watchdog import Watchdog
 from hpcopt.config import RunConfig
 from hpcopt.errors import HpcoptError, Interrupted, NotFinite, UserError
 from hpcopt.methods.base import Held, Method
+from hpcopt.placement import block
 from hpcopt.problems.base import Problem, Recipe, Share
 from hpcopt.progress import Reporter
 from hpcopt.record import Clock, Recorder, Totals

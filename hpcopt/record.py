@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hpcopt.comm.gather import gather_rows
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.methods.base import Method, Point
+from hpcopt.methods.base import Method
 from hpcopt.problems.base import Evaluation, Problem
 from hpcopt.storage.format import digest
 from hpcopt.storage.metrics import Schema
@@ -145,28 +145,28 @@ class Recorder:
         """Numbers of the whole run, and per-worker rows; sums run in the order of the workers."""
         model, others = self._method.model(state), self._method.others(state)
         means, rows = self._evaluate_at(model)
-        for name, point in others.items():
-            more_means, more_rows = self._evaluate_at(point)
+        for name, X in others.items():
+            more_means, more_rows = self._evaluate_at(X)
             means |= {f"{name}_{measure}": value for measure, value in more_means.items()}
             rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
         if self._problem.newcomers is not None:
-            one = model if model.shared else others["global"]
-            evaluation = self._problem.newcomers.evaluate(one.X, self._mean_buffers())
+            one = model if model.ndim == 1 else others["global"]
+            evaluation = self._problem.newcomers.evaluate(one, self._mean_buffers())
             means |= {f"new_worker_{measure}": value for measure, value in self._means(evaluation)[0].items()}
         return means, rows
 
-    def _evaluate_at(self, point: Point) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        problem, X = self._problem, point.X
-        if point.shared:
+    def _evaluate_at(self, X: torch.Tensor) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        problem, common = self._problem, X.ndim == 1
+        if common:
             self._check_same(X)
-        evaluation = problem.evaluate(X, self._mean_buffers() if point.shared else None, point.shared)
+        evaluation = problem.evaluate(X, self._mean_buffers() if common else None)
         if problem.optimum is not None:
-            distance = ((X - problem.optimum) ** 2).sum(1).expand(problem.share.n)
+            distance = ((X - problem.optimum) ** 2).sum(-1).expand(problem.share.n)
             evaluation.add("distance", distance, torch.ones(problem.share.n))
         means, rows = self._means(evaluation)
         if problem.optimal_value is not None:
             means["gap"] = means["loss"] - problem.optimal_value
-        personal = {"loss"} if point.shared else set(rows)
+        personal = {"loss"} if common else set(rows)
         return means, {name: row for name, row in rows.items() if name in personal}
 
     @contextmanager

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from hpcopt.comm.blocks import block
 from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.ports import (
@@ -24,6 +23,7 @@ from hpcopt.comm.ports import (
     allreduce_bytes,
     gather_bytes,
 )
+from hpcopt.placement import block
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcopt.comm.blocks import block
 from hpcopt.comm.global_topk import STEP_BYTES, keep_largest
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
 from hpcopt.comm.sparse_plans import Shape, bounds, bytes_of, sample, worker_cost
 from hpcopt.math.topk import union
+from hpcopt.placement import block
 
 
 class LocalSparseSum:

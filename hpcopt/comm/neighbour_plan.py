@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.comm.blocks import block, sizes
+from hpcopt.placement import block, sizes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -12,7 +12,6 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.blocks import block
 from hpcopt.comm.neighbour_plan import plan
 from hpcopt.comm.neighbour_wire import Wire
 from hpcopt.comm.ports import Counter
@@ -20,6 +19,7 @@ from hpcopt.comm.progress import Progress
 from hpcopt.comm.staging import Staging
 from hpcopt.math.averages import Averages
 from hpcopt.math.flat import buffer
+from hpcopt.placement import block
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcopt.comm.blocks import block
 from hpcopt.comm.ports import Reducer, Way
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.math.topk import largest
+from hpcopt.placement import block
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,13 +11,13 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm import gather
-from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.local import sum_in_order
 from hpcopt.comm.overlap import Overlapped
 from hpcopt.comm.plans import Plan
 from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_bytes
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
+from hpcopt.placement import block, sizes
 
 # below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
 RING_ELEMENTS = 1 << 14

@@ -18,7 +18,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.comm.blocks import block, sizes
+from hpcopt.placement import block, sizes
 
 # below Open MPI's limit for sending over TCP at once: larger messages wait for an answer of the receiver,
 # which queues behind what the receiver itself is sending, so that the two directions of a link take turns

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm import gather
-from hpcopt.comm.blocks import block, sizes
 from hpcopt.comm.global_topk import STEP_BYTES, keep_largest
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
 from hpcopt.comm.reducer import MPIReducer
@@ -21,6 +20,7 @@ from hpcopt.comm.sparse_plans import Costs, Shape, bits, bounds, bytes_of, sampl
 from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import scattered
 from hpcopt.math.topk import largest, union
+from hpcopt.placement import block, sizes
 
 Records = NDArray[np.void]
 

@@ -44,10 +44,13 @@ class AllreduceSGD(Method[AllreduceSGDState]):
 
     def step(self, state: AllreduceSGDState) -> StepInfo:
         """One round: g ← Σ ω_n ∇f_n(x); x ← x − η · update(g)."""
-        total = self._reduce.begin(self._g)
-        self._problem.gradients(
-            state.x, Draw(state.round), reduce=self._reduce.form, out=self._g, ready=total.ready
-        )
-        g = total.finish()
+        draw = Draw(state.round)
+        if self._reduce.form == "weighted":
+            self._problem.gradients(state.x, draw, weighted=True, out=self._g.zero_())
+            g = self._reduce.sum(self._g)
+        else:
+            total = self._reduce.begin(self._g)
+            self._problem.total_gradient(state.x, draw, out=self._g, ready=total.ready)
+            g = total.finish()
         optimizers.update(self.settings, state.x, g, state.m, state.v, state.round)
         return StepInfo()

@@ -72,20 +72,6 @@ class StepInfo:
     done: bool = False
 
 
-@dataclass(frozen=True)
-class Point:
-    """Something to be evaluated.
-
-    Attributes:
-        X: (n, d), a model of each worker here, or (1, d), one model.
-        shared: whether it is one model for all N workers, the same bits on every rank; it is evaluated on
-            all test rows, and workers' own models on their own test rows.
-    """
-
-    X: Tensor
-    shared: bool
-
-
 S = TypeVar("S", bound=State)
 
 
@@ -122,13 +108,19 @@ class Method(ABC, Generic[S]):
     def step(self, state: S) -> StepInfo:
         """Makes one round, in place; the loop counts `State.round`. Collective."""
 
-    def model(self, state: S) -> Point:
-        """What is to be evaluated."""
-        held, x = state.tensors()[self.model_field]
-        return Point(x.view(-1, x.shape[-1]), shared=held is not Held.PER_WORKER)
+    def pause(self, state: S) -> None:  # noqa: B027  (most methods have nothing in flight between rounds)
+        """Brings to rest whatever is in flight; called before every record and checkpoint. Collective."""
 
-    def others(self, state: S) -> dict[str, Point]:
-        """More points to evaluate; what is measured there is recorded as NAME_MEASURE.
+    def model(self, state: S) -> Tensor:
+        """What is evaluated: (d,), one model for all N workers, or (n, d), a model of each worker here.
+
+        The former has the same bits on every rank and is tested on all test rows, the latter on the workers'
+        own. Collective, outside the clock.
+        """
+        return state.tensors()[self.model_field][1]
+
+    def others(self, state: S) -> dict[str, Tensor]:
+        """More models to evaluate; what is measured there is recorded as NAME_MEASURE.
 
         Where `model` is not one for all workers, "global" is the one that stands for theirs.
 

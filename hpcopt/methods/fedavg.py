@@ -23,7 +23,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import FedAvgTable
 from hpcopt.math.flat import buffer
-from hpcopt.methods.base import Method, Point, State, StepInfo, per_worker, replicated
+from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
 from hpcopt.methods.gossip import local_phase, rows_of
 from hpcopt.methods.own_steps import OwnSteps
 from hpcopt.problems.base import Problem
@@ -72,13 +72,13 @@ class FedAvg(Method[FedAvgState]):
         state.x.copy_(self._reduce.sum(self._part))
         return StepInfo()
 
-    def model(self, state: FedAvgState) -> Point:
+    def model(self, state: FedAvgState) -> Tensor:
         """The common model, as every worker's own."""
-        return Point(state.x.expand(self._problem.share.n, -1), shared=False)
+        return state.x.expand(self._problem.share.n, -1)
 
-    def others(self, state: FedAvgState) -> dict[str, Point]:
+    def others(self, state: FedAvgState) -> dict[str, Tensor]:
         """The common model as "global", and what it is the mean of as "before_mixing"."""
-        points = {"global": Point(state.x.view(1, -1), shared=True)}
+        points = {"global": state.x}
         if len(state.before[0]):
-            points["before_mixing"] = Point(state.before, shared=False)
+            points["before_mixing"] = state.before
         return points

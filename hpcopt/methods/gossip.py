@@ -28,7 +28,7 @@ from hpcopt.config.methods import DPSGDTable, LocalStepsTable, LocalTable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import buffer_of_rows
 from hpcopt.math.mixing import check, mixing
-from hpcopt.methods.base import Method, Point, State, StepInfo, per_worker
+from hpcopt.methods.base import Method, State, StepInfo, per_worker
 from hpcopt.methods.own_steps import OwnSteps, Phase
 from hpcopt.problems.base import Part, Problem
 
@@ -59,10 +59,10 @@ class Personal(Method[S]):
         self._span = problem.layout.part(self.mixed)
         return rows_of(problem, problem.dim).copy_(problem.initial())
 
-    def others(self, state: S) -> dict[str, Point]:
+    def others(self, state: S) -> dict[str, Tensor]:
         """The mean of the workers' models, as "global"."""
         mean = mean_row(self._reduce, state.tensors()["X"][1], self._problem.share.total)
-        return {"global": Point(mean.view(1, -1), shared=True)}
+        return {"global": mean}
 
     def metrics(self, state: S) -> dict[str, float]:
         """``consensus``: the mean over the workers of ‖φ_i − φ̄‖²."""
@@ -167,13 +167,13 @@ class Gossip(Mixed[PersonalState], PersonalSteps):
             self._neighbours.finish(phi, sent)
         return StepInfo()
 
-    def others(self, state: PersonalState) -> dict[str, Point]:
+    def others(self, state: PersonalState) -> dict[str, Tensor]:
         """And the workers' models before the last mixing, as "before_mixing"."""
         points = super().others(state)
         if len(state.before[0]):
             X = state.X.clone()
             X[:, self._span] = state.before
-            points["before_mixing"] = Point(X, shared=False)
+            points["before_mixing"] = X
         return points
 
 

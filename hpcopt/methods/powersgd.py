@@ -64,7 +64,7 @@ class PowerSGD(Method[PowerSGDState]):
     def step(self, state: PowerSGDState) -> StepInfo:
         """One round."""
         # e_n ← e_n + ω_n ∇f_n(x)
-        self._problem.gradients(state.x, Draw(state.round), reduce="weighted", out=state.e, add=True)
+        self._problem.gradients(state.x, Draw(state.round), weighted=True, out=state.e)
         # P ← Σ M_n Q; tensors that are no matrices are sent whole and leave the memory
         P = self._send(state.e, self._warm(state.q))
         # P̂ ← orthonormal columns that span P's

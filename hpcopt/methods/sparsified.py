@@ -84,7 +84,7 @@ class Sparsified(Method[S]):
             return self._dense.step(state)
         # a = ε + g
         a = state.e
-        self._problem.gradients(state.x, Draw(state.round), reduce="weighted", out=a, add=True)
+        self._problem.gradients(state.x, Draw(state.round), weighted=True, out=a)
         # s = the k largest scores
         s = self._choose(state)
         # send the raw a on s; ε = a − s∘a

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SHOWN = 12
 T = TypeVar("T", bound=BaseModel)
 Part = Literal["all", "shared", "private"]
-Reduce = Literal["none", "weighted", "sum"]
 Ready = Callable[[int, int], None]
 
 
@@ -108,8 +107,7 @@ class Recipe(Protocol):
 class Problem(ABC):
     """The rank's share of a problem, stacked over its n workers.
 
-    Wherever X is taken it has shape (n, d), or (1, d) or (d,) for one point shared by all workers, which is
-    never copied n times.
+    A model X is (d,), one for all N workers and never copied n times, or (n, d), one of each worker here.
 
     Attributes:
         share: which workers live here.
@@ -145,17 +143,14 @@ class Problem(ABC):
     def initial(self) -> Tensor:
         """The start, (d,), the same for all workers and on every rank."""
 
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.
 
         By default ``loss``: f_n, with weight ω_n.
 
         Args:
-            X: (n, d), or (1, d) or (d,) for a point that all workers share.
-            buffers: (b,) to use in place of the workers' own, at a shared point.
-            shared: whether X is one point for all N workers. None: it is if X has one row, which cannot tell
-                a shared point from the personal point of a process's only worker: methods with personal
-                points pass False, so that the answer does not depend on how the workers are spread.
+            X: (d,), one model for all N workers, or (n, d), a model of each worker here.
+            buffers: (b,) to use with one model in place of the workers' own.
         """
         result = Evaluation()
         result.add("loss", self.losses(X), self.weights)
@@ -187,49 +182,49 @@ class Problem(ABC):
         """How many rows worker i (from 0 here) uses in a draw."""
 
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
-        """f_n at the worker's row of X on its mini-batch, (n,); all rows if ``draw`` is None."""
-        X = X.view(-1, self.dim)
-        return torch.stack([self._loss(i, row(X, i), draw) for i in range(self.share.n)])
+        """f_n at the worker's model on its mini-batch, (n,); all rows if ``draw`` is None."""
+        losses = [self._loss(i, row(X, i), draw) for i in range(self.share.n)]
+        return torch.stack(losses) if losses else self._zeros(0)
 
     def gradients(
+        self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """∇f_n of every worker here, or ω_n ∇f_n if ``weighted``, (n, d).
+
+        Args:
+            X: (d,) or (n, d).
+            draw: which mini-batch; None for all rows.
+            weighted: whether each is multiplied by its worker's weight.
+            out: (n, d), to which they are added; zeros if None.
+        """
+        out = self._zeros(self.share.n, self.dim) if out is None else out
+        scales = self.weights.tolist() if weighted else [1.0] * self.share.n
+        for i in range(self.share.n):
+            self._add_gradient(i, row(X, i), draw, "all", scales[i], out[i])
+            self.samples += self.batch_rows(i, draw)
+        return out
+
+    def total_gradient(
         self,
         X: Tensor,
         draw: Draw | None = None,
-        part: Part = "all",
-        reduce: Reduce = "none",
+        *,
         out: Tensor | None = None,
         ready: Ready | None = None,
-        add: bool = False,
     ) -> Tensor:
-        """The workers' gradients.
+        """Σ ω_n ∇f_n over the workers here, (d,); needs memory for d numbers, not n·d.
 
         Args:
-            X: (n, d), (1, d) or (d,).
+            X: (d,) or (n, d).
             draw: which mini-batch; None for all rows.
-            part: all, only the shared, or only the private parameters; sets the length m of the result.
-            reduce: ``"none"``: ∇f_n, (n, m); ``"weighted"``: ω_n ∇f_n, (n, m);
-                ``"sum"``: Σ ω_n ∇f_n over the workers here, (m,).
-            out: where to write, overwritten; allocated if None.
-            ready: for ``"sum"``: called with ranges [start, stop) of ``out`` that have their final values,
-                each element at most once, while the rest is still being computed; a problem need not.
-            add: adds to what ``out`` holds instead of overwriting it.
-
-        Returns:
-            ``out``.
+            out: (d,), overwritten; allocated if None.
+            ready: called with ranges [start, stop) of ``out`` that have their final values, each element at
+                most once, while the rest is still being computed; a problem need not.
         """
-        X = X.view(-1, self.dim)
-        span = self.layout.part(part)
-        m = span.stop - span.start
-        if out is None:
-            shape = (m,) if reduce == "sum" else (self.share.n, m)
-            out = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
-        elif not add:
-            out.zero_()
-        scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
-        for i in range(self.share.n):
-            target = out if reduce == "sum" else out[i]
-            last = reduce == "sum" and i == self.share.n - 1
-            self._add_gradient(i, row(X, i), draw, part, scales[i], target, ready if last else None)
+        out = self._zeros(self.dim) if out is None else out.zero_()
+        for i, weight in enumerate(self.weights.tolist()):
+            last = i == self.share.n - 1
+            self._add_gradient(i, row(X, i), draw, "all", weight, out, ready if last else None)
             self.samples += self.batch_rows(i, draw)
         return out
 
@@ -238,8 +233,9 @@ class Problem(ABC):
 
         Args:
             i: the worker, from 0 here.
-            x: its point, (d,).
-            draw, part: as in `gradients`.
+            x: its model, (d,).
+            draw: which mini-batch; None for all rows.
+            part: all, only the shared, or only the private parameters.
 
         Returns:
             One new tensor for each parameter of the part, as `Layout.tensors`.
@@ -256,7 +252,7 @@ class Problem(ABC):
 
         Args:
             X: (n, d).
-            draw, part: as in `gradients`.
+            draw, part: as in `gradient`.
 
         Returns:
             One new tensor (n, *shape) for each parameter of the part, as `Layout.tensors`.
@@ -276,27 +272,36 @@ class Problem(ABC):
         """How many mini-batches worker i (from 0 here) has in an epoch."""
         return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
 
-    def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, reduce: Reduce = "none") -> Tensor:
-        """Hessian-vector products ∇²f_n(x_n) v_n.
+    def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
+        """Hessian-vector products ∇²f_n(x_n) v_n, or ω_n times them if ``weighted``, (n, d).
 
         Args:
-            X: (n, d), (1, d) or (d,).
-            V: (n, d), (1, d) or (d,).
+            X: (d,) or (n, d).
+            V: (d,) or (n, d).
             draw: which mini-batch; None for all rows.
-            reduce: as in `gradients`; ``"sum"`` needs memory for d numbers, not n·d.
-
-        Returns:
-            (n, d), or (d,) for ``"sum"``.
+            weighted: whether each is multiplied by its worker's weight.
         """
-        X, V = X.view(-1, self.dim), V.view(-1, self.dim)
-        shape = (self.dim,) if reduce == "sum" else (self.share.n, self.dim)
-        out = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
-        scales = [1.0] * self.share.n if reduce == "none" else self.weights.tolist()
+        out = self._zeros(self.share.n, self.dim)
+        scales = self.weights.tolist() if weighted else [1.0] * self.share.n
         for i in range(self.share.n):
-            target = out if reduce == "sum" else out[i]
-            target.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scales[i])
-            self.samples += 2 * self.batch_rows(i, draw)
+            self._add_hvp(i, X, V, draw, scales[i], out[i])
         return out
+
+    def total_hvp(
+        self, X: Tensor, V: Tensor, draw: Draw | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Σ ω_n ∇²f_n(x_n) v_n over the workers here, (d,), shapes as in `hvps`; ``out`` is overwritten."""
+        out = self._zeros(self.dim) if out is None else out.zero_()
+        for i, weight in enumerate(self.weights.tolist()):
+            self._add_hvp(i, X, V, draw, weight, out)
+        return out
+
+    def _add_hvp(self, i: int, X: Tensor, V: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
+        out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scale)
+        self.samples += 2 * self.batch_rows(i, draw)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
 
     def statistics(self) -> Tensor | None:
         """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None if there are none."""
@@ -307,17 +312,12 @@ class Problem(ABC):
 
 
 def row(X: Tensor, i: int) -> Tensor:
-    """Worker i's point, (d,): row i of X (n, d), or its only row. A view, or an aligned copy of that row.
+    """Worker i's model, (d,): row i of X (n, d), or X (d,) itself. A view, or an aligned copy of that row.
 
     Rows of an (n, d) tensor are not aligned in general, and a worker's alignment would depend on its place in
     X; so one row at a time is copied where need be, and a worker's numbers are the same in any process.
     """
-    return aligned(X[i] if len(X) > 1 else X[0])
-
-
-def is_shared(X: Tensor, shared: bool | None) -> bool:
-    """Whether the X (rows, d) of `Problem.evaluate` is one point for all workers."""
-    return len(X) == 1 if shared is None else shared
+    return aligned(X[i] if X.ndim > 1 else X)
 
 
 def worker_weights(kind: Literal["uniform", "rows"], rows: Sequence[int], share: Share) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpcopt.errors import UserError
 from hpcopt.math.streams import torch_seed
-from hpcopt.problems.base import Draw, Evaluation, Problem, is_shared, row, worker_weights
+from hpcopt.problems.base import Draw, Evaluation, Problem, row, worker_weights
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
 from hpcopt.problems.labels import classes, log_priors
@@ -95,20 +95,18 @@ class NetworkProblem(Problem):
         return self._batches.count(i, draw)
 
     @torch.no_grad()
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Evaluation-mode loss on the workers' training rows; loss and accuracy on test rows.
 
         ``loss``: with regularisation, weight ω_n. ``test_loss`` (without) and, for class targets,
-        ``accuracy`` in [0, 1]: of a shared point on the worker's even slice of all test rows, weight its
-        number of rows; of personal points on the worker's own test rows, weight 1 where it has any.
+        ``accuracy`` in [0, 1]: of one model for all on the worker's even slice of all test rows, weight its
+        number of rows; of the workers' own models on their own test rows, weight 1 where there are any.
 
         Args:
-            X: (n, d), or (1, d) or (d,) for a point that all workers share.
+            X: (d,), one model for all workers, or (n, d), a model of each worker here.
             buffers: (b,) to use in place of the workers' own.
-            shared: see `Problem.evaluate`.
         """
-        X = X.view(-1, self.dim)
-        common = is_shared(X, shared)
+        common = X.ndim == 1
         self._module.train(False)
         losses, tests = [], []
         for i, data in enumerate(self._data):

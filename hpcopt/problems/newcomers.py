@@ -42,7 +42,7 @@ class Newcomers:
         """What `Problem.evaluate` tells of their models; nothing where none live here.
 
         Args:
-            x: the run's one model, (d,) or (1, d); its private part is not used.
+            x: the run's one model, (d,); its private part is not used.
             buffers: (b,), what belongs to it; None if there are none.
         """
         problem = self._problem
@@ -51,10 +51,10 @@ class Newcomers:
         if buffers is not None:
             problem.buffers.copy_(buffers)
         X = buffer_of_rows(problem.share.n, problem.dim, like=x).copy_(problem.initial())
-        X[:, problem.layout.shared] = x.view(-1)[problem.layout.shared]
+        X[:, problem.layout.shared] = x[problem.layout.shared]
         for i, x_i in enumerate(X):
             self._fit(problem, i, x_i)
-        return problem.evaluate(X, shared=False)
+        return problem.evaluate(X)
 
     def _fit(self, problem: Problem, i: int, x: Tensor) -> None:
         """Makes the steps of newcomer i (from 0 here), in place; the same draws at every evaluation."""

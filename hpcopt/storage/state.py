@@ -11,9 +11,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.blocks import block
 from hpcopt.errors import UserError
 from hpcopt.methods.base import Held
+from hpcopt.placement import block
 from hpcopt.storage import format
 from hpcopt.storage.checkpoint import Piece
 

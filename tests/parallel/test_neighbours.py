@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hpcopt.comm import neighbours, ring
-from hpcopt.comm.blocks import block
 from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.neighbour_wire import Wire
@@ -12,6 +11,7 @@ from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.staging import Staging
 from hpcopt.errors import UserError
 from hpcopt.math.mixing import mixing
+from hpcopt.placement import block
 
 from .conftest import first_ranks
 

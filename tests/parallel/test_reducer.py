@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from hpcopt.comm import gather
-from hpcopt.comm.blocks import block
 from hpcopt.comm.local import LocalReducer
 from hpcopt.comm.ports import allreduce_bytes
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging
+from hpcopt.placement import block
 
 pytestmark = pytest.mark.mpi
 WORKERS = 7

@@ -9,12 +9,12 @@ import torch
 
 import hpcopt
 from hpcopt.comm import gather, sparse_plans
-from hpcopt.comm.blocks import block
 from hpcopt.comm.local import LocalPorts
 from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.comm.staging import Staging
+from hpcopt.placement import block
 from hpcopt.problems.base import Share
 
 pytestmark = pytest.mark.mpi

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcopt.comm.blocks import block
+from hpcopt.placement import block
 from hpcopt.storage import slab
 from hpcopt.storage.checkpoint import Checkpoints, Piece, allocate, write_pieces
 from hpcopt.storage.format import read_rows

@@ -44,7 +44,7 @@ def test_agreed_passes_the_kind_of_error_on(comm):
 
 def test_gather_rows_orders_by_worker(comm):
     workers = comm.size + 2
-    from hpcopt.comm.blocks import block
+    from hpcopt.placement import block
 
     mine = block(workers, comm.size, comm.rank)
     rows = np.array([[w, w * w] for w in mine], dtype=float).reshape(-1, 2)

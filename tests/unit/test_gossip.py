@@ -274,9 +274,8 @@ def test_consensus_and_the_mean_model_are_those_of_all_workers(ordered):
     phi = state.X[:, task.layout.shared]
     expected = float(((phi - phi.mean(0)) ** 2).sum(1).mean())
     assert method.metrics(state) == {"consensus": pytest.approx(expected, rel=1e-12)}
-    point = method.others(state)["global"]
-    assert point.shared
-    torch.testing.assert_close(point.X, state.X.mean(0, keepdim=True), rtol=1e-12, atol=0)
+    mean = method.others(state)["global"]  # (d,): one model for all
+    torch.testing.assert_close(mean, state.X.mean(0), rtol=1e-12, atol=0)
     assert torch.equal(state.X, kept)
 
 
@@ -329,10 +328,10 @@ def test_models_before_the_last_mixing(method):
     task, N = network(workers=4, classes_per_worker=3), 4
     way = method(lr=LR, before_mixing=True, **({} if method is hpcopt.FedAvg else {"topology": "complete"}))
     state, _ = started(way, task)
-    assert torch.equal(way.others(state)["before_mixing"].X, task.initial().expand(N, -1))
+    assert torch.equal(way.others(state)["before_mixing"], task.initial().expand(N, -1))
     advance(way, state, 2)
-    before = way.others(state)["before_mixing"].X
-    after = way.model(state).X
+    before = way.others(state)["before_mixing"]
+    after = way.model(state)
     mixed = task.layout.shared if method is hpcopt.DePRL else slice(None)
     assert not torch.allclose(before[0, mixed], before[1, mixed])
     mean = before[:, mixed].mean(0)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from hpcopt.comm.blocks import block
 from hpcopt.comm.local import LocalPorts
 from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.neighbour_plan import owners, plan, travelling
 from hpcopt.math import averages
 from hpcopt.math.averages import Averages
 from hpcopt.math.mixing import mixing
+from hpcopt.placement import block
 
 TOPOLOGIES = ("ring", "torus", "star", "complete", "exponential", "erdos_renyi", "one_peer_exponential")
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}

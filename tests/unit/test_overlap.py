@@ -59,10 +59,8 @@ def test_a_network_tells_every_element_once_when_it_is_final(batch_size):
     problem = network.bind(Share(range(2), 2, seed=0))
     x, out = problem.initial(), torch.empty(problem.dim, dtype=torch.float64)
     told = []
-    problem.gradients(
-        x, Draw(0), reduce="sum", out=out, ready=lambda a, b: told.append((a, b, out[a:b].clone()))
-    )
+    problem.total_gradient(x, Draw(0), out=out, ready=lambda a, b: told.append((a, b, out[a:b].clone())))
     assert sorted(i for a, b, _ in told for i in range(a, b)) == list(range(problem.dim))
     assert told[0][1] == problem.dim  # from the end
     assert all(torch.equal(values, out[a:b]) for a, b, values in told)
-    assert torch.equal(out, problem.gradients(x, Draw(0), reduce="sum"))
+    assert torch.equal(out, problem.total_gradient(x, Draw(0)))

@@ -127,7 +127,7 @@ def test_what_was_sent_and_what_was_kept_are_what_had_accumulated():
     method, state, _ = begin(problem, rank=2, lr=1.0)
     for _ in range(8):
         before, x = state.e.sum(0), state.x.clone()
-        accumulated = before + problem.gradients(x, Draw(state.round), reduce="sum")
+        accumulated = before + problem.total_gradient(x, Draw(state.round))
         go(method, state, 1)
         sent, kept = x - state.x, state.e.sum(0)
         torch.testing.assert_close(sent + kept, accumulated, rtol=0, atol=1e-13)

@@ -70,15 +70,21 @@ def test_reductions_and_parts_agree_with_the_rows(recipe: Recipe) -> None:
     X = points(problem, N)
     rows = problem.gradients(X, DRAW)
     weighted = problem.weights[:, None] * rows
-    assert torch.allclose(problem.gradients(X, DRAW, reduce="weighted"), weighted)
-    assert torch.allclose(problem.gradients(X, DRAW, reduce="sum"), weighted.sum(0))
-    assert torch.allclose(problem.hvps(X, X, DRAW, "sum"), problem.hvps(X, X, DRAW, "weighted").sum(0))
+    assert torch.allclose(problem.gradients(X, DRAW, weighted=True), weighted)
+    assert torch.allclose(problem.total_gradient(X, DRAW), weighted.sum(0))
+    assert torch.allclose(problem.total_hvp(X, X, DRAW), problem.hvps(X, X, DRAW, weighted=True).sum(0))
     for part in ("shared", "private"):
-        assert torch.allclose(problem.gradients(X, DRAW, part=part), rows[:, problem.layout.part(part)])
-        out = torch.full_like(rows[0, problem.layout.part(part)], torch.nan)  # is overwritten
-        summed = problem.gradients(X, DRAW, part=part, reduce="sum", out=out)
-        assert summed is out
-        assert torch.allclose(out, weighted.sum(0)[problem.layout.part(part)])
+        own = torch.stack([flat(problem.gradient(i, X[i], DRAW, part)) for i in range(N)])
+        assert torch.allclose(own, rows[:, problem.layout.part(part)])
+    out = torch.full_like(rows[0], torch.nan)  # is overwritten
+    assert problem.total_gradient(X, DRAW, out=out) is out
+    assert torch.allclose(out, weighted.sum(0))
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return (
+        torch.cat([tensor.ravel() for tensor in tensors]) if tensors else torch.empty(0, dtype=torch.float64)
+    )
 
 
 def test_a_workers_numbers_do_not_depend_on_its_company(recipe: Recipe) -> None:
@@ -91,7 +97,7 @@ def test_a_workers_numbers_do_not_depend_on_its_company(recipe: Recipe) -> None:
 
 
 def numbers(problem: Problem, X: Tensor) -> dict[str, Tensor]:
-    evaluation = problem.evaluate(X, shared=False)
+    evaluation = problem.evaluate(X)
     weights = {f"{name} weight": value for name, value in evaluation.weights.items()}
     found = {
         "loss": problem.losses(X, DRAW),
@@ -110,7 +116,7 @@ def test_one_shared_point_counts_for_all_workers(recipe: Recipe) -> None:
     x = points(problem, 1)[0]
     X = x.expand(N, -1).contiguous()
     assert torch.equal(problem.gradients(x, DRAW), bound(recipe).gradients(X, DRAW))
-    assert torch.equal(problem.losses(x[None], DRAW), problem.losses(X, DRAW))
+    assert torch.equal(problem.losses(x, DRAW), problem.losses(X, DRAW))
     assert torch.equal(problem.hvps(x, x, DRAW), problem.hvps(X, X, DRAW))
 
 

@@ -98,7 +98,7 @@ def test_sent_and_kept_is_what_was_accumulated(method, per_layer):
     taken = []
     way._remember = lambda state, s, sent, g: taken.append((s, sent))
     before = state.e.clone()
-    task.gradients(state.x, Draw(state.round), reduce="weighted", out=before, add=True)
+    task.gradients(state.x, Draw(state.round), weighted=True, out=before)
     way.step(state)
     (s, sent), zeros = taken[0], torch.zeros_like(before)
     assert torch.equal(zeros.scatter(1, s, sent) + state.e, before)
@@ -120,7 +120,7 @@ def test_all_entries_through_the_exchange_are_dense_bit_for_bit():
     way = hpcopt.TopK(k=53, lr=0.1)
     task, ports = network(), LocalPorts(N, ordered=True)
     way.start(task, ports)
-    g = task.gradients(task.initial(), Draw(0), reduce="weighted")
+    g = task.gradients(task.initial(), Draw(0), weighted=True)
     every = torch.arange(53).expand(N, 53)
     assert torch.equal(ports.sparse_sum(task.initial()).sum(every, g).dense, ports.reduce.sum(g.clone()))
 
@@ -131,7 +131,7 @@ def test_a_global_selection_returns_what_it_drops():
     _, state = trajectory(way, task, 10)
     for _ in range(5):
         before = state.e.clone()
-        task.gradients(state.x, Draw(state.round), reduce="weighted", out=before, add=True)
+        task.gradients(state.x, Draw(state.round), weighted=True, out=before)
         x = state.x.clone()
         way.step(state)
         state.round += 1
@@ -164,7 +164,7 @@ def test_per_layer_sends_the_same_fraction_of_each_tensor():
     task = network()
     way = hpcopt.TopK(density=0.2, per_layer=True, lr=ETA)
     state = way.start(task, LocalPorts(N))
-    task.gradients(state.x, Draw(0), reduce="weighted", out=state.e, add=True)
+    task.gradients(state.x, Draw(0), weighted=True, out=state.e)
     chosen = way._choose(state)
     ends = np.cumsum(task.layout.sizes)
     per_tensor = np.histogram(chosen[0], bins=[0, *ends])[0]

@@ -20,7 +20,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.math.flat import Layout, buffer_of_rows
 from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
-from hpcopt.problems.base import Draw, Evaluation, Problem, Share, worker_weights
+from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share, worker_weights
 
 Call = Callable[[], object]
 VARIANTS = 3
@@ -124,18 +124,31 @@ class Given(Problem):
         """Zeros."""
         return self._start
 
-    def gradients(self, X: Tensor, draw: Draw | None = None, *_: Any, **how: Any) -> Tensor:
-        """Copies the round's gradient to ``out``, or adds it."""
-        out, given = how["out"], self._given[0 if draw is None else draw.round % VARIANTS]
-        target = out.view(-1)
-        target.add_(given) if how.get("add") else target.copy_(given)
+    def gradients(
+        self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """Adds the round's gradient to ``out``."""
+        assert out is not None
+        out[0].add_(self._given[0 if draw is None else draw.round % VARIANTS])
         return out
+
+    def total_gradient(
+        self,
+        X: Tensor,
+        draw: Draw | None = None,
+        *,
+        out: Tensor | None = None,
+        ready: Ready | None = None,
+    ) -> Tensor:
+        """Copies the round's gradient to ``out``."""
+        assert out is not None
+        return out.copy_(self._given[0 if draw is None else draw.round % VARIANTS])
 
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """One."""
         return 1
 
-    def evaluate(self, X: Tensor, buffers: Tensor | None = None, shared: bool | None = None) -> Evaluation:
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Not measured."""
         raise NotImplementedError
 

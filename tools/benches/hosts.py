@@ -34,7 +34,7 @@ def overlapping(comm: MPI.Comm) -> list[tuple[float, float]]:
 
     def step(reducer: MPIReducer) -> None:
         total = reducer.begin(out)
-        problem.gradients(x, Draw(0), reduce="sum", out=out, ready=total.ready)
+        problem.total_gradient(x, Draw(0), out=out, ready=total.ready)
         total.finish()
 
     pairs = [

@@ -37,7 +37,7 @@ class Gloo:
 
     def step(self) -> None:
         """g ← Σ ω_n ∇f_n(x); x ← x − η g."""
-        self._problem.gradients(self._x, Draw(self._round), reduce="sum", out=self._g)
+        self._problem.total_gradient(self._x, Draw(self._round), out=self._g)
         torch.distributed.all_reduce(self._g)
         self._x.add_(self._g, alpha=-0.1)
         self._round += 1
@@ -57,7 +57,7 @@ def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float
 
     for _ in range(QUICK):
         draw = Draw(state.round)
-        part("accumulate", lambda draw=draw: problem.gradients(state.x, draw, out=state.e, add=True))
+        part("accumulate", lambda draw=draw: problem.gradients(state.x, draw, out=state.e))
         part("score and select", lambda: method._choose(state))
         s = last["score and select"]
         part("take", lambda s=s: take(state.e, s))
@@ -81,7 +81,7 @@ def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float
 def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[str]:
     """Every plan by force: predicted against measured seconds, all for the same entries."""
     method, state = steps.method, steps.state
-    problem.gradients(state.x, Draw(state.round), out=state.e, add=True)
+    problem.gradients(state.x, Draw(state.round), out=state.e)
     s = method._choose(state)
     sent = state.e.gather(1, s)
     k, entries = s.shape[1], int(state.counts[1])

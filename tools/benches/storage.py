@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from hpcopt.comm.blocks import block
+from hpcopt.placement import block
 from hpcopt.storage import files
 from hpcopt.storage.checkpoint import Checkpoints, Piece
 

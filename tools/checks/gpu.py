@@ -25,7 +25,6 @@ from mpi4py import MPI
 from torch import Tensor
 
 import hpcopt
-from hpcopt.comm.blocks import block
 from hpcopt.comm.launcher import local_rank
 from hpcopt.comm.local import LocalReducer
 from hpcopt.comm.local_neighbours import LocalNeighbours
@@ -41,6 +40,7 @@ from hpcopt.comm.world import world
 from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest
 from hpcopt.methods.base import Method
+from hpcopt.placement import block
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
