@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -19,6 +18,7 @@ from hpcopt.config.methods import METHOD_TABLES
 from hpcopt.config.problems import PROBLEM_TABLES, CustomTable, ProblemTable
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
+from hpcopt.own_code import suggestion
 
 T = TypeVar("T", bound=Table)
 
@@ -119,7 +119,7 @@ def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
         UserError: as `load`.
     """
     errors = [
-        f"[{name}]: unknown table{_suggest(name, TABLES)}; allowed are [run], [method] and [problem]"
+        f"[{name}]: unknown table{suggestion(name, TABLES)}; allowed are [run], [method] and [problem]"
         for name in tables
         if name not in TABLES
     ]
@@ -202,7 +202,7 @@ def _method(tables: Mapping[str, Any], errors: list[str]) -> Table | None:
     if isinstance(name, str):
         allowed = ", ".join(f'"{method}"' for method in METHOD_TABLES)
         errors.append(
-            f'[run] method = "{name}": no such method{_suggest(name, METHOD_TABLES)}; allowed: {allowed}'
+            f'[run] method = "{name}": no such method{suggestion(name, METHOD_TABLES)}; allowed: {allowed}'
         )
     return None
 
@@ -215,7 +215,7 @@ def _problem(tables: Mapping[str, Any], errors: list[str]) -> ProblemTable | Non
     if isinstance(kind, str) and kind in PROBLEM_TABLES:
         return _validate(PROBLEM_TABLES[kind], "problem", table, errors)
     if kind is not None:
-        hint = _suggest(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
+        hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
         errors.append(f"[problem] kind = {kind!r}: no such problem{hint}; allowed: {_kinds()}")
     return None
 
@@ -239,7 +239,7 @@ def _explain(table: type[Table], details: list[Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if not _is_type(part))
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(table.model_fields))
-        return f"{key}: unknown key{_suggest(key, table.model_fields)}; allowed: {allowed}"
+        return f"{key}: unknown key{suggestion(key, table.model_fields)}; allowed: {allowed}"
     reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
     return f"{key} = {detail['input']!r}: {reason}"
 
@@ -247,11 +247,6 @@ def _explain(table: type[Table], details: list[Any]) -> str:
 def _is_type(part: int | str) -> bool:
     """Whether a part of an error's place is one of a key's types, and not a key or a place in a list."""
     return isinstance(part, str) and _TYPE.fullmatch(part) is not None
-
-
-def _suggest(word: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _fail(source: str, errors: list[str]) -> None:

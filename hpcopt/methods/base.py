@@ -108,7 +108,7 @@ class Method(ABC, Generic[S]):
     def step(self, state: S) -> StepInfo:
         """Makes one round, in place; the loop counts `State.round`. Collective."""
 
-    def pause(self, state: S) -> None:  # noqa: B027  (most methods have nothing in flight between rounds)
+    def pause(self, state: S) -> None:
         """Brings to rest whatever is in flight; called before every record and checkpoint. Collective."""
 
     def model(self, state: S) -> Tensor:

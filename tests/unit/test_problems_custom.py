@@ -45,8 +45,8 @@ def test_the_factory_gets_its_keys() -> None:
     ("kind", "keys", "message"),
     [
         ("no_such_module:f", {}, "no module no_such_module"),
-        ("my_problems:bowls", {}, "did you mean bowl"),
-        ("my_problems:bowl", {"curvatur": 1.0}, "did you mean curvature"),
+        ("my_problems:bowls", {}, "did you mean 'bowl'"),
+        ("my_problems:bowl", {"curvatur": 1.0}, "did you mean 'curvature'"),
         ("my_problems:nothing", {}, "no bind"),
         ("my_problems", {}, "package.module:factory"),
     ],
