@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from hpcopt.config import methods
 from hpcopt.config.base import LearningRate, Table
-from hpcopt.config.methods import METHOD_TABLES
 from hpcopt.config.problems import PROBLEM_TABLES, CustomTable, ProblemTable
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
@@ -68,12 +68,13 @@ class RunConfig:
         }
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Iterable[str] = (), method_table: type[Table] | None = None) -> RunConfig:
     """Reads and checks a config file.
 
     Args:
         path: the TOML file.
         overrides: ``"table.key=value"``, the value in TOML's notation (a bare word is a string).
+        method_table: see `from_tables`.
 
     Raises:
         UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
@@ -81,10 +82,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     tables = parse(path)
     for override in overrides:
         _override(tables, override)
-    return from_tables(tables, str(path))
+    return from_tables(tables, str(path), method_table)
 
 
-def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def resumable(
+    directory: Path, overrides: Iterable[str] = (), method_table: type[Table] | None = None
+) -> RunConfig:
     """The config of a run that is in a directory.
 
     Raises:
@@ -94,7 +97,7 @@ def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = directory / "config.toml"
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
-    begun, config = load(path), load(path, overrides)
+    begun, config = load(path, (), method_table), load(path, overrides, method_table)
     changed = _changed("method", begun.method, config.method) + _changed(
         "problem", begun.problem, config.problem
     )
@@ -112,8 +115,13 @@ def _changed(name: str, begun: Table, now: Table) -> list[str]:
     ]
 
 
-def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
-    """Checks already parsed tables; ``source`` names their origin in messages.
+def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table] | None = None) -> RunConfig:
+    """Checks already parsed tables.
+
+    Args:
+        tables: by name.
+        source: their origin, for messages.
+        method_table: the class of the method's settings; None: as the method's name says.
 
     Raises:
         UserError: as `load`.
@@ -128,7 +136,7 @@ def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
     if "kind" not in tables.get("problem", {}):
         errors.append(f"[problem] kind: is missing; allowed: {_kinds()}")
     run = _validate(RunTable, "run", tables.get("run", {}), errors)
-    method = _method(tables, errors)
+    method = _method(tables, method_table, errors)
     problem = _problem(tables, errors)
     _fail(source, errors)
     assert run is not None
@@ -195,16 +203,15 @@ def _kinds() -> str:
     return ", ".join(f'"{kind}"' for kind in PROBLEM_TABLES) + ', or "package.module:factory"'
 
 
-def _method(tables: Mapping[str, Any], errors: list[str]) -> Table | None:
+def _method(tables: Mapping[str, Any], table: type[Table] | None, errors: list[str]) -> Table | None:
     name = tables.get("run", {}).get("method", RunTable.model_fields["method"].default)
-    if isinstance(name, str) and name in METHOD_TABLES:
-        return _validate(METHOD_TABLES[name], "method", tables.get("method", {}), errors)
-    if isinstance(name, str):
-        allowed = ", ".join(f'"{method}"' for method in METHOD_TABLES)
-        errors.append(
-            f'[run] method = "{name}": no such method{suggestion(name, METHOD_TABLES)}; allowed: {allowed}'
-        )
-    return None
+    if not isinstance(name, str):
+        return None
+    try:
+        return _validate(table or methods.method_table(name), "method", tables.get("method", {}), errors)
+    except UserError as error:
+        errors.append(str(error))
+        return None
 
 
 def _problem(tables: Mapping[str, Any], errors: list[str]) -> ProblemTable | None:

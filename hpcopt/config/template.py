@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from hpcopt.config.base import Table
-from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.methods import method_table
 from hpcopt.config.problems import PROBLEM_TABLES
 from hpcopt.config.run import RunTable
 from hpcopt.errors import UserError
@@ -20,15 +20,15 @@ def template(method: str, kind: str = "network") -> str:
     Raises:
         UserError: an unknown method or kind.
     """
-    for name, known, what in ((method, METHOD_TABLES, "method"), (kind, PROBLEM_TABLES, "problem kind")):
-        if name not in known:
-            raise UserError(f"{name}: no such {what}; allowed: {', '.join(known)}")
+    if kind not in PROBLEM_TABLES:
+        raise UserError(f"{kind}: no such problem kind; allowed: {', '.join(PROBLEM_TABLES)}")
+    settings = method_table(method)
     return "\n".join(
         [
             f"# hpcopt config: {method} on {kind}. Keys that are commented out have no value unless set.",
             "",
             _table("run", RunTable, {"method": method}),
-            _table("method", METHOD_TABLES[method], {}),
+            _table("method", settings, {}),
             _table("problem", PROBLEM_TABLES[kind], {"kind": kind}),
         ]
     )

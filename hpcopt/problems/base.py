@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from hpcopt.errors import UserError
-from hpcopt.math.flat import aligned
+from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,6 +142,10 @@ class Problem(ABC):
     @abstractmethod
     def initial(self) -> Tensor:
         """The start, (d,), the same for all workers and on every rank."""
+
+    def rows_of(self, d: int) -> Tensor:
+        """Room for d numbers of each worker here, (n, d), rows aligned so that gradients need no copy."""
+        return buffer_of_rows(self.share.n, d, like=self.initial())
 
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.

@@ -7,9 +7,9 @@ import pytest
 from mpi4py import MPI
 
 import hpcopt
+from hpcopt.api import resume, start
 from hpcopt.comm import overlap
 from hpcopt.config import from_tables
-from hpcopt.run import resume, start
 
 from .conftest import first_ranks
 
