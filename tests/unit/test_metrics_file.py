@@ -274,7 +274,7 @@ def test_a_file_that_is_not_ours_or_newer_is_refused(path):
 
 
 LARGE = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 import hpcopt
@@ -303,7 +303,8 @@ assert data["workers/loss"].shape == (rounds, 128)
 assert data["workers/loss"].sel(worker=7).values[:2].tolist() == [7, 7]
 few = Schema(schema.columns, {"record": 10}, schema.dimensions)
 assert RunFile.reopen(path, few, {}, 1e9, up_to=1).count == 2
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = Path("/proc/self/status").read_text()  # ru_maxrss would be that of the tests where it is more
+print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """
 
 
