@@ -134,7 +134,8 @@ class Recorder:
         """The file's schema that follows from a record."""
         dims = {"metrics": (), "workers": ("worker",), "ports": ("port",)}
         return Schema(
-            columns={name: dims[name.partition("/")[0]] for name in record},
+            columns={name: ("record", *dims[name.partition("/")[0]]) for name in record},
+            capacity={},
             dimensions={
                 "worker": list(range(self._problem.share.total)),
                 "port": list(self._ports.counters()),

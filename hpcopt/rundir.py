@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,15 @@ class RunDirectory:
             UserError: it cannot be written, or the earlier job's file is missing.
         """
         run = self._config.run
-        capacity = run.rounds // run.evaluate_every + 3
+        room = replace(schema, capacity={"record": run.rounds // run.evaluate_every + 3})
 
         def make() -> RunFile:
             earlier = read_header(self.metrics)
             about = attributes | {"start": earlier.get("start", provenance.now())}
             about["jobs"] = json.dumps([*json.loads(earlier.get("jobs", "[]")), job])
             if round == 0:
-                return RunFile.create(self.metrics, schema, capacity, about, run.flush_seconds)
-            return RunFile.reopen(self.metrics, schema, capacity, about, run.flush_seconds, round)
+                return RunFile.create(self.metrics, room, about, run.flush_seconds)
+            return RunFile.reopen(self.metrics, room, about, run.flush_seconds, round)
 
         with agreed(self._comm):
             if self._comm.rank == 0:

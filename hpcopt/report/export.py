@@ -16,7 +16,8 @@ from hpcopt.storage import files, format
 def export(run: str | Path, file: str | Path) -> Path:
     """Writes the parameters of the newest intact checkpoint to an .npz file, one array per name.
 
-    Models of their own are stacked: one leading axis of length N. Needs neither MPI nor torch.
+    One model for all workers gives arrays of the parameters' shapes, whether every rank held all of it or a
+    slice; models of their own are stacked: one leading axis of length N. Needs neither MPI nor torch.
 
     Args:
         run: the run's directory.
@@ -49,9 +50,12 @@ def _parameters(path: Path) -> dict[str, Any]:
     name = meta["model"]
     format.check(path, [extent for extent in format.extents(path, meta) if extent.name == name])
     flat = format.read_rows(path, name, 0, meta["arrays"][name][0])
+    shapes = [tuple(shape) for shape in meta["layout"]["shapes"]]
+    if flat.shape[-1] != sum(map(prod, shapes)):
+        raise UserError(f"{path}: /state/{name} {flat.shape} is no model with parameters of {shapes}")
     arrays: dict[str, NDArray[Any]] = {}
     at = 0
-    for parameter, shape in zip(meta["layout"]["names"], meta["layout"]["shapes"], strict=True):
+    for parameter, shape in zip(meta["layout"]["names"], shapes, strict=True):
         arrays[parameter] = flat[..., at : at + prod(shape)].reshape(*flat.shape[:-1], *shape)
         at += prod(shape)
     return arrays

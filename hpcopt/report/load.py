@@ -18,29 +18,21 @@ def load(path: str | Path) -> xarray.DataTree:
         path: the run's directory, or its run.h5.
 
     Returns:
-        The groups of run.h5, in memory: ``load("runs/mine")["metrics/loss"]``. Dimension ``record`` holds the
-        complete records only; the root's ``attrs`` hold config and provenance.
+        The groups of run.h5, cut to what is valid when it is called: ``load("runs/mine")["metrics/loss"]``.
+        The root's ``attrs`` hold config and provenance.
+
+        Numbers are read when they are first asked for, from the file that was opened here: it stays readable
+        when the run goes on, finishes or is removed. ``tree.load()`` reads everything; ``tree.close()``, or a
+        ``with`` around it, closes the file.
 
     Raises:
-        UserError: there is no readable run.h5.
+        UserError: there is no run.h5 that this hpcopt can read.
     """
-    import numpy as np
-    import xarray
+    from hpcopt.report.lazy import tree_of
+    from hpcopt.storage.records import Records
 
     path = Path(path)
     file = path / "run.h5" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
-    try:
-        with xarray.open_datatree(file, engine="h5netcdf") as tree:
-            loaded = tree.load()
-        rounds = np.asarray(loaded["metrics/round"])
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file}: not a readable run.h5 ({error})") from None
-    # records are written one after the other: the first gap is the end
-    count = int(np.argmin(np.append(rounds >= 0, False)))
-    return loaded.map_over_datasets(lambda group: _first(group, count))
-
-
-def _first(group: xarray.Dataset, count: int) -> xarray.Dataset:
-    return group.isel(record=slice(count)) if "record" in group.dims else group
+    return tree_of(Records(file))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hpcopt.comm.agree import agreed
 from hpcopt.errors import UserError
 from hpcopt.storage import files, format
-from hpcopt.storage.slab import LIBVER, open_shared, parallel_hdf5, write_rows
+from hpcopt.storage.image import LIBVER
+from hpcopt.storage.slab import open_shared, parallel_hdf5, write_rows
 
 # HDF5 1.10 crashes the process where it meets a full disk while it closes a file: what it writes by itself,
 # headers, digests and meta data, finds its room kept by a spare file

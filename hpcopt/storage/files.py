@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hpcopt.errors import UserError
 
@@ -89,6 +90,18 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(descriptor, 0, size)
     finally:
         os.close(descriptor)
+
+
+def write_at(descriptor: int, data: Any, offset: int) -> None:
+    """Writes all of contiguous bytes at an offset; a system may take them in pieces.
+
+    Raises:
+        OSError: it refuses.
+    """
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(descriptor, left, offset)
+        left, offset = left[done:], offset + done
 
 
 def hold(path: Path, size: int) -> None:

@@ -20,7 +20,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 SCHEMA = "hpcopt-checkpoint"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: totals count what ports do, not ports (`hpcopt.storage.version1`); files are the same"""
 EXTENT_BYTES = 16 << 20
 
 
@@ -63,7 +64,7 @@ def write_summary(path: Path, tables: dict[str, NDArray[np.int64]], meta: dict[s
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The checkpoint's meta data.
+    """The checkpoint's meta data; ``schema_version`` in it is that of the file.
 
     Raises:
         Damaged: it is not readable as it was written.
@@ -73,8 +74,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         if digest(text) != int(file["meta"].attrs["crc32c"]):
             raise Damaged("/meta does not match its digest")
     meta: dict[str, Any] = json.loads(text.tobytes())
-    if (meta.get("schema"), meta.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
-        raise Damaged(f"schema {meta.get('schema')} version {meta.get('schema_version')} is not known here")
+    schema, version = meta.get("schema"), meta.get("schema_version")
+    if schema != SCHEMA or version not in range(1, SCHEMA_VERSION + 1):
+        raise Damaged(f"schema {schema} version {version} is not known here")
     return meta
 
 

@@ -1,129 +1,119 @@
 """run.h5: the metrics of a run, readable at every moment, whatever is killed when.
 
 Nothing in the file grows while a job runs. It is made complete, filled with "missing", under a temporary
-name and renamed; records are then written in place, as plain bytes at the offsets of contiguous datasets,
-so HDF5's own structures never change on the disk. ``/metrics/round`` of a record is written last: what has
-no round does not count. When the run ends, or goes on after an interruption, a new file takes the name.
+name and renamed (`hpcopt.storage.image`); records are then written in place, as plain bytes at the offsets
+of contiguous datasets, so HDF5's own structures never change on the disk. What needs another structure, a
+column that appears late, an earlier job's file, the end of the run, is a new file that takes the name.
+
+The file itself says what is valid. Of columns led by ``record`` those rows count whose ``/metrics/round`` is
+there (not -1), up to the first that is not; it is written last. The groups that a method keeps as a whole
+(``/staleness``, ``/spectrum``) are there twice while a job runs, as ``/GROUP`` and ``/twin/GROUP``, each with
+a coordinate of its own that is -1 beyond the rows that count. With k records ``/GROUP`` counts if k is even,
+the twin if k is odd. Record k + 1 writes the copy that does not count yet, and its round then makes it
+count: at no moment is anything overwritten that a reader would take, so a kill leaves the file as of its last
+complete record, arrays included. A reader that finds as many rounds after it has read arrays as before has
+not been overtaken. Finished files have no twin, and only rows that count.
 
 One process writes (rank 0); these are small numbers that all ranks have already agreed on.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.errors import UserError
-from hpcopt.storage import files
-from hpcopt.storage.slab import LIBVER
+from hpcopt.storage import files, image
+from hpcopt.storage.place import Place, Rows
+from hpcopt.storage.records import Records, read_header, read_records
+from hpcopt.storage.relabel import Relabelled
+from hpcopt.storage.schema import LAST_WRITTEN, RECORD, SCHEMA_VERSION, Schema, dtype_of
 
-SCHEMA = "hpcopt-run"
-SCHEMA_VERSION = 1
-LAST_WRITTEN = "metrics/round"
-
-UNITS = {
-    "round": "1",
-    "seconds": "s",
-    "epochs": "1",
-    "gradients": "1",
-    "bytes_sent": "B",
-    "bytes_workers": "B",
-    "bytes": "B",
-    "calls": "1",
-}
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a run records.
-
-    Attributes:
-        columns: name -> dimensions beside ``record``: ``{"metrics/loss": (), "workers/loss": ("worker",)}``.
-        dimensions: dimension -> its coordinate, for those beside ``record``.
-    """
-
-    columns: dict[str, tuple[str, ...]]
-    dimensions: dict[str, list[Any]] = field(default_factory=dict)
-
-    def shape(self, column: str) -> tuple[int, ...]:
-        """One record's shape of a column."""
-        return tuple(len(self.dimensions[name]) for name in self.columns[column])
-
-
-Records = dict[str, NDArray[np.generic]]
+__all__ = ["SCHEMA_VERSION", "Records", "RunFile", "Schema", "read_header", "read_records"]
 
 
 class RunFile:
-    """Writes records into an existing run.h5. Local; to be used by one process only.
+    """Writes records into run.h5; made by `create` or `reopen`. Local; to be used by one process only.
 
-    Args:
-        path: a file made by `create` or `reopen`.
-        schema: what it was made with.
-        count: how many records it holds already.
-        flush_seconds: records are forced to the disk at least so often [s].
+    Attributes:
+        path: the file.
+        count: how many records it holds.
     """
 
-    def __init__(self, path: Path, schema: Schema, count: int, flush_seconds: float) -> None:
-        self.path, self._schema, self.count = path, schema, count
+    def __init__(self, path: Path, schema: Schema, flush_seconds: float) -> None:
+        self.path, self.count = path, 0
+        self._wanted = self._schema = schema  # what the caller asked for; what the file has
         self._flush_seconds, self._flushed = flush_seconds, time.monotonic()
-        with h5py.File(path, "r") as file:
-            self._offsets = {name: file[name].id.get_offset() for name in schema.columns}
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._arrays: dict[str, NDArray[np.generic]] = {}
+        self._places: dict[str, Place] = {}
+        self._descriptor = -1
 
     @classmethod
     def create(
-        cls, path: Path, schema: Schema, capacity: int, attributes: Mapping[str, Any], flush_seconds: float
+        cls, path: Path, schema: Schema, attributes: Mapping[str, Any], flush_seconds: float
     ) -> RunFile:
-        """Makes a file with room for ``capacity`` records.
+        """Makes a file without records.
+
+        Args:
+            path: the file; what is there is replaced.
+            schema: what will be recorded, and for how much there is room.
+            attributes: of the root.
+            flush_seconds: records are forced to the disk at least so often [s].
 
         Raises:
             UserError: it cannot be written.
         """
-        _write(path, schema, {}, capacity, attributes)
-        return cls(path, schema, 0, flush_seconds)
+        file = cls(path, schema, flush_seconds)
+        file._make(attributes, {})
+        return file
 
     @classmethod
     def reopen(
-        cls,
-        path: Path,
-        schema: Schema,
-        capacity: int,
-        attributes: Mapping[str, Any],
-        flush_seconds: float,
-        up_to: int,
+        cls, path: Path, schema: Schema, attributes: Mapping[str, Any], flush_seconds: float, up_to: int
     ) -> RunFile:
         """Keeps an earlier job's records up to and including round ``up_to``, and makes room for more.
 
+        Columns are matched by name and, along fixed dimensions, by label: a port that is new has "missing"
+        before, and of labels those stay that the schema lists. Columns that only the earlier file has stay,
+        and so do arrays, until the method hands over its own.
+
+        Args:
+            path, attributes, flush_seconds: see `create`.
+            schema: what will be recorded; room for records is beside that for those that are kept.
+            up_to: the round of the checkpoint.
+
         Raises:
-            UserError: it cannot be read or written.
+            UserError: it cannot be read or written, or a column has other dimensions.
         """
-        kept = {name: rows for name, rows in read_records(path, up_to).items() if name in schema.columns}
-        count = len(kept[LAST_WRITTEN])
-        # a run that is extended again and again has more last records than its rounds foretell
-        _write(path, schema, kept, capacity + count, attributes)
-        return cls(path, schema, count, flush_seconds)
+        with Records(path, up_to) as earlier:
+            file = cls(path, schema, flush_seconds)
+            file._keep(earlier, attributes)
+            return file
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; columns that are not given stay missing.
+        """Writes one record; columns that are not given stay missing, and arrays as they are.
+
+        Args:
+            record: column -> one row of it, or all of an array. A column may be new if its group has another
+                of as many dimensions; the file is then made anew.
 
         Raises:
             UserError: the disk refuses.
         """
-        names = [name for name in record if name != LAST_WRITTEN] + [LAST_WRITTEN]
+        fits = all(self._schema.fits(name, value) for name, value in record.items())
+        if not fits or self.count == self._places[LAST_WRITTEN].shape[0]:
+            self._extend(record)
         with files.refusals(self.path):
-            for name in names:
-                row = np.asarray(record[name], dtype=_dtype(name))
-                assert row.shape == self._schema.shape(name), name
-                os.pwrite(self._descriptor, row.tobytes(), self._offsets[name] + self.count * row.nbytes)
+            self._write_arrays(record)
+            for name in sorted(record.keys() - self._arrays.keys(), key=LAST_WRITTEN.__eq__):
+                row = np.asarray(record[name], dtype=dtype_of(name))
+                assert row.shape == self._schema.row(name), name
+                self._places[name].put(self._descriptor, self.count, row[None])
         self.count += 1
         if time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()
@@ -135,16 +125,15 @@ class RunFile:
         self._flushed = time.monotonic()
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Replaces the file by one of exactly its records, with more attributes, and closes it.
+        """Replaces the file by one of exactly what is valid, with more attributes, and closes it.
 
         Raises:
             UserError: it cannot be written; the longer file stays.
         """
         self.close()
-        with h5py.File(self.path, "r") as file:
-            before = dict(file.attrs)
-        records = read_records(self.path)
-        _write(self.path, self._schema, records, len(records[LAST_WRITTEN]), before | dict(attributes))
+        with Records(self.path) as found:
+            attributes = found.attributes | dict(attributes)
+            image.write(self.path, found.schema(), attributes, found.columns, copies=1)
 
     def close(self) -> None:
         """Leaves the file as it is."""
@@ -153,82 +142,43 @@ class RunFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _write_arrays(self, record: Mapping[str, Any]) -> None:
+        """Puts all arrays into the copy that counts once this record is complete; raises OSError."""
+        for name in self._arrays.keys() & record.keys():
+            self._arrays[name] = np.asarray(record[name], dtype=dtype_of(name))
+            assert self._arrays[name].shape[1:] == self._schema.row(name), name
+        copy = image.COPIES[(self.count + 1) % 2]
+        known = self._arrays | image.coordinates(self._schema, self._arrays, self._arrays)
+        for name, rows in known.items():
+            self._places[copy + name].fill(self._descriptor, rows)
 
-def read_records(path: Path, up_to: int | None = None) -> Records:
-    """All columns, cut to the complete records (up to and including a round).
+    def _extend(self, record: Mapping[str, Any]) -> None:
+        """Makes the file anew with room for a record that does not fit, and for more after it."""
+        self.close()
+        self._wanted = self._schema.extended(record, self._wanted.capacity[RECORD])
+        with Records(self.path) as earlier:
+            self._keep(earlier, earlier.attributes)
 
-    Raises:
-        UserError: the file is not a readable run.h5.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            rounds = file[LAST_WRITTEN][...]
-            valid = rounds >= 0 if up_to is None else (rounds >= 0) & (rounds <= up_to)
-            # records are written one after the other: the first gap is the end
-            count = int(np.argmin(np.append(valid, False)))
-            return {
-                f"{group}/{name}": dataset[:count]
-                for group in file
-                for name, dataset in file[group].items()
-                if dataset.dims[0].label == "record" and not dataset.is_scale
-            }
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable run.h5 ({error})") from None
+    def _keep(self, earlier: Records, attributes: Mapping[str, Any]) -> None:
+        """Makes the file with all that an earlier one has."""
+        before = earlier.schema()
+        self._schema = self._wanted.after(before, self.path)
+        known = {
+            name: Relabelled(
+                column,
+                [before.dimensions[dim] for dim in column.dims[1:]],
+                [self._schema.dimensions[dim] for dim in column.dims[1:]],
+            )
+            for name, column in earlier.columns.items()
+        }
+        self._make(attributes, known)
+        self.count = earlier.count
 
-
-def _dtype(column: str) -> type[np.generic]:
-    return np.int64 if column == LAST_WRITTEN else np.float64
-
-
-def _write(
-    path: Path, schema: Schema, records: Records, capacity: int, attributes: Mapping[str, Any]
-) -> None:
-    with files.replacing(path) as partial:
-        partial.write_bytes(_image(schema, records, capacity, attributes))
-
-
-def _image(schema: Schema, records: Records, capacity: int, attributes: Mapping[str, Any]) -> bytes:
-    """The file's bytes, made in memory: HDF5 1.10 crashes the process where its disk is full."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=LIBVER) as file:
-        file.attrs.update({"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes))
-        for column, dims in schema.columns.items():
-            group, _, name = column.rpartition("/")
-            _scales(file.require_group(group), capacity, {dim: schema.dimensions[dim] for dim in dims})
-            missing = -1 if column == LAST_WRITTEN else np.nan
-            rows = np.full((capacity, *schema.shape(column)), missing, dtype=_dtype(column))
-            known = records.get(column)
-            if known is not None:
-                rows[: len(known)] = known
-            dataset = file[group].create_dataset(name, data=rows)
-            dataset.attrs["units"] = UNITS.get(name, "1")
-            for axis, dim in enumerate(("record", *dims)):
-                dataset.dims[axis].label = dim
-                dataset.dims[axis].attach_scale(file[group][dim])
-    return buffer.getvalue()
-
-
-def _scales(group: h5py.Group, capacity: int, dimensions: dict[str, list[Any]]) -> None:
-    """Makes the dimension scales that a group does not have yet."""
-    for name, values in {"record": list(range(capacity)), **dimensions}.items():
-        if name not in group:
-            text = bool(values) and isinstance(values[0], str)
-            data = np.array(values, dtype=object if text else np.int64)
-            scale = group.create_dataset(name, data=data, dtype=h5py.string_dtype() if text else None)
-            scale.make_scale(name)
-            scale.attrs["units"] = "1"
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The root attributes; empty where there is no run.h5.
-
-    Raises:
-        UserError: the file is not a readable run.h5.
-    """
-    if not path.exists():
-        return {}
-    try:
-        with h5py.File(path, "r") as file:
-            return {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable run.h5 ({error})") from None
+    def _make(self, attributes: Mapping[str, Any], known: Mapping[str, Rows]) -> None:
+        self._places = image.write(self.path, self._schema, attributes, known, copies=2)
+        self._arrays = {
+            name: known[name][:] if name in known else np.empty((0, *self._schema.row(name)), dtype_of(name))
+            for name in self._schema.arrays
+        }
+        with files.refusals(self.path):
+            self._descriptor = os.open(self.path, os.O_RDWR)

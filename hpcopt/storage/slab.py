@@ -13,9 +13,10 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from hpcopt.storage.image import LIBVER
+
 # one collective write moves at most so many bytes per rank
 MAX_WRITE = 1 << 30
-LIBVER = ("v108", "v110")
 
 
 def parallel_hdf5() -> bool:

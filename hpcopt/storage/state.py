@@ -1,4 +1,11 @@
-"""A method's state as pieces of global arrays, and back, on any number of ranks."""
+"""A method's state as pieces of global arrays, and back, on any number of ranks.
+
+Replicated arrays are written in equal shares and read whole. All others are the ranks' pieces one after the
+other: workers live on ranks in contiguous blocks, so rows of workers, numbers for every row that a worker
+has, and slices of a long vector are all in an order that does not depend on the ranks. Where a rank's piece
+begins follows from the lengths of the pieces before it; a state that restores knows its own lengths, which
+may be quite others, and finds its pieces in the same way. Any rank may have length 0.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.errors import UserError
+from hpcopt.comm.agree import agree
 from hpcopt.methods.base import Held
 from hpcopt.placement import block
 from hpcopt.storage import format
@@ -20,19 +27,23 @@ from hpcopt.storage.checkpoint import Piece
 Tensors = Mapping[str, tuple[Held, Tensor]]
 
 
-def global_rows(comm: MPI.Comm, held: Held, tensor: Tensor) -> tuple[int, range]:
-    """The length of a tensor's global array, and which rows of it this rank holds. Collective."""
-    if held is Held.REPLICATED:
-        return len(tensor), range(len(tensor))
-    total = comm.allreduce(len(tensor))
-    return total, block(total, comm.size, comm.rank)
+def global_rows(comm: MPI.Comm, tensors: Tensors) -> dict[str, tuple[int, range]]:
+    """Of every tensor, the length of its global array and which rows of that it is. Collective."""
+    lengths = comm.allgather([len(tensor) for _, tensor in tensors.values()])
+    ends = np.cumsum(lengths, axis=0, dtype=np.int64)
+    found = {}
+    for i, (name, (held, tensor)) in enumerate(tensors.items()):
+        total, end = int(ends[-1, i]), int(ends[comm.rank, i])
+        mine = range(end - len(tensor), end)
+        found[name] = (len(tensor), range(len(tensor))) if held is Held.REPLICATED else (total, mine)
+    return found
 
 
 def pieces_of(comm: MPI.Comm, tensors: Tensors) -> list[Piece]:
     """What this rank writes: its rows, and of replicated arrays an equal share. Collective."""
     pieces = []
-    for name, (held, tensor) in tensors.items():
-        total, mine = global_rows(comm, held, tensor)
+    for name, (total, mine) in global_rows(comm, tensors).items():
+        held, tensor = tensors[name]
         rows = tensor.detach()
         if held is Held.REPLICATED:
             mine = block(total, comm.size, comm.rank)
@@ -49,16 +60,19 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
         UserError: it does not, on every rank.
     """
     wanted = {
-        name: [global_rows(comm, held, tensor)[0], *tensor.shape[1:]]
-        for name, (held, tensor) in tensors.items()
+        name: [total, *tensors[name][1].shape[1:]] for name, (total, _) in global_rows(comm, tensors).items()
     }
-    if wanted != meta["arrays"]:
-        raise UserError(f"{path}: holds arrays {meta['arrays']}, but this run's state is {wanted}")
+    found: dict[str, list[int]] = meta["arrays"]
+    different = [
+        f"{name} {found.get(name, 'is not there')}, here {wanted.get(name, 'is none')}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    agree(comm, not different, f"{path}: holds another state than this run's: {'; '.join(different)}")
 
 
 def restore(comm: MPI.Comm, path: Path, tensors: Tensors) -> None:
-    """Fills tensors, in place, with a verified checkpoint's rows. Collective."""
-    for name, (held, tensor) in tensors.items():
-        _, mine = global_rows(comm, held, tensor)
+    """Fills tensors, in place, with the rows of a checkpoint that fits and is intact. Collective."""
+    for name, (_, mine) in global_rows(comm, tensors).items():
         rows = np.ascontiguousarray(format.read_rows(path, name, mine.start, mine.stop))
-        tensor.copy_(torch.from_numpy(rows))
+        tensors[name][1].copy_(torch.from_numpy(rows))

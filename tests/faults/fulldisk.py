@@ -17,7 +17,11 @@ from hpcopt.storage.checkpoint import Checkpoints, Piece
 from hpcopt.storage.metrics import RunFile, Schema, read_records
 
 KIB = 1 << 10
-SCHEMA = Schema({"metrics/round": (), "metrics/loss": (), "workers/loss": ("worker",)}, {"worker": [0, 1]})
+SCHEMA = Schema(
+    {"metrics/round": ("record",), "metrics/loss": ("record",), "workers/loss": ("record", "worker")},
+    {"record": 500},
+    {"worker": [0, 1]},
+)
 
 
 def fill(directory: Path, free: int) -> None:
@@ -54,7 +58,7 @@ def try_metrics(directory: Path, free: int) -> str:
     fill(directory, free)
     done = 0
     try:
-        file = RunFile.create(path, SCHEMA, 500, {"a": 1}, 0.0)
+        file = RunFile.create(path, SCHEMA, {"a": 1}, 0.0)
         for round in range(3):
             file.append({"metrics/round": round, "metrics/loss": 0.5, "workers/loss": [1.0, 2.0]})
             done += 1

@@ -1,13 +1,19 @@
-"""The slab door and checkpoints on several ranks, some of them with nothing to write."""
+"""The slab door and checkpoints on several ranks, some of them with nothing to write; states on others."""
+
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from hpcopt.placement import block
+from hpcopt.errors import UserError
+from hpcopt.methods.base import State, per_worker, replicated, sliced
+from hpcopt.placement import Placement, block, sizes
 from hpcopt.storage import slab
 from hpcopt.storage.checkpoint import Checkpoints, Piece, allocate, write_pieces
 from hpcopt.storage.format import read_rows
+from hpcopt.storage.state import check_fits, pieces_of, restore
 
 from .conftest import first_ranks
 
@@ -79,3 +85,92 @@ def test_the_file_does_not_depend_on_the_ranks(comm, mpi_tmp_path):
                 Checkpoints(sub, mpi_tmp_path / str(ranks), 1).write(7, [p], {})
         contents.append(read_rows(mpi_tmp_path / str(ranks) / "round-00000007.h5", "x", 0, 50))
     assert all(np.array_equal(contents[0], other) for other in contents)
+
+
+ROWS = [3, 0, 4, 1, 2]
+"""of each of five workers"""
+
+
+@dataclass
+class Toy(State):
+    """A state of every kind of tensor."""
+
+    mean: torch.Tensor = replicated()
+    """(3,)"""
+    models: torch.Tensor = per_worker()
+    """(n, 4)"""
+    duals: torch.Tensor = per_worker()
+    """as many as the workers here have rows"""
+    vector: torch.Tensor = sliced()
+    """(m,)"""
+    pairs: torch.Tensor = sliced()
+    """(m, 2)"""
+
+    @classmethod
+    def on(cls, comm, uneven):
+        """The share of this rank, of which one, with all other slices short, is ``uneven``."""
+        mine = at_rank(comm, [5] if comm.size == 1 else [0, *sizes(5, comm.size - 1)])
+        starts = np.cumsum([0, *ROWS])
+        own = at_rank(comm, lengths(11, comm.size, uneven))
+        random = torch.Generator().manual_seed(1)
+        mean, models, duals, vector, pairs = (
+            torch.randn(*shape, generator=random, dtype=torch.float64)
+            for shape in ((3,), (5, 4), (sum(ROWS),), (11,), (11, 2))
+        )
+        return cls(
+            9,
+            mean,
+            models[mine.start : mine.stop],
+            duals[starts[mine.start] : starts[mine.stop]],
+            vector[own.start : own.stop],
+            pairs[own.start : own.stop],
+        )
+
+    def cleared(self):
+        """The same shapes without content."""
+        return type(self)(
+            0, **{name: torch.full_like(t, torch.nan) for name, (_, t) in self.tensors().items()}
+        )
+
+
+def at_rank(comm, counts):
+    return Placement(tuple(counts), comm.rank).here
+
+
+def lengths(total, ranks, uneven):
+    """Slices of 0, 1, 2, … numbers, but for one that has the rest."""
+    short = list(range(ranks))
+    short[uneven % ranks] = 0
+    short[uneven % ranks] = total - sum(short)
+    return short
+
+
+def test_a_state_comes_back_on_any_number_of_ranks_in_other_slices(comm, mpi_tmp_path):
+    for ranks in range(1, comm.size + 1):
+        with first_ranks(comm, ranks) as sub:
+            if sub is not None:
+                state = Toy.on(sub, uneven=0)
+                Checkpoints(sub, mpi_tmp_path / str(ranks), 1).write(9, pieces_of(sub, state.tensors()), {})
+    for ranks in range(1, comm.size + 1):
+        with first_ranks(comm, ranks) as sub:
+            if sub is not None:
+                for written in range(1, comm.size + 1):
+                    path, meta, _ = Checkpoints(sub, mpi_tmp_path / str(written), 1).newest()
+                    wanted = Toy.on(sub, uneven=written)
+                    state = wanted.cleared()
+                    check_fits(sub, path, meta, state.tensors())
+                    restore(sub, path, state.tensors())
+                    for name, (_, tensor) in wanted.tensors().items():
+                        assert torch.equal(state.tensors()[name][1], tensor), (name, written, ranks)
+
+
+def test_a_state_of_other_totals_is_refused_on_every_rank(comm, mpi_tmp_path):
+    state = Toy.on(comm, uneven=0)
+    checkpoints = Checkpoints(comm, mpi_tmp_path, 1)
+    checkpoints.write(9, pieces_of(comm, state.tensors()), {})
+    path, meta, _ = checkpoints.newest()
+    if comm.rank == comm.size - 1:  # one of its workers has another row now
+        state.duals = torch.cat([state.duals, torch.zeros(1, dtype=torch.float64)])
+    with pytest.raises(UserError, match=r"this run's: duals \[10\], here \[11\]$"):
+        check_fits(comm, path, meta, state.tensors())
+    comm.Barrier()

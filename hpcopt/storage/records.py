@@ -1,0 +1,198 @@
+"""Reading a run.h5: what is valid in it, column by column, while it is being written or long after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcopt.errors import UserError
+from hpcopt.storage.column import Column, Read
+from hpcopt.storage.file_like import Opened
+from hpcopt.storage.image import COPIES
+from hpcopt.storage.place import Place
+from hpcopt.storage.schema import LAST_WRITTEN, RECORD, SCHEMA, SCHEMA_VERSION, Schema, group_of
+
+
+class Records(Mapping[str, NDArray[np.generic]]):
+    """The columns of a run.h5, cut to what is valid and read when they are asked for. Local.
+
+    What it found when it was made stays readable until it is closed, whatever happens to the file's name.
+
+    Args:
+        path: the file.
+        up_to: only the records up to and including this round.
+
+    Attributes:
+        columns: name -> the column, not read yet.
+        labels: the coordinate of every dimension that does not lead.
+        attributes: of the root.
+        count: how many records there are.
+
+    Raises:
+        UserError: the file is not a readable run.h5.
+    """
+
+    def __init__(self, path: Path, up_to: int | None = None) -> None:
+        self.labels: dict[str, list[Any]] = {}
+        self._places: dict[str, Place] = {}
+        self._dims: dict[str, tuple[str, ...]] = {}
+        self._units: dict[str, str] = {}
+        with _readable(path):
+            self._file = Opened(path)
+            with h5py.File(self._file, "r") as structure:
+                self.attributes = _header(structure, path)
+                structure.visititems(self._see)
+            complete, arrays = self._settled()
+        self.count = complete
+        if up_to is not None:
+            self.count = _first_gap(self._all(LAST_WRITTEN)[:complete] <= up_to)
+        self.columns = self._rows() | arrays
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return self.columns[name][:]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; what was not read is out of reach."""
+        self._file.close()
+
+    def schema(self) -> Schema:
+        """The schema of a file that has room for just what is valid here."""
+        capacity: dict[str, int] = {}
+        for name, column in self.columns.items():
+            lead = self._dims[name][0]
+            capacity[lead] = max(len(column), capacity.get(lead, 0))
+        return Schema(self._dims, capacity, self.labels)
+
+    def _see(self, name: str, found: h5py.Group | h5py.Dataset) -> None:
+        """Takes down a dataset of the file."""
+        if not isinstance(found, h5py.Dataset) or h5py.check_string_dtype(found.dtype) is not None:
+            return
+        offset = found.id.get_offset()
+        if offset is None and found.size:
+            raise ValueError(f"/{name} is not contiguous: somebody has packed the file")
+        self._places[name] = Place(offset or 0, found.shape, found.dtype)
+        if not found.is_scale and not name.startswith(COPIES[1]):
+            self._dims[name] = tuple(axis.label for axis in found.dims)
+            self._units[name] = found.attrs["units"]
+            for dim in self._dims[name][1:]:
+                self.labels[dim] = _labels(found.parent[dim])
+
+    def _settled(self) -> tuple[int, dict[str, Column]]:
+        """How many records are complete, and the arrays as they were then.
+
+        Arrays of the next record go into the other copy, those of the one after it into the copy that is
+        read here; so that is whole if no record was completed meanwhile.
+        """
+        count = 0
+        while True:
+            while more := self._following(count):
+                count += more
+            arrays = self._arrays(COPIES[count % 2])
+            if not self._following(count):
+                return count, arrays
+
+    def _following(self, count: int) -> int:
+        """How many complete records there are after the first ``count``, or some of them; 0: none."""
+        place = self._places[LAST_WRITTEN]
+        rounds: Any = place.get(self._file, count, min(count + 4096, place.shape[0]))
+        return _first_gap(rounds >= 0)
+
+    def _arrays(self, copy: str) -> dict[str, Column]:
+        found = {}
+        for name, dims in self._dims.items():
+            if dims[0] != RECORD:
+                here = copy if copy + name in self._places else ""
+                length = _first_gap(self._all(f"{here}{group_of(name)}/{dims[0]}") >= 0)
+                found[name] = self._column(name, length, partial(_part, self._all(here + name)))
+        return found
+
+    def _rows(self) -> dict[str, Column]:
+        return {
+            name: self._column(name, self.count, partial(self._places[name].get, self._file))
+            for name, dims in self._dims.items()
+            if dims[0] == RECORD
+        }
+
+    def _column(self, name: str, length: int, read: Read) -> Column:
+        return Column(self._dims[name], self._units[name], self._places[name], length, read)
+
+    def _all(self, name: str) -> Any:
+        place = self._places[name]
+        return place.get(self._file, 0, place.shape[0])
+
+
+def read_records(path: Path, up_to: int | None = None) -> Records:
+    """All columns, cut to what is valid (up to and including a round); see `Records`.
+
+    Raises:
+        UserError: the file is not a readable run.h5.
+    """
+    return Records(path, up_to)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The root attributes; empty where there is no run.h5.
+
+    Raises:
+        UserError: the file is not a readable run.h5.
+    """
+    if not path.exists():
+        return {}
+    with _readable(path), h5py.File(path, "r") as file:
+        return _header(file, path)
+
+
+def _header(file: h5py.File, path: Path) -> dict[str, Any]:
+    found = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a run.h5 of hpcopt")
+    version = found["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: was written by a newer hpcopt: it has schema version {version}, this one reads up to "
+            f"{SCHEMA_VERSION}"
+        )
+    return found
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a file lacks becomes a `UserError` that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable run.h5 ({error})") from None
+
+
+def _first_gap(valid: NDArray[np.bool_]) -> int:
+    """How many are valid: rows are written one after the other, so the first gap is the end."""
+    return int(np.argmin(np.append(valid, False)))
+
+
+def _labels(scale: h5py.Dataset) -> list[Any]:
+    text = h5py.check_string_dtype(scale.dtype) is not None
+    labels: list[Any] = (scale.asstr() if text else scale)[...].tolist()
+    return labels
+
+
+def _part(rows: NDArray[np.generic], start: int, stop: int) -> NDArray[np.generic]:
+    return rows[start:stop]
