@@ -1,29 +1,22 @@
-"""From a config, or from a few lines of Python, to a job: the public `run` and `resume`."""
+"""Runs over MPI: from a config, or from a few lines of Python, to a job; the public `run` and `resume`."""
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
 
 from hpcopt.comm.agree import agreed
-from hpcopt.config import RunConfig, check_table, from_tables, resumable
-from hpcopt.config.methods import METHODS
+from hpcopt.config import RunConfig, resumable
 from hpcopt.errors import UserError
-from hpcopt.job import Job
+from hpcopt.job import execute
 from hpcopt.methods.base import Method
-from hpcopt.own_code import is_own, load_own, place_of
+from hpcopt.names import IN_PYTHON, config_in_python, method_of, recipe_of
+from hpcopt.own_metrics import Metric, replaced
 from hpcopt.problems.base import Recipe
-
-PROBLEMS = {
-    "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
-    "quadratic": "hpcopt.problems.quadratic:Quadratic",
-    "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
-    "network": "hpcopt.problems.network:Network",
-}
-IN_PYTHON = "python:recipe"
 
 
 def run(
@@ -32,6 +25,7 @@ def run(
     *,
     comm: MPI.Comm | None = None,
     out: str | Path,
+    metrics: Sequence[Metric | str] = (),
     **settings: Any,
 ) -> Path:
     """Runs a method on a problem, as `hpcopt run` does. Collective over ``comm``.
@@ -41,6 +35,7 @@ def run(
         problem: for example ``hpcopt.Network(...)``.
         comm: the ranks; this process alone if None.
         out: the run's directory; must not hold a run.
+        metrics: functions of your own, or their "package.module:function" (see `hpcopt.own_metrics`).
         settings: keys of the [run] table: ``rounds``, ``seed``, ``evaluate_every``, …
 
     Returns:
@@ -51,8 +46,8 @@ def run(
         NotFinite: the loss is no longer finite; the metrics are kept.
         Interrupted: a signal came; `resume` goes on from the checkpoint.
     """
-    config = _config_in_python(method, problem, out, settings)
-    return Job(comm or MPI.COMM_SELF, config, Path(out), method, problem).execute()
+    config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
+    return execute(comm or MPI.COMM_SELF, config, Path(out), method, problem, metrics)
 
 
 def resume(
@@ -60,6 +55,7 @@ def resume(
     *,
     method: type[Method[Any, Any]] | None = None,
     problem: Recipe | None = None,
+    metrics: Sequence[Metric | str] = (),
     comm: MPI.Comm | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Path:
@@ -69,6 +65,8 @@ def resume(
         directory: the run's directory.
         method: its class, for a run whose own method cannot be imported by its name (it stands in a script).
         problem: what `run` was given, for a run that was started from Python.
+        metrics: functions in place of those with the same names, or more of them; needed for those that
+            cannot be imported.
         comm: the ranks; this process alone if None.
         overrides: ``"run.rounds=2000"`` and the like.
 
@@ -84,57 +82,15 @@ def resume(
                 f"{directory}: this run's problem was made in Python; resume it there, with "
                 "hpcopt.resume(directory, problem=...)"
             )
-        recipe = problem or _recipe(config)
-        way = method(config.method) if method else _method(config)
-    return Job(comm, config, directory, way, recipe, resuming=True).execute()
+        known = replaced(config.run.metrics, metrics)
+        config = replace(config, run=config.run.model_copy(update={"metrics": known}))
+        recipe = problem or recipe_of(config)
+        way = method(config.method) if method else method_of(config)
+    return execute(comm, config, directory, way, recipe, metrics, resuming=True)
 
 
 def start(comm: MPI.Comm, config: RunConfig) -> Path:
     """Runs a checked config. Collective; raises as `run`."""
     with agreed(comm):
-        recipe, method = _recipe(config), _method(config)
-    return Job(comm, config, Path(config.run.out or "."), method, recipe).execute()
-
-
-def _config_in_python(
-    method: Method[Any, Any], problem: Recipe, out: str | Path, settings: dict[str, Any]
-) -> RunConfig:
-    tables = {
-        "run": {"method": _name_of(method), "workers": problem.workers, "out": str(out)} | settings,
-        "method": method.settings.model_dump(exclude_none=True),
-        "problem": {"kind": IN_PYTHON, "recipe": type(problem).__name__},
-    }
-    return from_tables(tables, "hpcopt.run", method.table)
-
-
-def _name_of(method: Method[Any, Any]) -> str:
-    """As a config names it."""
-    place = place_of(type(method))
-    return next((name for name in METHODS if _built_in(name) == place), place)
-
-
-def _built_in(name: str) -> str:
-    return f"hpcopt.methods.{name}:{METHODS[name]}"
-
-
-def _method(config: RunConfig) -> Method[Any, Any]:
-    name = config.run.method
-    kind: type[Method[Any, Any]] = load_own("run.method", name if is_own(name) else _built_in(name), "Class")
-    if isinstance(config.method, kind.table):
-        return kind(config.method)
-    # where the config was read its class could not be imported: now it is
-    return kind(check_table(kind.table, config.method.model_dump(), "[method]"))
-
-
-def _recipe(config: RunConfig) -> Recipe:
-    kind, workers = config.problem.kind, config.run.workers
-    make = (
-        _load(PROBLEMS[kind]).from_table if kind in PROBLEMS else _load("hpcopt.problems.custom:from_table")
-    )
-    recipe: Recipe = make(config.problem, workers)
-    return recipe
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+        recipe, method = recipe_of(config), method_of(config)
+    return execute(comm, config, Path(config.run.out or "."), method, recipe)

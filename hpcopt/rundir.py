@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ class RunDirectory:
     """
 
     def __init__(self, comm: MPI.Comm, path: Path, config: RunConfig) -> None:
-        self.path, self._comm, self._config = path, comm, config
+        self.path, self.comm, self.config = path, comm, config
         self.metrics = path / "run.h5"
         self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
         self._file: RunFile | None = None  # on rank 0 only
@@ -61,7 +60,7 @@ class RunDirectory:
 
         def write() -> None:
             with files.replacing(self.path / "config.toml") as partial:
-                partial.write_text(dump(self._config), encoding="utf-8")
+                partial.write_text(dump(self.config), encoding="utf-8")
 
         self._on_rank_0(write)
 
@@ -71,47 +70,46 @@ class RunDirectory:
         if not header.get("stopped_by"):
             return None
         by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
-        unchanged = header["config"] == json.dumps(self._config.tables())
+        unchanged = header["config"] == json.dumps(self.config.tables())
         last = int(header["last_round"])
-        return last if last >= self._config.run.rounds or (by_itself and unchanged) else None
+        return last if last >= self.config.run.rounds or (by_itself and unchanged) else None
 
     def open_metrics(self, schema: Schema, round: int, attributes: dict[str, Any], job: Any) -> None:
-        """Opens run.h5 with room for every record; an earlier job's records up to ``round`` stay.
+        """Opens run.h5 with the schema's room; an earlier job's records up to ``round`` stay.
 
         Raises:
             UserError: it cannot be written, or the earlier job's file is missing.
         """
-        run = self._config.run
-        room = replace(schema, capacity={"record": run.rounds // run.evaluate_every + 3})
+        flush_seconds = self.config.run.flush_seconds
 
         def make() -> RunFile:
             earlier = read_header(self.metrics)
             about = attributes | {"start": earlier.get("start", provenance.now())}
             about["jobs"] = json.dumps([*json.loads(earlier.get("jobs", "[]")), job])
             if round == 0:
-                return RunFile.create(self.metrics, room, about, run.flush_seconds)
-            return RunFile.reopen(self.metrics, room, about, run.flush_seconds, round)
+                return RunFile.create(self.metrics, schema, about, flush_seconds)
+            return RunFile.reopen(self.metrics, schema, about, flush_seconds, round)
 
-        with agreed(self._comm):
-            if self._comm.rank == 0:
+        with agreed(self.comm):
+            if self.comm.rank == 0:
                 self._file = make()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a record, the same on every rank, to run.h5."""
-        with agreed(self._comm):
+        with agreed(self.comm):
             if self._file is not None:
                 self._file.append(record)
 
     def flush(self) -> None:
         """Forces the records to the disk."""
-        with agreed(self._comm):
+        with agreed(self.comm):
             if self._file is not None:
                 self._file.flush()
 
     def finish(self, stopped_by: str, round: int) -> None:
         """Cuts run.h5 to its records and says how the run ended."""
         end = {"end": provenance.now(), "stopped_by": stopped_by, "last_round": round}
-        with agreed(self._comm):
+        with agreed(self.comm):
             if self._file is not None:
                 self._file.finish(end)
 
@@ -123,7 +121,7 @@ class RunDirectory:
     def _on_rank_0(self, work: Callable[[], Any]) -> Any:
         """Does local work on rank 0; its result, or its `HpcoptError`, comes to every rank."""
         result = None
-        with agreed(self._comm):
-            if self._comm.rank == 0:
+        with agreed(self.comm):
+            if self.comm.rank == 0:
                 result = work()
-        return self._comm.bcast(result)
+        return self.comm.bcast(result)

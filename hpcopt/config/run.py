@@ -51,6 +51,8 @@ class RunTable(Table):
     """stop at the first evaluation with a training loss at or below this"""
     max_seconds: Positive | None = None
     """stop when the optimisation clock passes this [s]"""
+    metrics: list[str] = Field(default_factory=list)
+    """metrics of your own, "package.module:function": called as function(problem, model) at every record"""
 
     @model_validator(mode="after")
     def _records_fit(self) -> RunTable:

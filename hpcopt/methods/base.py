@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
@@ -70,6 +72,33 @@ class StepInfo:
     """
 
     done: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arrays that a method keeps, recorded as a whole under a dimension of their own.
+
+    Attributes:
+        dims: the dimensions of all columns, the leading one first, which may grow: ``("refresh", "pair")``.
+        columns: name -> array (k, …).
+        capacity: how much of the leading dimension is recorded, at least 1.
+        overflow: what becomes of more than that: ``"newest"``, the last ones are recorded; ``"fold"``, what
+            is beyond is added to the last one.
+    """
+
+    dims: tuple[str, ...]
+    columns: dict[str, NDArray[Any]]
+    capacity: int
+    overflow: Literal["fold", "newest"] = "newest"
+
+    def kept(self, column: str) -> NDArray[Any]:
+        """What is recorded of a column, at most (capacity, …)."""
+        array = np.asarray(self.columns[column])
+        if len(array) <= self.capacity:
+            return array
+        if self.overflow == "newest":
+            return array[-self.capacity :]
+        return np.concatenate([array[: self.capacity - 1], array[self.capacity - 1 :].sum(0, keepdims=True)])
 
 
 T = TypeVar("T", bound=Table)
@@ -146,5 +175,12 @@ class Method(ABC, Generic[T, S]):
         """More numbers for /metrics, the same on every rank.
 
         Collective, outside the clock; what is sent for them is not counted.
+        """
+        return {}
+
+    def groups(self, state: S) -> dict[str, Group]:
+        """Arrays of the method's own to record, by the name of their group; the same on every rank.
+
+        From round 0 on, if empty at first. Collective, outside the clock; what is sent for it is not counted.
         """
         return {}

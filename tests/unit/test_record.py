@@ -1,10 +1,15 @@
-"""The optimisation clock."""
+"""Where the time goes, and what a run cost over all of its jobs."""
 
+import json
+import math
 import time
 
+import numpy as np
+import pytest
 import torch
 
-from hpcopt.record import Clock
+import hpcopt
+from hpcopt.costs import EVALUATION, FILES, Clock, Totals
 
 
 def test_the_clock_runs_during_steps_only():
@@ -16,6 +21,80 @@ def test_the_clock_runs_during_steps_only():
     assert clock.now() >= 0.1
     clock.pause()
     seconds = clock.seconds
-    time.sleep(0.05)
+    with clock.during(FILES):
+        time.sleep(0.05)
     clock.pause()
     assert clock.seconds == clock.now() == seconds >= 0.1
+    assert clock.beside[FILES] >= 0.05
+    assert clock.beside[EVALUATION] == 0
+
+
+def port(**values):
+    zero = dict.fromkeys(("calls", "bytes", "bytes_workers", "payload", "seconds", "passes"), 0.0)
+    return zero | values
+
+
+def test_totals_of_an_older_run_are_matched_by_name():
+    """Old code had no phases and no payload; its ports go on as they were, and nothing is guessed."""
+    old = port(bytes=5.0, seconds=2.0)
+    del old["payload"]
+    before = Totals(10.0, 100.0, {"reduce": old, "sparse.sum": port(calls=3.0, payload=8.0)})
+    compute = {"seconds": 1.0, "seconds_min": 0.5, "seconds_mean": 0.75}
+    now = Totals(
+        1.0, 10.0, {"reduce.sum": port(bytes=1.0), "sparse.sum": port(calls=1.0)}, {"compute": compute}
+    )
+    total = now.after(before)
+    assert list(total.ports) == ["reduce.sum", "sparse.sum", "reduce"]
+    assert total.ports["reduce.sum"] == now.ports["reduce.sum"]
+    assert total.ports["sparse.sum"] == port(calls=4.0, payload=8.0)
+    assert math.isnan(total.ports["reduce"].pop("payload"))
+    assert total.ports["reduce"] == old
+    assert (total.seconds, total.gradients, total.phases) == (11.0, 110.0, {"compute": compute})
+    assert now.after(now).phases["compute"] == {name: 2 * value for name, value in compute.items()}
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    """Also from a checkpoint whose ports had other names, and that knew of no phases."""
+    problem = hpcopt.LinearRegression(4, dim=6, rows_per_worker=9)
+    keys = {"evaluate_every": 2, "seed": 1, "device": "cpu"}
+    hpcopt.run(hpcopt.DPSGD(lr=0.01), problem, out=tmp_path / "run", rounds=4, **keys)
+    first = hpcopt.load(tmp_path / "run")
+    rename_ports(tmp_path / "run/checkpoints/round-00000004.h5")
+    data = hpcopt.load(hpcopt.resume(tmp_path / "run", problem=problem, overrides=("run.rounds=6",)))
+    ports, phases, metrics = data["ports"], data["phases"], data["metrics"]
+    known = first["ports"]["port"].values.tolist()
+    assert ports["port"].values.tolist() == [*known, "past"]
+    np.testing.assert_array_equal(np.diff(metrics["bytes_workers"]), metrics["bytes_workers"][1])
+    assert ports["calls"].sel(port="neighbours")[-1] == 2
+    assert ports["calls"].sel(port="past")[-1] == 4
+    assert ports["calls"].sel(port="neighbours")[:3].values.tolist() == [0, 2, 4]
+    assert metrics["seconds"][-1] > first["metrics/seconds"][-1]
+    assert phases["phase"].values.tolist() == ["compute", *known, "evaluation", "files"]
+    last = phases.isel(record=-1)
+    assert (last["seconds"] >= last["seconds_mean"]).all()
+    assert (last["seconds_mean"] >= last["seconds_min"]).all()
+
+
+def test_phases_add_up_to_the_clock():
+    problem = hpcopt.LinearRegression(4, dim=6, rows_per_worker=9)
+    data = hpcopt.simulate(hpcopt.GradientTracking(lr=0.01), problem, 6, evaluate_every=3)
+    seconds = data["phases/seconds"].drop_sel(phase=["evaluation", "files"])
+    since_start = seconds.sum("phase") - seconds.isel(record=0).sum("phase")
+    np.testing.assert_allclose(since_start, data["metrics/seconds"], atol=1e-12)
+    assert (np.diff(data["phases/seconds"].sel(phase="evaluation")) > 0).all()
+    assert data["phases/seconds"].sel(phase="compute")[0] == 0
+
+
+def rename_ports(path):
+    """Makes a checkpoint one of older code."""
+    h5py = pytest.importorskip("h5py")
+    crc32c = pytest.importorskip("crc32c").crc32c
+    with h5py.File(path, "r+") as file:
+        meta = json.loads(file["meta"][...].tobytes())
+        totals = meta["totals"]
+        totals["ports"]["past"] = totals["ports"].pop("neighbours")
+        del totals["phases"]
+        text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        del file["meta"]
+        file["meta"] = text
+        file["meta"].attrs["crc32c"] = crc32c(text.data)

@@ -94,11 +94,11 @@ def _watch(case: Case) -> dict[str, Any]:
     """Runs the case's method and notes, per round, its ratios and choices."""
     import torch
 
-    from hpcopt.api import _recipe
     from hpcopt.comm.local import LocalPorts
     from hpcopt.math.topk import UNSENT
     from hpcopt.methods.parts.sparsify import entries_sent
     from hpcopt.methods.regtopk import RegTopK, RegTopKState
+    from hpcopt.names import recipe_of
     from hpcopt.problems.base import Draw, Share
 
     class Watched(RegTopK):
@@ -117,7 +117,7 @@ def _watch(case: Case) -> dict[str, Any]:
     config = load(case.config, case.overrides)
     workers = config.run.workers
     dtype = torch.float32 if config.run.dtype == "float32" else torch.float64
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     problem = recipe.bind(Share(range(workers), workers, config.run.seed, dtype))
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
     method = Watched(config.method)
