@@ -30,3 +30,4 @@ from .problems.quadratic import Quadratic as Quadratic
 from .problems.toy_logistic import ToyLogistic as ToyLogistic
 from .report.export import export as export
 from .report.load import load as load
+from .simulate import simulate as simulate

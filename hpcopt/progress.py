@@ -27,12 +27,12 @@ class Reporter:
     "off" leaves nothing but errors, and log.jsonl.
 
     Args:
-        directory: where log.jsonl is.
+        directory: where log.jsonl is; None: nowhere.
         rounds: the last round.
         active: whether this is rank 0.
     """
 
-    def __init__(self, directory: Path, rounds: int, active: bool) -> None:
+    def __init__(self, directory: Path | None, rounds: int, active: bool) -> None:
         self._directory, self._rounds, self._active = directory, rounds, active
         self._style = os.environ.get("HPCOPT_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
         self._told = 0.0
@@ -55,7 +55,7 @@ class Reporter:
 
     def event(self, name: str, **values: Any) -> None:
         """One line in log.jsonl, forced out at once."""
-        if self._active:
+        if self._active and self._directory is not None:
             line = json.dumps({"time": now(), "event": name, **values}) + "\n"
             # no job ends for want of a log line; what has to be written says so itself
             with suppress(OSError), (self._directory / "log.jsonl").open("a", encoding="utf-8") as log:

@@ -61,3 +61,13 @@ class Sliced(hpcopt.Method[SlicedTable, SlicedState]):
 
     def metrics(self, state):
         return {"speed": float(self.reduce.slices((state.m @ state.m)[None]))}
+
+
+def size(problem, model):
+    """A metric: of every worker's model."""
+    return model.abs().sum(-1)
+
+
+def first_worker(problem, model):
+    """No metric: every rank has another number."""
+    return problem.share.workers.start

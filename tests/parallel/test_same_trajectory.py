@@ -10,6 +10,7 @@ import hpcopt
 from hpcopt.api import resume, start
 from hpcopt.comm import overlap
 from hpcopt.config import from_tables
+from hpcopt.errors import UserError
 
 from .conftest import first_ranks
 
@@ -77,7 +78,7 @@ def curves(comm, where, problem, **keys):
     return found
 
 
-MEASURED = ("seconds", "bytes_sent")  # what may depend on the ranks
+MEASURED = ("seconds", "bytes_sent", "peak_memory")  # what may depend on the ranks
 
 
 def largest_difference(runs):
@@ -146,6 +147,17 @@ def test_models_of_the_workers_own_agree(comm, mpi_tmp_path, method):
         sent = [float(run["bytes_sent"][-1]) for run in runs]
         assert sent[0] == 0
         assert [s > 0 for s in sent[1:]] == [method != "local"] * 3
+
+
+def test_metrics_of_ones_own(comm, mpi_tmp_path):
+    """On any number of ranks the same; a number that the ranks do not have in common is refused on all."""
+    keys = {"metrics": ["tests.parallel.factories:size"], "deterministic": True}
+    runs = curves(comm, mpi_tmp_path, "linear_regression", method="local", options={"lr": 0.01}, **keys)
+    assert largest_difference([run[["size"]] for run in runs]) == 0.0
+    assert (np.diff(runs[0]["size"]) > 0).all()
+    keys["metrics"] = ["tests.parallel.factories:first_worker"]
+    with pytest.raises(UserError, match=r"first_worker gave .* 0\.0\} on rank 0 and .* 2\.0\} on rank 1"):
+        run(comm, mpi_tmp_path / "other", "linear_regression", **keys)
 
 
 SLICED = "tests.parallel.factories:Sliced"
