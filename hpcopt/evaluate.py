@@ -51,13 +51,16 @@ class Evaluator:
         problem, common = self._problem, X.ndim == 1
         if common:
             self._check_same(X)
-        evaluation = problem.evaluate(X, self._mean_buffers() if common else None)
+        buffers = self._mean_buffers() if common else None
+        evaluation = problem.evaluate(X, buffers)
         if problem.optimum is not None:
             distance = ((X - problem.optimum) ** 2).sum(-1).expand(problem.share.n)
             evaluation.add("distance", distance, torch.ones(problem.share.n))
         values, rows = self._means(evaluation)
         if problem.optimal_value is not None:
             values["gap"] = values["loss"] - problem.optimal_value
+        for name, part in problem.scores(X, buffers).items():
+            values[name] = problem.score(name, torch.from_numpy(self._ranks.rows(part.numpy())))
         personal = {"loss"} if common else set(rows)
         return values, {name: row for name, row in rows.items() if name in personal}
 

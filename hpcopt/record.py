@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.costs import EVALUATION, SPREAD, Costs, uncounted
+from hpcopt.costs import EVALUATION, SPREAD, Costs, Totals, uncounted
 from hpcopt.evaluate import Evaluator
 from hpcopt.own_metrics import Metric, OwnMetrics, check_names
 from hpcopt.storage.schema import Schema
 
 if TYPE_CHECKING:
-    from hpcopt.costs import OpenPorts, Totals
+    from hpcopt.costs import OpenPorts
     from hpcopt.methods.base import Group, Method
     from hpcopt.problems.base import Problem
     from hpcopt.ranks import Ranks
@@ -54,7 +54,8 @@ class Recorder:
         self.costs = costs
         self._ranks, self._problem, self._method, self._ports = ranks, problem, method, ports
         self._evaluator, self._own = Evaluator(ranks, problem, method), OwnMetrics(ranks, metrics)
-        self._totals: Totals
+        # as they were at the last record
+        self._totals = Totals(0.0, 0.0, {})
         self._groups: dict[str, Group] = {}
 
     def record(self, state: Any) -> Record:

@@ -160,6 +160,22 @@ class Problem(ABC):
         result.add("loss", self.losses(X), self.weights)
         return result
 
+    def scores(self, X: Tensor, buffers: Tensor | None = None) -> dict[str, Tensor]:
+        """What `score` needs for measures that are no mean over workers, such as the area under a curve.
+
+        Args:
+            X, buffers: as in `evaluate`.
+
+        Returns:
+            name -> (r, k) float64 on the CPU: numbers of each of the rows here, decision value and label,
+            say, in the order of the workers. On every rank the same names and k, while r may be 0.
+        """
+        return {}
+
+    def score(self, name: str, rows: Tensor) -> float:
+        """The measure of a name in `scores` from the rows of all N workers, (R, k) in their order."""
+        raise NotImplementedError
+
     @abstractmethod
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
         """f_i at x (d,) on the mini-batch of ``draw`` (all rows if None), a scalar; i counts from 0 here."""

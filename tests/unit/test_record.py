@@ -85,6 +85,24 @@ def test_phases_add_up_to_the_clock():
     assert data["phases/seconds"].sel(phase="compute")[0] == 0
 
 
+class Scored:
+    """A problem with a measure that is no mean over workers."""
+
+    workers = 4
+
+    def bind(self, share):
+        task = hpcopt.LinearRegression(4, dim=6, rows_per_worker=9).bind(share)
+        task.scores = lambda X, buffers=None: {"median": X.expand(share.n, -1).double()}
+        task.score = lambda name, rows: float(rows.median()) if rows.shape == (4, 6) else math.nan
+        return task
+
+
+def test_what_is_no_mean_over_workers_is_computed_from_all_rows():
+    tree, state = hpcopt.simulate(hpcopt.Local(lr=0.01), Scored(), 4, return_state=True)
+    assert tree["metrics/median"][-1] == float(state.X.median())
+    assert tree["metrics/global_median"][-1] == float(state.X.mean(0).expand(4, -1).median())
+
+
 def rename_ports(path):
     """Makes a checkpoint one of older code."""
     h5py = pytest.importorskip("h5py")

@@ -94,15 +94,21 @@ def _watch(case: Case) -> dict[str, Any]:
     """Runs the case's method and notes, per round, its ratios and choices."""
     import torch
 
-    from hpcopt.comm.local import LocalPorts
+    import hpcopt
     from hpcopt.math.topk import UNSENT
     from hpcopt.methods.parts.sparsify import entries_sent
-    from hpcopt.methods.regtopk import RegTopK, RegTopKState
+    from hpcopt.methods.regtopk import RegTopKState
     from hpcopt.names import recipe_of
-    from hpcopt.problems.base import Draw, Share
 
-    class Watched(RegTopK):
-        """Notes before it chooses."""
+    class Watched(hpcopt.RegTopK):
+        """Notes before it steps, and before it chooses."""
+
+        def step(self, state: RegTopKState) -> hpcopt.StepInfo:
+            if state.round % EVERY == 0:
+                gradients = self._problem.gradients(state.x, hpcopt.Draw(state.round))
+                unit = torch.nn.functional.normalize(gradients, dim=1)
+                cosines.append((unit @ unit.T).numpy()[np.triu_indices(len(unit), 1)])
+            return super().step(state)
 
         def _choose(self, a: Tensor, state: RegTopKState) -> Tensor:
             plain, chosen = self._largest(a, state.round), super()._choose(a, state)
@@ -115,20 +121,9 @@ def _watch(case: Case) -> dict[str, Any]:
             return chosen
 
     config = load(case.config, case.overrides)
-    workers = config.run.workers
-    dtype = torch.float32 if config.run.dtype == "float32" else torch.float64
-    recipe = recipe_of(config)
-    problem = recipe.bind(Share(range(workers), workers, config.run.seed, dtype))
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
-    method = Watched(config.method)
-    state = method.start(problem, LocalPorts(workers, problem.initial()))
-    pairs = np.triu_indices(workers, 1)
-    for round in range(ROUNDS):
-        if round % EVERY == 0:
-            unit = torch.nn.functional.normalize(problem.gradients(state.x, Draw(round)), dim=1)
-            cosines.append((unit @ unit.T).numpy()[pairs])
-        method.step(state)
-        state.round += 1
+    keys = {"seed": config.run.seed, "dtype": config.run.dtype, "device": "cpu", "evaluate_every": ROUNDS}
+    hpcopt.simulate(Watched(config.method), recipe_of(config), ROUNDS, **keys)
     every = np.concatenate(ratios)
     return {
         "quantiles": np.quantile(every, (0.1, 0.5, 0.9)).tolist(),
