@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpcopt.methods.sparsified import RandomK, TopK
     from hpcopt.problems.linear_regression import LinearRegression
     from hpcopt.problems.network import Network
+    from hpcopt.problems.objective import Objective
     from hpcopt.problems.quadratic import Quadratic
     from hpcopt.problems.toy_logistic import ToyLogistic
     from hpcopt.report.export import export
@@ -43,6 +44,7 @@ _HOMES = {
     "PowerSGD": "hpcopt.methods.powersgd",
     "LinearRegression": "hpcopt.problems.linear_regression",
     "Network": "hpcopt.problems.network",
+    "Objective": "hpcopt.problems.objective",
     "Quadratic": "hpcopt.problems.quadratic",
     "ToyLogistic": "hpcopt.problems.toy_logistic",
     "HpcoptError": "hpcopt.errors",
@@ -65,6 +67,7 @@ __all__ = [
     "Network",
     "NotFinite",
     "NothingToResume",
+    "Objective",
     "PowerSGD",
     "Quadratic",
     "RandomK",

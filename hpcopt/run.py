@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from hpcopt.comm.agree import agreed
 from hpcopt.config import RunConfig, from_tables, resumable
+from hpcopt.config.problems import IN_PYTHON
 from hpcopt.errors import UserError
 from hpcopt.job import Job
 from hpcopt.methods.base import Method
@@ -27,13 +28,6 @@ METHODS = {
     "local": "hpcopt.methods.gossip:Local",
     "fedavg": "hpcopt.methods.fedavg:FedAvg",
 }
-PROBLEMS = {
-    "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
-    "quadratic": "hpcopt.problems.quadratic:Quadratic",
-    "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
-    "network": "hpcopt.problems.network:Network",
-}
-IN_PYTHON = "python:recipe"
 
 
 def run(
@@ -123,12 +117,7 @@ def _method(config: RunConfig) -> Method[Any]:
 
 
 def _recipe(config: RunConfig) -> Recipe:
-    kind, workers = config.problem.kind, config.run.workers
-    make = (
-        _load(PROBLEMS[kind]).from_table if kind in PROBLEMS else _load("hpcopt.problems.custom:from_table")
-    )
-    recipe: Recipe = make(config.problem, workers)
-    return recipe
+    return config.problem.recipe()
 
 
 def _load(place: str) -> Any:

@@ -6,28 +6,34 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import ConfigDict
+
+from hpcopt.config.problems import ProblemTable
 from hpcopt.errors import UserError
 from hpcopt.own_code import load_own, suggestion
 
 if TYPE_CHECKING:
-    from hpcopt.config.problems import CustomTable
     from hpcopt.problems.base import Recipe
 
 Factory = Callable[..., Any]
 
 
-def from_table(table: CustomTable, workers: int) -> Recipe:
-    """The recipe that the user's factory makes of the table's keys.
+class CustomTable(ProblemTable):
+    """Your own: ``factory(workers=N, **keys)``, with every other key of the table, returns a recipe."""
 
-    ``weights``, which every table has, is passed on only where it was given.
+    model_config = ConfigDict(extra="allow")
 
-    Raises:
-        UserError: the factory cannot be loaded, refuses a key, or returns no recipe.
-    """
-    keys = dict(table.model_extra or {})
-    if "weights" in table.model_fields_set:
-        keys["weights"] = table.weights
-    return build(table.kind, workers, **keys)
+    def dump(self) -> dict[str, Any]:
+        """What was given: a factory need not know any other key."""
+        return self.model_dump(exclude_none=True, exclude_unset=True)
+
+    def recipe(self) -> Recipe:
+        """What the factory makes of the keys; ``weights``, which every table has, only where it was given.
+
+        Raises:
+            UserError: as `build`.
+        """
+        return build(workers=self.workers, **self.dump())
 
 
 def build(kind: str, workers: int, **keys: Any) -> Recipe:

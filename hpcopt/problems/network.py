@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.problems import models
-from hpcopt.problems.base import check_split, checked
+from hpcopt.problems.base import check_split
 from hpcopt.problems.data import array_dataset, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
+from hpcopt.problems.network_table import NetworkTable
 from hpcopt.problems.newcomers import Newcomers
 from hpcopt.problems.rows import read_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hpcopt.problems.base import Share
     from hpcopt.problems.data import Dataset, Partition
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor], Tensor]
 Arrays = tuple[Any, Any]
+BUILT_IN = ("dataset", "model", "hidden", "dropout")
+"""keys that choose the data and a built-in model"""
 
 
 class Network:
@@ -41,19 +41,8 @@ class Network:
         test: Arrays | None = None,
         *,
         workers: int,
-        partition: Literal["iid", "dirichlet", "classes", "unequal"] = "iid",
-        alpha: float = 0.5,
-        classes_per_worker: int = 2,
-        samples_per_worker: int | None = None,
-        batch_size: int | Literal["full"] = 32,
-        private: Sequence[str] = ("head.*",),
-        regularisation: float = 0.0,
-        logit_adjustment: float = 0.0,
-        weights: Literal["uniform", "rows"] = "uniform",
         augment: Augment | None = None,
-        new_workers: int = 0,
-        new_worker_steps: int = 50,
-        new_worker_lr: float = 0.1,
+        **keys: Any,
     ) -> None:
         """Describes a problem with your own module and arrays.
 
@@ -66,47 +55,22 @@ class Network:
                 else it has the run's dtype.
             test: the same for the test rows.
             workers: N.
-            partition: how rows are spread over workers, see `hpcopt.problems.data.partition`.
-            alpha: for partition = "dirichlet" and "unequal".
-            classes_per_worker: for partition = "classes".
-            samples_per_worker: exactly so many training rows per worker.
-            batch_size: rows per mini-batch and worker, or "full".
-            private: name patterns of the parameters that methods with private parts keep on the worker.
-            regularisation: λ.
-            logit_adjustment: τ of τ log π_n, added to worker n's logits, see `hpcopt.problems.labels`.
-            weights: ω_n, equal or in proportion to a worker's rows.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
-            new_workers: workers beside these that do not train, but at each evaluation fit the private
-                parameters to rows of their own, on the representation of the run's one model; see
-                `hpcopt.problems.newcomers`. They see the network in evaluation mode, and no augmentation.
-            new_worker_steps: SGD steps with which each of them does so.
-            new_worker_lr: their learning rate.
+            keys: those of `NetworkTable`, but for the ones that choose the data and a built-in model. Where
+                there are new workers, they see the network in evaluation mode, and no augmentation.
 
         Raises:
-            UserError: an argument is out of its range, or the arrays do not fit together.
+            UserError: a key is unknown or out of its range, or the arrays do not fit together.
         """
-        table = checked(
-            NetworkTable,
-            kind="network",
-            partition=partition,
-            alpha=alpha,
-            classes_per_worker=classes_per_worker,
-            samples_per_worker=samples_per_worker,
-            batch_size=batch_size,
-            private=list(private),
-            regularisation=regularisation,
-            logit_adjustment=logit_adjustment,
-            weights=weights,
-            new_workers=new_workers,
-            new_worker_steps=new_worker_steps,
-            new_worker_lr=new_worker_lr,
-        )
-        data = array_dataset(train, test)
-        self._describe(table, workers, data, model, loss, augment=augment, own_model=True)
+        given = [key for key in keys if key in BUILT_IN]
+        if given:
+            raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
+        table = NetworkTable(workers=workers, **keys)
+        self._describe(table, array_dataset(train, test), model, loss, augment=augment, own_model=True)
 
     @classmethod
-    def from_table(cls, table: NetworkTable, workers: int) -> Network:
+    def from_table(cls, table: NetworkTable) -> Network:
         """The problem of a config file: a built-in model, a data set by name, cross-entropy.
 
         Raises:
@@ -121,14 +85,12 @@ class Network:
         shape = models.image_shape(data.train.shape)
         model = models.build(table.model, shape, data.classes, table.hidden, table.dropout)
         network = cls.__new__(cls)
-        loss = nn.functional.cross_entropy
-        network._describe(table, workers, data, model, loss, augment=None, own_model=False)
+        network._describe(table, data, model, nn.functional.cross_entropy, augment=None, own_model=False)
         return network
 
     def _describe(
         self,
         table: NetworkTable,
-        workers: int,
         data: Dataset,
         model: nn.Module,
         loss: Loss,
@@ -136,8 +98,7 @@ class Network:
         augment: Augment | None,
         own_model: bool,
     ) -> None:
-        self.workers = workers
-        self.table = table
+        self.workers, self.table = table.workers, table
         self._data = data
         self._model = model
         self._loss = loss
@@ -165,11 +126,13 @@ class Network:
     def _problem(
         self, share: Share, parts: Partition, augment: Augment | None, frozen: bool = False
     ) -> NetworkProblem:
+        # a rank without workers, too, has to know what an evaluation tells: it looks at somebody's rows
+        workers = share.workers or range(1)
         return NetworkProblem(
             share,
             self._model,
             self._loss,
-            [read_worker(self._data, parts, worker, share) for worker in share.workers],
+            [read_worker(self._data, parts, worker, share) for worker in workers],
             all_rows=[len(rows) for rows in parts.train[: share.total]],
             table=self.table,
             moments=(self._data.mean, self._data.std),

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.config.problems import CustomTable
 from hpcopt.errors import UserError
 from hpcopt.problems import custom
 from hpcopt.problems.base import Share
+from hpcopt.problems.custom import CustomTable
 from hpcopt.problems.quadratic import Quadratic
 
 SOURCE = """
 from hpcopt.problems.quadratic import Quadratic
 
 def bowl(workers, curvature=1.0):
-    return Quadratic(workers, [curvature])
+    return Quadratic(workers, eigenvalues=[curvature])
 
 def nothing(workers):
     return None
@@ -34,8 +34,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_factory_gets_its_keys() -> None:
-    table = CustomTable(kind="my_problems:bowl", curvature=3.0)
-    recipe = custom.from_table(table, workers=2)
+    recipe = CustomTable(2, kind="my_problems:bowl", curvature=3.0).recipe()
     assert isinstance(recipe, Quadratic)
     problem = recipe.bind(Share(range(2), 2, seed=0))
     assert problem.gradients(problem.initial())[1].item() == 3 * problem.initial().item()

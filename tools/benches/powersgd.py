@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as hook
 
 import hpcopt
-from hpcopt.config.problems import NetworkTable
 from hpcopt.problems import models
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.network_problem import NetworkProblem
+from hpcopt.problems.network_table import NetworkTable
 from hpcopt.problems.rows import WorkerRows
 
 HIDDEN = [3072, 2752]
@@ -99,10 +99,8 @@ class Recipe:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        table = NetworkTable(
-            kind="network", dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS
-        )
-        self._network = hpcopt.Network.from_table(table, workers)
+        table = NetworkTable(workers, dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS)
+        self._network = table.recipe()
 
     def bind(self, share: Share) -> NetworkProblem:
         """See `hpcopt.problems.base.Recipe`."""

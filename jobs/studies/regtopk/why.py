@@ -98,7 +98,6 @@ def _watch(case: Case) -> dict[str, Any]:
     from hpcopt.math.topk import UNSENT
     from hpcopt.methods.regtopk import RegTopK, RegTopKState
     from hpcopt.problems.base import Draw, Share
-    from hpcopt.run import PROBLEMS, _load
 
     class Watched(RegTopK):
         """Notes before it chooses."""
@@ -116,8 +115,7 @@ def _watch(case: Case) -> dict[str, Any]:
     config = load(case.config, case.overrides)
     workers = config.run.workers
     dtype = torch.float32 if config.run.dtype == "float32" else torch.float64
-    recipe = _load(PROBLEMS[config.problem.kind]).from_table(config.problem, workers)
-    problem = recipe.bind(Share(range(workers), workers, config.run.seed, dtype))
+    problem = config.problem.recipe().bind(Share(range(workers), workers, config.run.seed, dtype))
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
     method = Watched(config.method)
     state = method.start(problem, LocalPorts(workers))
