@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
-from hpcopt.config.base import Count, Positive, Table
+from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
 from hpcopt.config.explain import explained
 from hpcopt.errors import UserError
 from hpcopt.own_code import is_own, load_own, place_of, suggestion
@@ -19,7 +19,7 @@ PROBLEM_TABLES = {
     "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
     "quadratic": "hpcopt.problems.quadratic:Quadratic",
     "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
-    "network": "hpcopt.problems.network_table:NetworkTable",
+    "network": "hpcopt.config.problems:NetworkTable",
 }
 """loaded by name when a config needs one; none of them imports torch before it is bound"""
 FACTORY = "hpcopt.problems.custom:CustomTable"
@@ -85,19 +85,61 @@ class PartitionTable(ProblemTable):
     """rows per mini-batch and worker"""
 
 
+class NetworkTable(PartitionTable):
+    """A neural network on images; cross-entropy."""
+
+    fixed = PartitionTable.fixed | {
+        *("model", "hidden", "private", "regularisation", "logit_adjustment", "new_workers")
+    }
+    dataset: str = "digits"
+    """"fashion-mnist", "digits", or the path of a file made by `hpcopt data import`"""
+    model: Literal["mlp", "cnn", "alexnet", "resnet18"] = "mlp"
+    """the network"""
+    hidden: list[Count] = Field(default=[256, 128])
+    """mlp: widths of the hidden layers; the last layer is the head"""
+    dropout: Fraction = 0.0
+    """cnn, alexnet: dropout before the head"""
+    private: list[str] = Field(default=["head.*"])
+    """name patterns of the parameters that methods with private parts keep on the worker"""
+    regularisation: NonNegative = 0.0
+    """λ of λ/2 ‖x‖² in every worker's loss"""
+    logit_adjustment: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """τ of τ log π_n, added to worker n's logits in training and where it tests a model of its own; π_n: how
+    often its rows have each class. With 1, what is shared need not learn who has what (arXiv 2007.07314)"""
+    new_workers: Annotated[int, Field(ge=0)] = 0
+    """workers beside run.workers that get rows, which the others then do not have, but take no part in
+    training: at each evaluation each of them fits the private parameters to its own rows, on the
+    representation of the run's one model (of the mean of the workers' own models), which stays as it is;
+    measured as new_worker_accuracy, …"""
+    new_worker_steps: Count = 50
+    """SGD steps with which a new worker does so, from the values that all workers began with"""
+    new_worker_lr: Positive = 0.1
+    """learning rate of these steps, whatever the method"""
+
+    def recipe(self) -> Recipe:
+        """The network; raises `UserError` where there is no such data set, or the model cannot take it."""
+        recipe: Recipe = _load("hpcopt.problems.network:Network").from_table(self)
+        return recipe
+
+
 def problem_class(kind: Any) -> type[ProblemTable]:
     """The class of a kind's tables: built in, or the user's own, which is imported.
 
     Raises:
         UserError: there is no such kind.
     """
-    if isinstance(kind, str) and is_own(kind):
-        own = None if kind == IN_PYTHON else load_own("kind", kind, "factory")
-        return own if isinstance(own, type) and issubclass(own, ProblemTable) else _load(FACTORY)
     if isinstance(kind, str) and kind in PROBLEM_TABLES:
-        return _load(PROBLEM_TABLES[kind])
-    hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
-    raise UserError(f"kind = {kind!r}: no such problem{hint}; allowed: {kinds()}")
+        place = PROBLEM_TABLES[kind]
+    elif isinstance(kind, str) and is_own(kind):
+        place = FACTORY
+        own = None if kind == IN_PYTHON else _own(kind)
+        if isinstance(own, type) and issubclass(own, ProblemTable):
+            return own
+    else:
+        hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
+        raise UserError(f"kind = {kind!r}: no such problem{hint}; allowed: {kinds()}")
+    table: type[ProblemTable] = _load(place)
+    return table
 
 
 def kinds() -> str:
@@ -108,10 +150,16 @@ def kinds() -> str:
     )
 
 
-def _load(place: str) -> type[ProblemTable]:
+def _own(kind: str) -> Any:
+    try:
+        return load_own("kind", kind, "factory")
+    except ModuleNotFoundError:  # what the user's module imports: torch, say, which jobs have
+        return None
+
+
+def _load(place: str) -> Any:
     module, _, name = place.partition(":")
-    found: type[ProblemTable] = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)
 
 
 def _kind(table: type[ProblemTable]) -> str:

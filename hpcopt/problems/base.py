@@ -146,8 +146,11 @@ class Problem(ABC):
             weights: ω_n, equal or in proportion to the rows.
         """
         self.share, self.layout = share, layout
-        self.weights = worker_weights(weights, rows, share)
-        self.rows = torch.tensor([rows[worker] for worker in share.workers], dtype=torch.int64)
+        every = torch.tensor(rows, dtype=torch.int64)
+        self.rows = every[share.workers.start : share.workers.stop]
+        parts = (self.rows if weights == "rows" else torch.ones(share.n)).double()
+        total = sum(rows) if weights == "rows" else share.total
+        self.weights = (parts / total).to(share.device, share.dtype)
         self.total_rows = sum(rows)
         self.buffers = self._zeros(share.n, 0)
 
@@ -298,19 +301,6 @@ def row(X: Tensor, i: int) -> Tensor:
     X; so one row at a time is copied where need be, and a worker's numbers are the same in any process.
     """
     return aligned(X[i] if X.ndim > 1 else X)
-
-
-def worker_weights(kind: Literal["uniform", "rows"], rows: Sequence[int], share: Share) -> Tensor:
-    """ω_n of the workers of a share, (n,) in its dtype and on its device.
-
-    Args:
-        kind: equal weights, or in proportion to the rows.
-        rows: the rows of all N workers.
-        share: which workers live here.
-    """
-    every = torch.ones(len(rows)) if kind == "uniform" else torch.tensor(rows)
-    here = every[share.workers.start : share.workers.stop].double() / every.double().sum()
-    return here.to(share.device, share.dtype)
 
 
 def check_split(layout: Layout, who: str) -> None:

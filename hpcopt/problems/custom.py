@@ -47,7 +47,7 @@ def build(kind: str, workers: int, **keys: Any) -> Recipe:
     Raises:
         UserError: the factory cannot be loaded, refuses a key, or returns something without ``bind``.
     """
-    factory = load_factory(kind)
+    factory: Factory = load_own("problem.kind", kind, "factory")
     _check_keys(kind, factory, {"workers": workers, **keys})
     recipe = factory(workers=workers, **keys)
     if not callable(getattr(recipe, "bind", None)):
@@ -56,11 +56,6 @@ def build(kind: str, workers: int, **keys: Any) -> Recipe:
             "it must return a recipe (see hpcopt.problems.base)"
         )
     return cast("Recipe", recipe)
-
-
-def load_factory(kind: str) -> Factory:
-    """Imports ``"package.module:factory"``, as `hpcopt.own_code.load_own`."""
-    return cast("Factory", load_own("problem.kind", kind, "factory"))
 
 
 def _check_keys(kind: str, factory: Factory, keys: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class LinearRegression(Objective):
         b = A @ truth + math.sqrt(self.noise) * generator.standard_normal(self.rows_per_worker)
         return A, b
 
-    def rows_of(self, worker: int, seed: int) -> int:
+    def count_rows(self, worker: int, seed: int) -> int:
         """D."""
         return self.rows_per_worker
 

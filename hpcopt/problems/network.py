@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.problems import models
 from hpcopt.problems.base import check_split
 from hpcopt.problems.data import array_dataset, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
-from hpcopt.problems.network_table import NetworkTable
 from hpcopt.problems.newcomers import Newcomers
 from hpcopt.problems.rows import read_worker
 
@@ -67,7 +67,7 @@ class Network:
         if given:
             raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
         table = NetworkTable(workers=workers, **keys)
-        self._describe(table, array_dataset(train, test), model, loss, augment=augment, own_model=True)
+        self._describe(table, array_dataset(train, test), model, loss, augment, own=True)
 
     @classmethod
     def from_table(cls, table: NetworkTable) -> Network:
@@ -85,7 +85,7 @@ class Network:
         shape = models.image_shape(data.train.shape)
         model = models.build(table.model, shape, data.classes, table.hidden, table.dropout)
         network = cls.__new__(cls)
-        network._describe(table, data, model, nn.functional.cross_entropy, augment=None, own_model=False)
+        network._describe(table, data, model, nn.functional.cross_entropy, None, own=False)
         return network
 
     def _describe(
@@ -94,16 +94,11 @@ class Network:
         data: Dataset,
         model: nn.Module,
         loss: Loss,
-        *,
         augment: Augment | None,
-        own_model: bool,
+        own: bool,
     ) -> None:
-        self.workers, self.table = table.workers, table
-        self._data = data
-        self._model = model
-        self._loss = loss
-        self._augment = augment
-        self._own_model = own_model
+        self.workers, self.table, self._data = table.workers, table, data
+        self._model, self._loss, self._augment, self._own_model = model, loss, augment, own
 
     def bind(self, share: Share) -> NetworkProblem:
         """This process's part; reads the rows of its workers.

@@ -21,9 +21,9 @@ from hpcopt.problems.rows import pieces, standardised
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from hpcopt.config.problems import NetworkTable
     from hpcopt.problems.base import Draw, Part, Ready, Share
     from hpcopt.problems.flat_module import Forward
-    from hpcopt.problems.network_table import NetworkTable
     from hpcopt.problems.rows import Rows, WorkerRows
 
 PIECE = 512
@@ -143,27 +143,8 @@ class NetworkProblem(OneByOne):
                 total = total + fraction * self._batch_loss(self._module.module, piece, i)
         return total
 
-    def _add_gradient(self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
-        self._accumulate(i, x, draw, scale, out, None)
-
-    def total_gradient(
-        self,
-        X: Tensor,
-        draw: Draw | None = None,
-        *,
-        out: Tensor | None = None,
-        ready: Ready | None = None,
-    ) -> Tensor:
-        """See `Problem`; the last worker's backward pass tells ``ready``."""
-        out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self.weights.tolist()):
-            last = i == self.share.n - 1
-            self._accumulate(i, row(X, i), draw, weight, out, ready if last else None)
-            self.samples += self.batch_rows(i, draw)
-        return out
-
-    def _accumulate(
-        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
     ) -> None:
         if self._decay:
             out.add_(x, alpha=scale * self._decay)

@@ -66,7 +66,7 @@ class Objective(ProblemTable):
         """
         return ()
 
-    def rows_of(self, worker: int, seed: int) -> int:
+    def count_rows(self, worker: int, seed: int) -> int:
         """How many rows any of the N workers has; to be overridden where it costs much to count `data`."""
         data = self.data(worker, seed)
         return len(data[0]) if data else 1
@@ -75,22 +75,22 @@ class Objective(ProblemTable):
         """Arrays, tensors or lists that all workers have in common, kept once."""
         return ()
 
+    def initial(self, seed: int) -> Any:
+        """The start, (d,); zeros by default, of which there are ``dim``."""
+        if "dim" not in type(self).model_fields:
+            raise UserError(f"{self.kind}: has neither a key `dim` nor a start of its own")
+        return [0.0] * vars(self)["dim"]
+
     @cached_property
     def layout(self) -> Layout:
-        """Names and shapes of the parameters, and which are private; one of length ``dim`` by default.
+        """Names and shapes of the parameters, and which are private; by default one, the whole start.
 
         Others are declared by ``Layout.of({"body": (9, 4), "head": (4,)}.items(), private=["head"])`` of
         `hpcopt.math.flat`, and ``self.layout.views(x)["body"]`` is one of them.
         """
         from hpcopt.math.flat import Layout
 
-        if "dim" not in type(self).model_fields:
-            raise UserError(f"{self.kind}: has neither a key `dim` nor a `layout` of its own")
-        return Layout.of([("x", (getattr(self, "dim"),))])  # noqa: B009  (a subclass's field)
-
-    def initial(self, seed: int) -> Any:
-        """The start, (d,); zeros by default."""
-        return [0.0] * self.layout.dim
+        return Layout.of([("x", (len(self.initial(0)),))])
 
     def loss(self, x: Tensor, *rows: Any, **_: Any) -> Tensor:
         """f_n(x), a mean over the rows: a scalar."""

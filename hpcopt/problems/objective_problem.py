@@ -15,7 +15,7 @@ from hpcopt.problems.batches import Batches
 from hpcopt.problems.one_by_one import OneByOne
 
 if TYPE_CHECKING:
-    from hpcopt.problems.base import Part, Share
+    from hpcopt.problems.base import Part, Ready, Share
     from hpcopt.problems.objective import Objective
 
 
@@ -31,11 +31,11 @@ class ObjectiveProblem(OneByOne):
     """
 
     def __init__(self, objective: Objective, share: Share) -> None:
-        rows = [objective.rows_of(worker, share.seed) for worker in range(share.total)]
+        rows = [objective.count_rows(worker, share.seed) for worker in range(share.total)]
         super().__init__(share, objective.layout, rows, objective.weights)
         self.objective = objective
         self._batches = Batches(share, self.rows.tolist(), objective.batch_size)
-        self._data = [self._rows_of(worker) for worker in share.workers]
+        self._data = [self._read(worker) for worker in share.workers]
         self._common = tuple(self._tensor(value) for value in objective.common(share.seed))
         self._know(objective.minimum())
         self._check()
@@ -51,7 +51,7 @@ class ObjectiveProblem(OneByOne):
     def statistics(self) -> Tensor | None:
         """ω_n / rows times those of the objective, (n, k) float64 on the CPU."""
         # a rank without workers, too, has to know k
-        sums = [self.objective.statistics(*data) for data in self._data or [self._rows_of(0)]]
+        sums = [self.objective.statistics(*data) for data in self._data or [self._read(0)]]
         known = [line.cpu().double() for line in sums if line is not None]
         if not known:
             return None
@@ -70,7 +70,9 @@ class ObjectiveProblem(OneByOne):
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
         return self.objective.loss(x, *self._batch(i, draw))
 
-    def _add_gradient(self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
+    ) -> None:
         self.objective.add_gradient(out, scale, x, *self._batch(i, draw))
 
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
@@ -98,7 +100,7 @@ class ObjectiveProblem(OneByOne):
         chosen = self._batches.select(i, draw)
         return self._data[i] if chosen is None else tuple(column[chosen] for column in self._data[i])
 
-    def _rows_of(self, worker: int) -> tuple[Tensor, ...]:
+    def _read(self, worker: int) -> tuple[Tensor, ...]:
         return tuple(self._tensor(column) for column in self.objective.data(worker, self.share.seed))
 
     def _tensor(self, value: Any) -> Tensor:

@@ -24,8 +24,10 @@ class OneByOne(Problem):
         """f_i(x), a scalar."""
 
     @abstractmethod
-    def _add_gradient(self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
-        """out += scale · ∇f_i(x), (d,)."""
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
+    ) -> None:
+        """out += scale · ∇f_i(x), (d,); may tell ``ready`` what of it is final."""
 
     @abstractmethod
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
@@ -42,7 +44,6 @@ class OneByOne(Problem):
         return False
 
     def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
-        """As `stacked_gradient`."""
         raise NotImplementedError
 
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
@@ -68,10 +69,11 @@ class OneByOne(Problem):
         out: Tensor | None = None,
         ready: Ready | None = None,
     ) -> Tensor:
-        """See `Problem`; tells ``ready`` nothing."""
+        """See `Problem`."""
         out = self._zeros(self.dim) if out is None else out.zero_()
         for i, weight in enumerate(self._scales(True)):
-            self._add_gradient(i, row(X, i), draw, weight, out)
+            last = i == self.share.n - 1
+            self._add_gradient(i, row(X, i), draw, weight, out, ready if last else None)
             self.samples += self.batch_rows(i, draw)
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -12,8 +11,6 @@ from hpcopt.problems.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from hpcopt.math.flat import Layout
 
 LARGEST = 8192
 """the largest dimension: H is a dense (d, d) matrix"""
@@ -51,13 +48,6 @@ class Quadratic(Objective):
     @property
     def _d(self) -> int:
         return len(self.eigenvalues) if isinstance(self.eigenvalues, list) else self.dim or 100
-
-    @cached_property
-    def layout(self) -> Layout:
-        """d parameters."""
-        from hpcopt.math.flat import Layout
-
-        return Layout.of([("x", (self._d,))])
 
     def spectrum(self) -> Tensor:
         """The eigenvalues λ, (d,) float64 on the CPU."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hpcopt.config.base import Positive
@@ -11,8 +10,6 @@ from hpcopt.problems.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from hpcopt.math.flat import Layout
 
 LINEAR = 40.0
 """from here on softplus(t) is t to the last bit of a float64; torch's own threshold of 20 is off by 2e-9"""
@@ -41,13 +38,6 @@ class ToyLogistic(Objective):
                 "allowed are even numbers from 2"
             )
         super().__init__(workers=workers, **keys)
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Two parameters."""
-        from hpcopt.math.flat import Layout
-
-        return Layout.of([("x", (2,))])
 
     def data(self, worker: int, seed: int) -> tuple[Any]:
         """a_n, the only row."""

@@ -57,4 +57,4 @@ def test_what_is_wrong_is_named(kind: str, keys: dict[str, float], message: str)
 
 def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        custom.load_factory("my_broken:f")
+        custom.build("my_broken:f", 2)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.models import ResNet18, build
 from hpcopt.problems.network import Network
-from hpcopt.problems.network_table import NetworkTable
 
 GENERATOR = np.random.default_rng(0)
 TRAIN = GENERATOR.standard_normal((40, 1, 8, 8)).astype(np.float32), GENERATOR.integers(0, 5, 40)

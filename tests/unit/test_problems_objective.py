@@ -204,14 +204,14 @@ def test_what_vmap_cannot_see_through_stays_one_by_one() -> None:
     ("change", "message"),
     [
         ({"initial": lambda self, seed: [0.0]}, r"the start has shape \(1,\), but the layout 9"),
-        ({"rows_of": lambda self, worker, seed: 5}, "worker 0 has 5 rows, but its data have 8, 8"),
+        ({"count_rows": lambda self, worker, seed: 5}, "worker 0 has 5 rows, but its data have 8, 8"),
         ({"loss": lambda self, x, A, labels, scale: x}, "must be a scalar"),
     ],
 )
 def test_what_does_not_fit_together_is_named(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         bound(type("Wrong", (Softmax,), change)(N))
-    with pytest.raises(UserError, match="neither a key `dim` nor a `layout`"):
+    with pytest.raises(UserError, match="neither a key `dim` nor a start"):
         bound(type("Nameless", (Objective,), {})(N))
 
 

@@ -28,9 +28,9 @@ from common import Call, Mixes, Steps, hosts, in_turn, ratios, spread
 from mpi4py import MPI
 
 import hpcopt
+from hpcopt.config.problems import NetworkTable
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Share
-from hpcopt.problems.network_table import NetworkTable
 
 REPEATS = 5
 ROWS = 32

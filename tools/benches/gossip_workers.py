@@ -20,11 +20,11 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 import hpcopt
+from hpcopt.config.problems import NetworkTable
 from hpcopt.math.streams import stream
 from hpcopt.problems import models
 from hpcopt.problems.base import Share
 from hpcopt.problems.network_problem import NetworkProblem
-from hpcopt.problems.network_table import NetworkTable
 
 WORKERS = 128
 BATCH = 32

@@ -14,8 +14,8 @@ from mpi4py import MPI
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
+from hpcopt.config.problems import NetworkTable
 from hpcopt.problems.base import Draw, Share
-from hpcopt.problems.network_table import NetworkTable
 
 ELEMENTS = 11_000_000  # float32: 44 MB
 REPEATS = 5

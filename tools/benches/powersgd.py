@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as hook
 
 import hpcopt
+from hpcopt.config.problems import NetworkTable
 from hpcopt.problems import models
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.network_problem import NetworkProblem
-from hpcopt.problems.network_table import NetworkTable
 from hpcopt.problems.rows import WorkerRows
 
 HIDDEN = [3072, 2752]
