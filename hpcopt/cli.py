@@ -44,7 +44,7 @@ def run(
 
     changes = [*(overrides or []), *([f"run.out={json.dumps(str(out))}"] if out else [])]
     comm, checked = _together(lambda: load(config, changes))
-    from hpcopt.run import start
+    from hpcopt.api import start
 
     start(comm, checked)
 
@@ -58,7 +58,7 @@ def resume(
     from hpcopt.config import resumable
 
     comm, _ = _together(lambda: resumable(directory, overrides or []))
-    from hpcopt.run import resume
+    from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
 

@@ -21,7 +21,7 @@ from hpcopt.comm.watchdog import Watchdog
 from hpcopt.config import RunConfig
 from hpcopt.errors import HpcoptError, Interrupted, NotFinite, UserError
 from hpcopt.methods.base import Held, Method
-from hpcopt.placement import block
+from hpcopt.placement import Placement
 from hpcopt.problems.base import Problem, Recipe, Share
 from hpcopt.progress import Reporter
 from hpcopt.record import Clock, Recorder, Totals
@@ -49,7 +49,7 @@ class Job:
         comm: MPI.Comm,
         config: RunConfig,
         out: Path,
-        method: Method[Any],
+        method: Method[Any, Any],
         recipe: Recipe,
         resuming: bool = False,
     ) -> None:
@@ -107,7 +107,7 @@ class Job:
         found = self._find_checkpoint() if self._resuming else None
         self.ports = MPIPorts(
             self.comm,
-            run.workers,
+            self._placement,
             staging,
             self.problem.initial(),
             "ordered" if run.deterministic else run.reduction,
@@ -129,9 +129,9 @@ class Job:
 
     def _bind(self, device: torch.device) -> Problem:
         run = self.config.run
-        mine = block(run.workers, self.comm.size, self.comm.rank)
+        self._placement = Placement.even(run.workers, self.comm.size, self.comm.rank)
         dtype = {"float32": torch.float32, "float64": torch.float64}[run.dtype or "float64"]
-        return self._recipe.bind(Share(mine, run.workers, run.seed, dtype, device))
+        return self._recipe.bind(Share(self._placement.here, run.workers, run.seed, dtype, device))
 
     def _check_start(self) -> None:
         """A user's factory may build another start on every rank, and nothing would be right after that."""
@@ -147,7 +147,7 @@ class Job:
         rows = self.problem.statistics()
         if rows is not None:
             reducer = ports.reducer()
-            self.problem.settle(reducer.scalars(rows if reducer.form == "weighted" else rows.sum(0)))
+            self.problem.settle(reducer.sum(rows))
             reducer.free()
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:

@@ -43,6 +43,8 @@ def load_own(key: str, place: str, what: str) -> Any:
         raise UserError(f'{key} = "{place}": your own {what} is written "package.module:{what}"')
     module = _import(key, place, module_name)
     found = getattr(module, name, None)
+    if not callable(found) and module_name == "__main__":
+        raise UserError(f'{key} = "{place}": was defined in a script; go on from Python, in that script')
     if not callable(found):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(

@@ -77,7 +77,7 @@ class Recorder:
         self,
         comm: MPI.Comm,
         problem: Problem,
-        method: Method[Any],
+        method: Method[Any, Any],
         ports: MPIPorts,
         clock: Clock,
         before: Totals | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from hpcopt.comm.neighbour_plan import plan, travelling
 from hpcopt.comm.ports import Counter
 from hpcopt.math.averages import Averages
+from hpcopt.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -26,8 +27,8 @@ class LocalNeighbours:
     """
 
     def __init__(self, like: Tensor, mixing: Mixing, ranks: int = 1) -> None:
-        self._plans = [plan(W, 1, 0) for W in mixing.matrices]
-        self._rows = [travelling(W, ranks) / ranks for W in mixing.matrices]
+        self._plans = [plan(W, Placement.even(mixing.N)) for W in mixing.matrices]
+        self._rows = [travelling(W, Placement.even(mixing.N, ranks)) / ranks for W in mixing.matrices]
         self._averages = [Averages(plan.terms, 0, like) for plan in self._plans]
         self._nothing = like.new_empty((0, len(like)))
         self._pending: tuple[Tensor, int] | None = None
@@ -65,4 +66,4 @@ class LocalNeighbours:
     def _count(self, since: float, X: Tensor, round: int) -> None:
         nbytes = X.shape[1] * X.element_size()
         rows, fan_out = self._rows[self._at(round)], self._plans[self._at(round)].fan_out
-        self.counter.add(since, nbytes * rows, nbytes * fan_out)
+        self.counter.add(since, nbytes * rows, nbytes * fan_out, nbytes * len(X))

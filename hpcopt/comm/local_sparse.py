@@ -55,7 +55,8 @@ class LocalSparseSum:
             support = support[torch.from_numpy(mask)]
         nbytes, passes = worker_cost(self._exchange, self._shape, k, len(support))
         sent = self._bytes(indices, len(support), steps)
-        self.counter.add(start, sent, self._shape.workers * nbytes, passes)
+        payload = indices.numel() * self._shape.record.itemsize
+        self.counter.add(start, sent, self._shape.workers * nbytes, payload, passes)
         return Aggregate(dense, support)
 
     def affordable(self, densities: tuple[float, ...]) -> float:

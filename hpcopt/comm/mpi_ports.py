@@ -11,12 +11,14 @@ from torch import Tensor
 
 from hpcopt.comm.agree import agree_same
 from hpcopt.comm.neighbours import MPINeighbours
+from hpcopt.comm.opened import Opened
 from hpcopt.comm.plans import choose, fastest, measure
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.sparse import MPISparseSum
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.comm.staging import Staging
+from hpcopt.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -27,7 +29,7 @@ class MPIPorts:
 
     Args:
         comm: all ranks of the run.
-        workers: N.
+        placement: of the workers on them.
         staging: how GPU tensors reach MPI.
         like: a vector (d,) like the model.
         reduction: how dense sums travel: "auto", "mpi", "ring" or "ordered".
@@ -41,45 +43,46 @@ class MPIPorts:
     def __init__(
         self,
         comm: MPI.Comm,
-        workers: int,
+        placement: Placement,
         staging: Staging,
         like: Tensor,
         reduction: str,
         overlap: bool,
         remembered: Mapping[str, Any],
     ) -> None:
-        self._comm, self._workers, self._staging = comm, workers, staging
+        self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
         plan = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
+        self._plan, self._ordered = plan, plan == "ordered"
         self.chosen: dict[str, Any] = dict(remembered) | {"reduction": plan}
         self.reduce: Reducer = self.reducer(overlap)
-        self._open: dict[str, Any] = {"reduce": self.reduce}
+        self._open = Opened(self.reduce)
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
         """Another `Reducer` with the run's plan, that nobody counts; the caller frees it."""
-        return MPIReducer(self._comm, self._workers, self._staging, self.chosen["reduction"], overlap)
+        return MPIReducer(self._comm, self._placement, self._staging, self._like, self._plan, overlap)
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
         reducer = self.reducer()
 
         def costs() -> tuple[Costs, Costs]:
-            measured = self.chosen.setdefault(
-                "sparse", {}
-            )  # where the run began, then on other numbers of ranks
+            # where the run began, then on other numbers of ranks
+            measured = self.chosen.setdefault("sparse", {})
             here = str(self._comm.size)
             if here not in measured:
-                measured[here] = asdict(measure(self._comm, self._workers, reducer, like))
+                measured[here] = asdict(measure(self._comm, reducer, like))
             return Costs(**measured[here]), Costs(**next(iter(measured.values())))
 
         if exchange == "auto":
             costs()  # before the run begins
-        port = MPISparseSum(self._comm, self._workers, like, reducer, exchange, select, costs)
-        self._open["sparse"] = port
-        return port
+        port = MPISparseSum(
+            self._comm, self._placement, like, reducer, self._ordered, exchange, select, costs
+        )
+        return self._open.add("sparse", port)
 
     def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
         """See `Ports`."""
-        if self.reduce.form == "weighted":
+        if self._ordered:
             return next(iter(ways))
         self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
         return str(self.chosen[name])
@@ -96,16 +99,13 @@ class MPIPorts:
             f'topology = "{mixing.topology}", mixing = "{mixing.weights}": the ranks have read different '
             "graphs; name files that are the same on every node",
         )
-        ordered = self.reduce.form == "weighted"
-        port = MPINeighbours(self._comm, self._workers, like, mixing, self._staging, ordered)
-        self._open["neighbours"] = port
-        return port
+        port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
+        return self._open.add("neighbours", port)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""
-        return {name: port.counter for name, port in self._open.items()}
+        return self._open.counters()
 
     def free(self) -> None:
         """Frees all ports."""
-        for port in self._open.values():
-            port.free()
+        self._open.free()

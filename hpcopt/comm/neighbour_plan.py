@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.placement import block, sizes
+from hpcopt.placement import Placement
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -57,11 +57,11 @@ class Plan:
         return sum(map(len, self.receives.values()))
 
 
-def plan(W: csr_array, ranks: int, rank: int) -> Plan:
-    """The part of a rank; takes time and memory in proportion to the entries of W."""
+def plan(W: csr_array, placement: Placement) -> Plan:
+    """The part of this rank; takes time and memory in proportion to the entries of W."""
     N = W.shape[0]
     i, j, w = _entries(W)
-    owner, here = owners(N, ranks), block(N, ranks, rank)
+    owner, here, rank = placement.owners, placement.here, placement.rank
     needs, has = owner[i] == rank, owner[j] == rank
     sends = {q: tuple((rows - here.start).tolist()) for q, rows in _by_rank(owner[i], j, has & ~needs, N)}
     receives, slots, at = {}, [np.empty(0, np.int64)], 0
@@ -76,17 +76,12 @@ def plan(W: csr_array, ranks: int, rank: int) -> Plan:
     return Plan(sends, receives, terms, int((has & (i != j)).sum()))
 
 
-def travelling(W: csr_array, ranks: int) -> int:
+def travelling(W: csr_array, placement: Placement) -> int:
     """Rows that travel between ranks in a round, each once per pair of ranks; with N ranks, its messages."""
     N = W.shape[0]
     i, j, _ = _entries(W)
-    owner = owners(N, ranks)
+    owner = placement.owners
     return sum(len(rows) for _, rows in _by_rank(owner[i], j, owner[i] != owner[j], N))
-
-
-def owners(workers: int, ranks: int) -> Numbers:
-    """The rank of every worker, (N,)."""
-    return np.repeat(np.arange(ranks), sizes(workers, ranks))
 
 
 def _entries(W: csr_array) -> tuple[Numbers, Numbers, NDArray[np.float64]]:

@@ -19,7 +19,7 @@ from hpcopt.comm.progress import Progress
 from hpcopt.comm.staging import Staging
 from hpcopt.math.averages import Averages
 from hpcopt.math.flat import buffer
-from hpcopt.placement import block
+from hpcopt.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -40,7 +40,7 @@ class MPINeighbours:
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
-        workers: N, over the ranks of ``comm`` in contiguous blocks.
+        placement: of the workers on the ranks of ``comm``.
         like: a vector (m,) of the rows' dtype, on their device.
         mixing: the matrices W, (N, N).
         staging: how GPU tensors reach MPI.
@@ -54,17 +54,17 @@ class MPINeighbours:
     def __init__(
         self,
         comm: MPI.Comm,
-        workers: int,
+        placement: Placement,
         like: Tensor,
         mixing: Mixing,
         staging: Staging,
         ordered: bool = True,
     ) -> None:
         self._comm = comm.Dup()
-        self._here = block(workers, comm.size, comm.rank)
+        self._here = placement.here
         # pinned memory of its own: another port's use must not overwrite rows that travel
         self._staging = Staging(staging.device, staging.direct)
-        self._plans = [plan(W, comm.size, comm.rank) for W in mixing.matrices]
+        self._plans = [plan(W, placement) for W in mixing.matrices]
         self._averages = [Averages(p.terms, p.received, like, ordered) for p in self._plans]
         self._leaving = [torch.tensor(p.leaving, dtype=torch.int64, device=like.device) for p in self._plans]
         self._landing = buffer((max(p.received for p in self._plans), len(like)), like)
@@ -139,7 +139,7 @@ class MPINeighbours:
 
     def _count(self, since: float, X: Tensor, number: int) -> None:
         nbytes, plan = X.shape[1] * X.element_size(), self._plans[number]
-        self.counter.add(since, nbytes * plan.sent, nbytes * plan.fan_out)
+        self.counter.add(since, nbytes * plan.sent, nbytes * plan.fan_out, nbytes * len(X))
 
     # --- the self-test -------------------------------------------------------------------------------------
 

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcopt.comm.ports import Reducer, Way
+from hpcopt.comm.ports import Way
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.math.topk import largest
-from hpcopt.placement import block
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hpcopt.comm.reducer import MPIReducer
 
 Plan = Literal["mpi", "ring", "ordered"]
 REPEATS = 3
@@ -48,12 +49,11 @@ def choose(comm: MPI.Comm, wanted: str, remembered: str, size: int, itemsize: in
     return "ring" if plan == "ring" else _fastest(comm, size, itemsize)
 
 
-def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Costs:
+def measure(comm: MPI.Comm, reducer: MPIReducer, like: Tensor) -> Costs:
     """What sums of sparse vectors will cost here, the same on every rank. Collective.
 
     Args:
         comm: all ranks.
-        workers: N.
         reducer: for dense sums.
         like: a vector (d,) of the dtype and on the device of the values.
     """
@@ -63,9 +63,8 @@ def measure(comm: MPI.Comm, workers: int, reducer: Reducer, like: Tensor) -> Cos
         return Costs(1, latency=0.0, bandwidth=1e12, dense=0.0, select=select)
 
     def dense(size: int) -> float:
-        rows = (len(block(workers, comm.size, comm.rank)),) if reducer.form == "weighted" else ()
-        vector = like.new_zeros((*rows, size))
-        return _seconds(comm, lambda: reducer.scalars(vector)) / size
+        vector = reducer.contribution(size).take()
+        return _seconds(comm, lambda: reducer.total(vector)) / size
 
     size = min(len(like), MEASURED)
     seconds = dense(size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 Exchange = Literal["auto", "allgather", "owner", "dense"]
 Select = Literal["local", "global"]
 Way = Callable[[], object]
+VERBS = ("sum", "scatter", "gather", "scalars", "slices")
+"""of a `Reducer`"""
 
 
 @dataclass
 class Counter:
-    """What a port cost on this rank so far.
+    """What a port, or one verb of a port that has several, cost on this rank so far.
 
     Attributes:
-        calls: uses of the port.
+        calls: uses.
         bytes: bytes sent by this rank (see `allreduce_bytes` for the definition with collectives).
         bytes_workers: the same, had every worker a rank of its own; this rank's share.
+        payload: bytes that were handed over here to be sent, however they then travelled.
         seconds: wall time inside the port [s].
         passes: allreduces of whole vectors; a reduce-scatter or an allgather is half of one.
     """
@@ -39,14 +42,18 @@ class Counter:
     calls: int = 0
     bytes: float = 0.0
     bytes_workers: float = 0.0
+    payload: float = 0.0
     seconds: float = 0.0
     passes: float = 0.0
 
-    def add(self, since: float, bytes: float, bytes_workers: float, passes: float = 0.0) -> None:
+    def add(
+        self, since: float, bytes: float, bytes_workers: float, payload: float, passes: float = 0.0
+    ) -> None:
         """Counts one call that began at ``since`` (`time.perf_counter`)."""
         self.calls += 1
         self.bytes += bytes
         self.bytes_workers += bytes_workers
+        self.payload += payload
         self.seconds += time.perf_counter() - since
         self.passes += passes
 
@@ -61,74 +68,103 @@ def allreduce_bytes(nbytes: int, parts: int) -> float:
     return 2 * gather_bytes(nbytes, parts)
 
 
-class Summing(Protocol):
-    """A sum over all workers that began before its summands were complete.
+class Gradients(Protocol):
+    """What a reducer needs of a problem: see `hpcopt.problems.base.Problem`."""
 
-    Attributes:
-        ready: to be called with ranges [start, stop) of the vector that have their final values, as
-            `Problem.gradients` does; None where nobody wants to know.
+    def gradients(
+        self, X: Tensor, draw: Any = None, *, weighted: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """One row per worker here."""
+
+    def total_gradient(
+        self,
+        X: Tensor,
+        draw: Any = None,
+        *,
+        out: Tensor | None = None,
+        ready: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Their weighted sum."""
+
+    def hvps(self, X: Tensor, V: Tensor, draw: Any = None, *, weighted: bool = False) -> Tensor:
+        """One row per worker here."""
+
+    def total_hvp(self, X: Tensor, V: Tensor, draw: Any = None, *, out: Tensor | None = None) -> Tensor:
+        """Their weighted sum."""
+
+
+class Contribution(Protocol):
+    """What the workers here contribute to a sum over all N workers: one sum after the other, in one buffer.
+
+    Workers add, in any order and as often as they like; `sum` or `scatter` ends it, and what is added next
+    belongs to the next sum.
     """
 
-    ready: Callable[[int, int], None] | None
+    def of(self, i: int) -> Tensor:
+        """Where worker i (from 0 here) adds what it contributes, (m,): other workers may have been there."""
 
-    def finish(self) -> Tensor:
-        """The sum, (m,), as `Reducer.sum` gives it, once all contributions are complete. Collective."""
+    def add(self, i: int, vector: Tensor, weight: float = 1.0) -> None:
+        """Adds ``weight`` times a vector (m,) for worker i (from 0 here)."""
+
+    def add_gradients(self, problem: Gradients, x: Tensor, draw: Any = None) -> Contribution:
+        """Adds ω_n ∇f_n(x) of every worker here; x is (d,) or (n, d). Gives itself."""
+
+    def add_hvps(self, problem: Gradients, x: Tensor, v: Tensor, draw: Any = None) -> Contribution:
+        """Adds ω_n ∇²f_n(x) v of every worker here; x and v are (d,) or (n, d). Gives itself."""
+
+    def sum(self) -> Tensor:
+        """The sum over all workers, (m,), the same bits on every rank, until the next `of`. Collective."""
+
+    def scatter(self) -> Tensor:
+        """This rank's slice of the sum, as `Reducer.own` says. Collective."""
 
 
 class Reducer(Protocol):
-    """Sums over all workers. Every call is collective over the run's ranks.
+    """Sums over all workers. Every call but `contribution` and `own` is collective over the run's ranks.
+
+    In which order a sum is carried out, in what pieces, and whether it travels while the rest is computed,
+    is the port's own business. A "pass" is counted for a sum of d numbers, d the model's.
 
     Attributes:
-        counter: what it cost so far.
-        form: how contributions are to be handed over, as `Problem.gradients` takes it in ``reduce``:
-            ``"sum"``, one (m,) tensor already summed over the workers here, or ``"weighted"``, one row
-            per worker here, (n, m), to be summed in the order of the workers.
+        counters: what each of the `VERBS` cost so far.
     """
 
-    counter: Counter
-    form: Literal["sum", "weighted"]
+    counters: dict[str, Counter]
 
-    def sum(self, part: Tensor) -> Tensor:
-        """The sum over all workers, (m,), the same on every rank; ``part`` may be overwritten."""
+    def gradient(self, problem: Gradients, x: Tensor, draw: Any = None) -> Tensor:
+        """Σ_n ω_n ∇f_n(x) over all workers, (d,), the same bits on every rank, until the next call.
 
-    def begin(self, part: Tensor) -> Summing:
-        """Begins a `sum` of a buffer that is about to be filled. Collective, as its `Summing.finish`."""
+        Counted as a "sum".
 
-    def reduce_scatter(self, part: Tensor) -> Tensor:
-        """This rank's slice of the sum over all workers, as `own` says; ``part`` may be overwritten."""
+        Args:
+            problem: the workers here.
+            x: (d,), or (n, d).
+            draw: which mini-batch; None for all rows.
+        """
 
-    def allgather(self, piece: Tensor, size: int) -> Tensor:
-        """The whole vector, (size,), from every rank's slice of it."""
+    def contribution(self, size: int) -> Contribution:
+        """A buffer for sums of vectors of ``size`` numbers of the model's dtype. Local."""
 
-    def scalars(self, values: Tensor) -> Tensor:
-        """Like `sum` for anything but vectors of d numbers: (k,) or (n, k) as ``form`` says, to (k,).
+    def sum(self, rows: Tensor) -> Tensor:
+        """The sum of a vector of each worker: (n, m) here, to (m,), the same bits on every rank."""
 
-        No pass is counted.
+    def scalars(self, rows: Tensor) -> Tensor:
+        """As `sum`, of a few numbers: (n, k) to (k,); no pass is counted."""
+
+    def slices(self, values: Tensor) -> Tensor:
+        """The sum over *ranks* of what their slices of vectors contribute, a dot product, say: (k,) to (k,).
+
+        Its last bits depend on where the slices begin and end, and so on the number of ranks.
         """
 
     def own(self, size: int) -> range:
         """This rank's slice of a vector of length ``size``."""
 
+    def allgather(self, piece: Tensor, size: int) -> Tensor:
+        """The whole vector, (size,), from every rank's slice of it."""
+
     def free(self) -> None:
         """Frees buffers and communicators. Collective."""
-
-
-class Later:
-    """`Summing` that sums when everything is there.
-
-    Args:
-        sum: the reducer's.
-        part: the buffer.
-    """
-
-    ready: Callable[[int, int], None] | None = None
-
-    def __init__(self, sum: Callable[[Tensor], Tensor], part: Tensor) -> None:
-        self._sum, self._part = sum, part
-
-    def finish(self) -> Tensor:
-        """See `Summing`."""
-        return self._sum(self._part)
 
 
 @dataclass(frozen=True)
@@ -216,7 +252,7 @@ class Neighbours(Protocol):
 
 
 class Ports(Protocol):
-    """The ports of one run: methods open in their `start` those that they need.
+    """The ports of one run: methods open in their `start` those that they need, several of a kind if need be.
 
     Attributes:
         reduce: dense sums; always there.

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm import gather
+from hpcopt.comm.contribution import Buffer
 from hpcopt.comm.local import sum_in_order
 from hpcopt.comm.overlap import Overlapped
 from hpcopt.comm.plans import Plan
-from hpcopt.comm.ports import Counter, Later, Summing, allreduce_bytes, gather_bytes
+from hpcopt.comm.ports import VERBS, Counter, Gradients, allreduce_bytes, gather_bytes
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import block, sizes
+from hpcopt.placement import Placement, block, sizes
 
 # below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
 RING_ELEMENTS = 1 << 14
@@ -33,60 +33,75 @@ class MPIReducer:
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
-        workers: N, over the ranks of ``comm`` in contiguous blocks.
+        placement: of the workers on the ranks of ``comm``.
         staging: how GPU tensors reach MPI.
+        like: a vector (d,) like the model.
         plan: see `hpcopt.comm.plans.choose`.
-        overlap: sums that `begin` opens travel while their buffer is being filled (CPU tensors only).
+        overlap: gradients travel while they are being computed (CPU tensors only).
     """
 
     def __init__(
-        self, comm: MPI.Comm, workers: int, staging: Staging, plan: Plan = "mpi", overlap: bool = False
+        self,
+        comm: MPI.Comm,
+        placement: Placement,
+        staging: Staging,
+        like: Tensor,
+        plan: Plan = "mpi",
+        overlap: bool = False,
     ) -> None:
         self._comm = comm.Dup()
-        self._workers = workers
-        self._mine = len(block(workers, comm.size, comm.rank))
-        self._staging = staging
-        self.counter = Counter()
-        self.form: Literal["sum", "weighted"] = "weighted" if plan == "ordered" else "sum"
-        self._overlap = overlap and self.form == "sum" and staging.device.type == "cpu"
+        self._placement, self._staging, self._like = placement, staging, like
+        self._ordered = plan == "ordered"
+        self._overlap = overlap and not self._ordered and staging.device.type == "cpu"
         self._ring = Ring(self._comm) if plan == "ring" else None
+        self._gradient: Buffer | None = None
+        self.counters = {verb: Counter() for verb in VERBS}
+
+    def gradient(self, problem: Gradients, x: Tensor, draw: Any = None) -> Tensor:
+        """See `Reducer`. Collective."""
+        if self._gradient is None:
+            self._gradient = self._buffer(len(self._like))
+        if self._overlap:
+            return self._gradient_in_parts(self._gradient, problem, x, draw)
+        return self._gradient.add_gradients(problem, x, draw).sum()
+
+    def contribution(self, size: int) -> Buffer:
+        """See `Reducer`."""
+        return self._buffer(size)
+
+    def sum(self, rows: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        return self.total(self._own_part(rows), "sum")
+
+    def scalars(self, rows: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        return self.total(self._own_part(rows), "scalars")
+
+    def slices(self, values: Tensor) -> Tensor:
+        """See `Reducer`. Collective."""
+        start = time.perf_counter()
+        nbytes = values.numel() * values.element_size()
+        if self._ordered:  # the order of MPI's sum is its own, and may be another one tomorrow
+            pieces = self._gather(values, [len(values)] * self._comm.size)
+            total = sum_in_order(pieces.view(self._comm.size, -1))
+        else:
+            total = self._allreduce(values.clone())
+        sent = allreduce_bytes(nbytes, self._comm.size)
+        self._count("slices", start, sent, nbytes, allreduce_bytes(nbytes, self._placement.total), 0.0)
+        return total
 
     def own(self, size: int) -> range:
         """See `Reducer`."""
         return block(size, self._comm.size, self._comm.rank)
 
-    def sum(self, part: Tensor) -> Tensor:
-        """See `Reducer`. Collective."""
-        return self._sum(part, passes=1.0)
-
-    def begin(self, part: Tensor) -> Summing:
-        """See `Reducer`. Collective."""
-        if self._overlap:
-            return _Early(self, part)
-        return Later(self.sum, part)
-
-    def scalars(self, values: Tensor) -> Tensor:
-        """See `Reducer`. Collective."""
-        return self._sum(values, passes=0.0)
-
-    def reduce_scatter(self, part: Tensor) -> Tensor:
-        """See `Reducer`. Collective."""
-        start = time.perf_counter()
-        ordered = self.form == "weighted"
-        piece = self._scatter_rows(part) if ordered else self._reduce_scatter(part)
-        nbytes = part.shape[-1] * part.element_size()
-        rows = self._mine if ordered else 1  # the ordered exchange sends every worker's row
-        sent = rows * gather_bytes(nbytes, self._comm.size)
-        self.counter.add(start, sent, self._mine * gather_bytes(nbytes, self._workers), passes=0.5)
-        return piece
-
     def allgather(self, piece: Tensor, size: int) -> Tensor:
         """See `Reducer`. Collective."""
         start = time.perf_counter()
-        whole = self._gather(piece, size)
+        whole = self._gather(piece, sizes(size, self._comm.size))
         nbytes = size * piece.element_size()
-        sent = gather_bytes(nbytes, self._comm.size)
-        self.counter.add(start, sent, self._mine * gather_bytes(nbytes, self._workers), passes=0.5)
+        sent, workers = (gather_bytes(nbytes, parts) for parts in (self._comm.size, self._placement.total))
+        payload = piece.numel() * piece.element_size()
+        self._count("gather", start, sent, payload, workers, self._passes(size) / 2)
         return whole
 
     def free(self) -> None:
@@ -95,21 +110,65 @@ class MPIReducer:
             self._ring.free()
         self._comm.Free()
 
-    def _sum(self, part: Tensor, passes: float) -> Tensor:
+    # --- sums -----------------------------------------------------------------------------------------------
+
+    def _buffer(self, size: int) -> Buffer:
+        workers = self._placement.n if self._ordered else None
+        return Buffer(size, self._like, workers, self.total, self._scatter)
+
+    def _own_part(self, rows: Tensor) -> Tensor:
+        return rows.contiguous() if self._ordered else rows.sum(0)
+
+    def _gradient_in_parts(self, part: Buffer, problem: Gradients, x: Tensor, draw: Any) -> Tensor:
+        """The gradient, whose parts travel as they become ready; its time is what is left to wait for."""
+        parts = Overlapped(part.memory.numpy(), self._allreduce_wire)
+        part.add_gradients(problem, x, draw, parts.ready)
         start = time.perf_counter()
-        if self.form == "weighted":
-            total = self._gather(self._scatter_rows(part), part.shape[-1])
-        else:
-            total = self._allreduce(part)
-        self._count_sum(start, total, passes)
+        parts.finish()
+        total = part.take()
+        self._count_sum("sum", start, total)
         return total
 
-    def _count_sum(self, since: float, total: Tensor, passes: float) -> None:
+    def total(self, part: Tensor, verb: str = "sum") -> Tensor:
+        """The sum of all ranks' (m,), in place, or of all workers' (n, m) in their order. Collective."""
+        start = time.perf_counter()
+        if self._ordered:
+            total = self._gather(self._scatter_rows(part), sizes(part.shape[-1], self._comm.size))
+        else:
+            total = self._allreduce(part)
+        self._count_sum(verb, start, total)
+        return total
+
+    def _scatter(self, part: Tensor) -> Tensor:
+        start = time.perf_counter()
+        piece = self._scatter_rows(part) if self._ordered else self._reduce_scatter(part)
+        nbytes = part.shape[-1] * part.element_size()
+        rows = self._placement.n if self._ordered else 1  # the ordered exchange sends every worker's row
+        sent = rows * gather_bytes(nbytes, self._comm.size)
+        workers = gather_bytes(nbytes, self._placement.total)
+        self._count("scatter", start, sent, nbytes, workers, self._passes(part.shape[-1]) / 2)
+        return piece
+
+    # --- counting -------------------------------------------------------------------------------------------
+
+    def _count_sum(self, verb: str, since: float, total: Tensor) -> None:
         nbytes = total.numel() * total.element_size()
         sent = allreduce_bytes(nbytes, self._comm.size)
-        if self.form == "weighted":  # the ordered exchange sends every worker's row
-            sent += (self._mine - 1) * gather_bytes(nbytes, self._comm.size)
-        self.counter.add(since, sent, self._mine * allreduce_bytes(nbytes, self._workers), passes)
+        if self._ordered:  # the ordered exchange sends every worker's row
+            sent += (self._placement.n - 1) * gather_bytes(nbytes, self._comm.size)
+        passes = 0.0 if verb == "scalars" else self._passes(len(total))
+        workers = allreduce_bytes(nbytes, self._placement.total)
+        self._count(verb, since, sent, nbytes, workers, passes)
+
+    def _count(
+        self, verb: str, since: float, sent: float, payload: float, of_worker: float, passes: float
+    ) -> None:
+        self.counters[verb].add(since, sent, self._placement.n * of_worker, payload, passes)
+
+    def _passes(self, size: int) -> float:
+        return float(size == len(self._like))
+
+    # --- MPI ------------------------------------------------------------------------------------------------
 
     def _allreduce(self, part: Tensor) -> Tensor:
         wire = self._staging.out(part)
@@ -152,41 +211,25 @@ class MPIReducer:
     def _scatter_rows(self, rows: Tensor) -> Tensor:
         """This rank's columns of every worker's row, summed in the order of the workers."""
         size = rows.shape[-1]
-        columns = torch.empty((self._workers, len(self.own(size))), dtype=rows.dtype, device=rows.device)
-        wire, landing = self._staging.out(rows.reshape(self._mine, size)), self._staging.landing(columns)
-        hosted = [block(self._workers, self._comm.size, rank) for rank in range(self._comm.size)]
+        workers = self._placement
+        columns = torch.empty((workers.total, len(self.own(size))), dtype=rows.dtype, device=rows.device)
+        wire, landing = self._staging.out(rows), self._staging.landing(columns)
         requests = []
         for rank in range(self._comm.size):
             theirs = block(size, self._comm.size, rank)
-            for i, worker in enumerate(hosted[self._comm.rank]):
+            for i, worker in enumerate(workers.here):
                 requests += gather.in_pieces(
                     self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker
                 )
-            for worker in hosted[rank]:
+            for worker in workers.at(rank):
                 requests += gather.in_pieces(self._comm.Irecv, landing[worker], rank, worker)
         MPI.Request.Waitall(requests)
         self._staging.back(landing, columns)
         return sum_in_order(columns)
 
-    def _gather(self, piece: Tensor, size: int) -> Tensor:
-        whole = torch.empty(size, dtype=piece.dtype, device=piece.device)
+    def _gather(self, piece: Tensor, counts: list[int]) -> Tensor:
+        whole = torch.empty(sum(counts), dtype=piece.dtype, device=piece.device)
         wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
-        gather.allgather(self._comm, wire, landing, sizes(size, self._comm.size))
+        gather.allgather(self._comm, wire, landing, counts)
         self._staging.back(landing, whole)
         return whole
-
-
-class _Early:
-    """`Summing` of an `MPIReducer` that overlaps; its time is what `finish` still has to wait."""
-
-    def __init__(self, reducer: MPIReducer, part: Tensor) -> None:
-        self._reducer, self._part = reducer, part
-        self._parts = Overlapped(part.numpy(), reducer._allreduce_wire)
-        self.ready: Callable[[int, int], None] | None = self._parts.ready
-
-    def finish(self) -> Tensor:
-        """See `Summing`. Collective."""
-        start = time.perf_counter()
-        self._parts.finish()
-        self._reducer._count_sum(start, self._part, passes=1.0)
-        return self._part

@@ -20,7 +20,7 @@ from hpcopt.comm.sparse_plans import Costs, Shape, bits, bounds, bytes_of, sampl
 from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import scattered
 from hpcopt.math.topk import largest, union
-from hpcopt.placement import block, sizes
+from hpcopt.placement import Placement
 
 Records = NDArray[np.void]
 
@@ -35,9 +35,10 @@ class MPISparseSum:
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
-        workers: N, over the ranks of ``comm`` in contiguous blocks.
+        placement: of the workers on the ranks of ``comm``.
         like: a vector (d,) of the values' dtype, on their device.
-        reducer: for the dense plan, freed with this port; its ``form`` says whether sums are ordered.
+        reducer: for the dense plan, freed with this port.
+        ordered: sums are in the order of the workers.
         exchange: the plan, or "auto".
         select: see `Ports.sparse_sum`.
         costs: gives what was measured on these ranks, which the choice of a plan rests upon, and where the
@@ -47,19 +48,19 @@ class MPISparseSum:
     def __init__(
         self,
         comm: MPI.Comm,
-        workers: int,
+        placement: Placement,
         like: Tensor,
         reducer: MPIReducer,
+        ordered: bool,
         exchange: Exchange,
         select: Select,
         costs: Callable[[], tuple[Costs, Costs]],
     ) -> None:
         self._comm, self._reducer, self._costs = comm.Dup(), reducer, costs
         self._exchange, self._select = exchange, select
-        ordered = reducer.form == "weighted"
-        self._shape = Shape(len(like), workers, like.element_size(), ordered, select == "global")
-        self._mine = len(block(workers, comm.size, comm.rank))
-        self._segments = sizes(workers, comm.size) if self._shape.ordered else [1] * comm.size
+        self._shape = Shape(len(like), placement.total, like.element_size(), ordered, select == "global")
+        self._mine = placement.n
+        self._segments = list(placement.counts) if ordered else [1] * comm.size
         self._dense = buffer(like.shape, like).zero_()
         self._support = torch.empty(0, dtype=torch.int64, device=like.device)
         self.counter = Counter()
@@ -78,7 +79,8 @@ class MPISparseSum:
             sent = self._sum_everywhere(indices, values)
         aggregate = Aggregate(self._dense, self._support)
         nbytes, passes = worker_cost(self._exchange, self._shape, k, len(self._support))
-        self.counter.add(start, sent, self._mine * nbytes, passes)
+        payload = indices.numel() * self._shape.record.itemsize
+        self.counter.add(start, sent, self._mine * nbytes, payload, passes)
         return aggregate
 
     def affordable(self, densities: tuple[float, ...]) -> float:
@@ -102,17 +104,17 @@ class MPISparseSum:
     # --- the plans: each leaves the sum in _dense and _support, and gives the bytes that this rank sent
 
     def _sum_dense(self, indices: Tensor, values: Tensor) -> float:
-        before = self._reducer.counter.bytes
+        counter = self._reducer.counters["sum"]
+        before = counter.bytes
         if self._shape.ordered:
             rows = values.new_zeros((self._mine, self._shape.dim)).scatter_(1, indices, values)
-            self._dense.copy_(self._reducer.sum(rows))
+            self._dense.copy_(self._reducer.total(rows))
         else:
             self._add(zip(indices, values, strict=True))
-            self._reducer.sum(self._dense)
+            self._reducer.total(self._dense)
         self._support = self._union(indices)
         self._keep_largest(indices.shape[1])
-        union_bytes = allreduce_bytes(bits(self._shape.dim), self._comm.size)
-        return self._reducer.counter.bytes - before + union_bytes
+        return counter.bytes - before + allreduce_bytes(bits(self._shape.dim), self._comm.size)
 
     def _union(self, indices: Tensor) -> Tensor:
         """The entries that some worker on some rank gives. Collective."""

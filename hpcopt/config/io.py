@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from hpcopt.config import methods
 from hpcopt.config.base import LearningRate, Table
 from hpcopt.config.explain import explained
-from hpcopt.config.methods import METHOD_TABLES
 from hpcopt.config.problems import ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
@@ -50,12 +50,13 @@ class RunConfig:
         }
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Iterable[str] = (), method_table: type[Table] | None = None) -> RunConfig:
     """Reads and checks a config file.
 
     Args:
         path: the TOML file.
         overrides: ``"table.key=value"``, the value in TOML's notation (a bare word is a string).
+        method_table: see `from_tables`.
 
     Raises:
         UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
@@ -63,10 +64,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     tables = parse(path)
     for override in overrides:
         _override(tables, override)
-    return from_tables(tables, str(path))
+    return from_tables(tables, str(path), method_table)
 
 
-def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def resumable(
+    directory: Path, overrides: Iterable[str] = (), method_table: type[Table] | None = None
+) -> RunConfig:
     """The config of a run that is in a directory.
 
     Raises:
@@ -76,7 +79,7 @@ def resumable(directory: Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = directory / "config.toml"
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
-    begun, config = load(path), load(path, overrides)
+    begun, config = load(path, (), method_table), load(path, overrides, method_table)
     changed = _changed("method", begun.method, config.method) + _changed(
         "problem", begun.problem, config.problem
     )
@@ -94,8 +97,13 @@ def _changed(name: str, begun: Table, now: Table) -> list[str]:
     ]
 
 
-def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
-    """Checks already parsed tables; ``source`` names their origin in messages.
+def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table] | None = None) -> RunConfig:
+    """Checks already parsed tables.
+
+    Args:
+        tables: by name.
+        source: their origin, for messages.
+        method_table: the class of the method's settings; None: as the method's name says.
 
     Raises:
         UserError: as `load`.
@@ -108,7 +116,7 @@ def from_tables(tables: Mapping[str, Any], source: str) -> RunConfig:
     errors += [f"{name}: must be a table" for name in TABLES if not isinstance(tables.get(name, {}), dict)]
     _fail(source, errors)
     run = _validate(RunTable, "run", tables.get("run", {}), errors)
-    method = _method(tables, errors)
+    method = _method(tables, method_table, errors)
     problem = _problem(tables, run, errors)
     _fail(source, errors)
     assert run is not None
@@ -171,16 +179,15 @@ def _override(tables: dict[str, Any], override: str) -> None:
         table[parts[1]] = value
 
 
-def _method(tables: Mapping[str, Any], errors: list[str]) -> Table | None:
+def _method(tables: Mapping[str, Any], table: type[Table] | None, errors: list[str]) -> Table | None:
     name = tables.get("run", {}).get("method", RunTable.model_fields["method"].default)
-    if isinstance(name, str) and name in METHOD_TABLES:
-        return _validate(METHOD_TABLES[name], "method", tables.get("method", {}), errors)
-    if isinstance(name, str):
-        allowed = ", ".join(f'"{method}"' for method in METHOD_TABLES)
-        errors.append(
-            f'[run] method = "{name}": no such method{suggestion(name, METHOD_TABLES)}; allowed: {allowed}'
-        )
-    return None
+    if not isinstance(name, str):
+        return None
+    try:
+        return _validate(table or methods.method_table(name), "method", tables.get("method", {}), errors)
+    except UserError as error:
+        errors.append(str(error))
+        return None
 
 
 def _problem(tables: Mapping[str, Any], run: RunTable | None, errors: list[str]) -> ProblemTable | None:

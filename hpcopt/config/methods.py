@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from hpcopt.config.base import Count, FirstOrder, Fraction, LearningRate, NonNegative, Positive, Table
+from hpcopt.errors import UserError
+from hpcopt.own_code import is_own, load_own, suggestion
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -196,15 +198,46 @@ def _only_one(table: Table, *keys: str) -> None:
         raise ValueError(f"{' and '.join(keys)} say the same thing: give one of them")
 
 
-METHOD_TABLES: dict[str, type[Table]] = {
-    "allreduce_sgd": AllreduceSGDTable,
-    "regtopk": RegTopKTable,
-    "topk": TopKTable,
-    "randomk": RandomKTable,
-    "powersgd": PowerSGDTable,
-    "deprl": DePRLTable,
-    "dpsgd": DPSGDTable,
-    "gradient_tracking": GradientTrackingTable,
-    "local": LocalTable,
-    "fedavg": FedAvgTable,
+METHODS = {
+    "allreduce_sgd": "AllreduceSGD",
+    "regtopk": "RegTopK",
+    "topk": "TopK",
+    "randomk": "RandomK",
+    "powersgd": "PowerSGD",
+    "deprl": "DePRL",
+    "dpsgd": "DPSGD",
+    "gradient_tracking": "GradientTracking",
+    "local": "Local",
+    "fedavg": "FedAvg",
 }
+"""the built-in methods: CLASS stands in hpcopt/methods/NAME.py, its settings are CLASSTable above"""
+METHOD_TABLES: dict[str, type[Table]] = {name: globals()[f"{kind}Table"] for name, kind in METHODS.items()}
+
+
+class UncheckedTable(Table):
+    """The settings of a method of the user's own where its module cannot be imported (on a login node)."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def method_table(name: str) -> type[Table]:
+    """The class of a method's settings: of a built-in one's name, or of "package.module:Class".
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if not is_own(name):
+        if name in METHOD_TABLES:
+            return METHOD_TABLES[name]
+        allowed = ", ".join(f'"{method}"' for method in METHODS)
+        raise UserError(
+            f'[run] method = "{name}": no such method{suggestion(name, METHODS)}; allowed: {allowed}, '
+            'or "package.module:Class"'
+        )
+    try:
+        table = getattr(load_own("[run] method", name, "Class"), "table", None)
+    except ModuleNotFoundError:  # what the user's module imports: torch, say, which jobs have
+        return UncheckedTable
+    if not (isinstance(table, type) and issubclass(table, Table)):
+        raise UserError(f'[run] method = "{name}": is no hpcopt.Method[Settings, State]')
+    return table

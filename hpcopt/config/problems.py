@@ -28,7 +28,7 @@ IN_PYTHON = "python:recipe"
 
 
 class ProblemTable(Table):
-    """What every problem has: ``Kind(workers, key=value, …)``, where ``workers`` is that of [run]."""
+    """What every problem has; made by ``Class(workers, key=value, …)``, with the ``workers`` of [run]."""
 
     fixed = frozenset({"weights"})
     kind: str = ""
@@ -46,12 +46,20 @@ class ProblemTable(Table):
             """The number N of workers."""
             return self._workers
 
-    def __init__(self, /, workers: int, **keys: Any) -> None:
+    def __init__(self, /, workers: int, *values: Any, **keys: Any) -> None:
         """Checks the keys.
+
+        Args:
+            workers: N.
+            values: of the first keys that are the class's own, in their order.
+            keys: all others, by name.
 
         Raises:
             UserError: everything that is wrong with them, one line for each.
         """
+        common = {*ProblemTable.model_fields, "batch_size"}
+        own = [key for key in type(self).model_fields if key not in common]
+        keys |= zip(own[: len(values)], values, strict=True)
         keys.setdefault("kind", _kind(type(self)))
         try:
             super().__init__(**{key: _plain(value) for key, value in keys.items()})
@@ -118,8 +126,7 @@ class NetworkTable(PartitionTable):
 
     def recipe(self) -> Recipe:
         """The network; raises `UserError` where there is no such data set, or the model cannot take it."""
-        recipe: Recipe = _load("hpcopt.problems.network:Network").from_table(self)
-        return recipe
+        return _load("hpcopt.problems.network:Network").from_table(self)
 
 
 def problem_class(kind: Any) -> type[ProblemTable]:
@@ -128,18 +135,13 @@ def problem_class(kind: Any) -> type[ProblemTable]:
     Raises:
         UserError: there is no such kind.
     """
-    if isinstance(kind, str) and kind in PROBLEM_TABLES:
-        place = PROBLEM_TABLES[kind]
-    elif isinstance(kind, str) and is_own(kind):
-        place = FACTORY
-        own = None if kind == IN_PYTHON else _own(kind)
-        if isinstance(own, type) and issubclass(own, ProblemTable):
-            return own
-    else:
+    if not isinstance(kind, str) or not (kind in PROBLEM_TABLES or is_own(kind)):
         hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
         raise UserError(f"kind = {kind!r}: no such problem{hint}; allowed: {kinds()}")
-    table: type[ProblemTable] = _load(place)
-    return table
+    if kind in PROBLEM_TABLES:
+        return _load(PROBLEM_TABLES[kind])
+    own = None if kind == IN_PYTHON else _own(kind)
+    return own if isinstance(own, type) and issubclass(own, ProblemTable) else _load(FACTORY)
 
 
 def kinds() -> str:

@@ -15,7 +15,7 @@ class RunTable(Table):
     """How a run goes."""
 
     method: str = "allreduce_sgd"
-    """which method"""
+    """which method, or "package.module:Class" for your own"""
     workers: Count = 8
     """workers N; ranks P host them in contiguous blocks, P <= N"""
     rounds: Annotated[int, Field(ge=0)] = 100

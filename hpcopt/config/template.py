@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from hpcopt.config.base import Table
-from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.methods import method_table
 from hpcopt.config.problems import problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import UserError
@@ -20,9 +20,7 @@ def template(method: str, kind: str = "network") -> str:
     Raises:
         UserError: an unknown method or kind, or a factory, whose keys are known to itself alone.
     """
-    if method not in METHOD_TABLES:
-        raise UserError(f"{method}: no such method; allowed: {', '.join(METHOD_TABLES)}")
-    problem = problem_class(kind)
+    settings, problem = method_table(method), problem_class(kind)
     if problem.model_config["extra"] == "allow":
         raise UserError(f"{kind}: a function takes what it takes; only of a class are the keys known")
     return "\n".join(
@@ -30,7 +28,7 @@ def template(method: str, kind: str = "network") -> str:
             f"# hpcopt config: {method} on {kind}. Keys that are commented out have no value unless set.",
             "",
             _table("run", RunTable, {"method": method}),
-            _table("method", METHOD_TABLES[method], {}),
+            _table("method", settings, {}),
             _table("problem", problem, {"kind": kind}),
         ]
     )

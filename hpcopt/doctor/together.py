@@ -79,14 +79,16 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
     from hpcopt.comm.mpi_ports import MPIPorts
     from hpcopt.comm.sparse_plans import PLANS
     from hpcopt.comm.staging import Staging
+    from hpcopt.placement import Placement
 
+    placement = Placement.even(comm.size, comm.size, comm.rank)
     x = torch.zeros(comm.size + 1)
     expected = torch.ones_like(x)
     expected[0] = comm.size  # everybody's first entry; the second is everybody's own
     wrong: list[str] = []
     measured: dict[str, Any] = {}
     for exchange in PLANS:
-        ports = MPIPorts(comm, comm.size, Staging(x.device), x, "mpi", overlap=False, remembered=measured)
+        ports = MPIPorts(comm, placement, Staging(x.device), x, "mpi", overlap=False, remembered=measured)
         total = ports.sparse_sum(x, exchange).sum(torch.tensor([[0, comm.rank + 1]]), torch.ones(1, 2))
         if not torch.equal(total.dense, expected):
             wrong.append(exchange)
@@ -123,10 +125,12 @@ def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
 
     from hpcopt.comm.neighbours import MPINeighbours
     from hpcopt.comm.staging import Staging
+    from hpcopt.placement import Placement
 
+    placement = Placement.even(comm.size, comm.size, comm.rank)
     X = torch.full((1, GOSSIP_COLUMNS), float(comm.rank), dtype=torch.float64)
     expected = np.arange(float(comm.size))
-    port = MPINeighbours(comm, comm.size, X[0], mixing, Staging(X.device))
+    port = MPINeighbours(comm, placement, X[0], mixing, Staging(X.device))
     for t, W in enumerate(mixing.matrices):
         port.mix(X, t)
         expected = W @ expected

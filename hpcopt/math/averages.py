@@ -91,10 +91,11 @@ class _Sparse:
     """Term by term in one call: SciPy's product goes through a row's entries in the order that they have."""
 
     def __init__(self, terms: Terms, others: int, like: Tensor) -> None:
-        sources, weights = zip(*(term for of_row in terms for term in of_row), strict=True)
+        every = [term for of_row in terms for term in of_row]
+        values = np.array([weight for _, weight in every], dtype=like[:0].numpy().dtype)
+        sources = np.array([source for source, _ in every], dtype=np.int64)
         ends = np.cumsum([0, *map(len, terms)])
-        values = np.array(weights, dtype=like[:0].numpy().dtype)
-        self._matrix = csr_array((values, np.array(sources), ends), shape=(len(terms), len(terms) + others))
+        self._matrix = csr_array((values, sources, ends), shape=(len(terms), len(terms) + others))
 
     def __call__(self, X: Tensor, others: Tensor) -> Tensor:
         return torch.from_numpy(self._matrix @ np.concatenate([X.numpy(), others.numpy()]))

@@ -34,52 +34,56 @@ def learning_rate(table: LearningRate, round: int, lr: float | None = None) -> f
     return rate
 
 
-def moments(table: FirstOrder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and second moments to begin with; empty tensors where the update has none."""
-    first = table.optimizer == "adam" or table.momentum > 0
-    second = table.optimizer == "adam"
-    nothing = x.new_zeros((*x.shape[:-1], 0))
-    return (
-        torch.zeros_like(x) if first else nothing.clone(),
-        torch.zeros_like(x) if second else nothing.clone(),
-    )
-
-
-def update(
-    table: FirstOrder,
-    x: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    round: int,
-    support: Tensor | None = None,
-) -> None:
+class FirstOrderUpdate:
     """One step of SGD, heavy ball, Nesterov or Adam (Kingma & Ba, 2015, algorithm 1), in place.
 
     Args:
         table: the settings.
-        x: the point, (…, d); changed.
-        g: the gradient at x, same shape; may be overwritten.
-        m, v: the moments from `moments`; changed.
-        round: counted from 0.
-        support: where alone g (d,) may differ from zero, (u,) int64; None: anywhere.
     """
-    eta = learning_rate(table, round)
-    if table.weight_decay:
-        g.add_(x, alpha=table.weight_decay)
-    if table.optimizer == "adam":
-        t = round + 1
-        m.lerp_(g, 1 - table.beta1)
-        v.mul_(table.beta2).addcmul_(g, g, value=1 - table.beta2)
-        scale = math.sqrt(1 - table.beta2**t)
-        x.addcdiv_(m, v.sqrt().div_(scale).add_(table.eps), value=-eta / (1 - table.beta1**t))
-    elif table.momentum:
-        m.mul_(table.momentum).add_(g)
-        x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
-    elif support is None or table.weight_decay or not scattered(support, x):
-        x.add_(g, alpha=-eta)
-    else:  # the same bits
-        x[support] = x[support].add_(g[support], alpha=-eta)
+
+    def __init__(self, table: FirstOrder) -> None:
+        self._table = table
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and second moments to begin with; empty tensors where the update has none."""
+        second = self._table.optimizer == "adam"
+        first = second or self._table.momentum > 0
+        nothing = x.new_zeros((*x.shape[:-1], 0))
+        return (
+            torch.zeros_like(x) if first else nothing.clone(),
+            torch.zeros_like(x) if second else nothing.clone(),
+        )
+
+    def __call__(
+        self, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round: int, support: Tensor | None = None
+    ) -> None:
+        """x ← x − η · update(g).
+
+        Args:
+            x: the point, (…, d); changed.
+            g: the gradient at x, same shape; may be overwritten, but with a ``support`` it is left as it is.
+            m, v: the moments from `moments`; changed.
+            round: counted from 0.
+            support: where alone g (d,) may differ from zero, (u,) int64; None: anywhere.
+        """
+        table, eta = self._table, learning_rate(self._table, round)
+        if support is not None and (table.weight_decay or table.nesterov):
+            g = g.clone()
+        if table.weight_decay:
+            g.add_(x, alpha=table.weight_decay)
+        if table.optimizer == "adam":
+            t = round + 1
+            m.lerp_(g, 1 - table.beta1)
+            v.mul_(table.beta2).addcmul_(g, g, value=1 - table.beta2)
+            scale = math.sqrt(1 - table.beta2**t)
+            x.addcdiv_(m, v.sqrt().div_(scale).add_(table.eps), value=-eta / (1 - table.beta1**t))
+        elif table.momentum:
+            m.mul_(table.momentum).add_(g)
+            x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
+        elif support is None or table.weight_decay or not scattered(support, x):
+            x.add_(g, alpha=-eta)
+        else:  # the same bits
+            x[support] = x[support].add_(g[support], alpha=-eta)
 
 
 def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor], eta: float) -> None:

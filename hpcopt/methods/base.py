@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class Held(Enum):
     REPLICATED = "replicated"
     """(…): the same on every rank"""
     PER_WORKER = "per worker"
-    """(n, …): one row for each worker that lives here"""
+    """(n, …): one row for each worker that lives here; or what the workers here have, one after the other"""
     SLICED = "sliced"
     """(m, …): this rank's slice, as `Reducer.own` says, of one long array"""
 
@@ -40,7 +40,7 @@ def sliced() -> Any:
     return field(metadata={"held": Held.SLICED})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
     """What a method carries from round to round; subclasses declare their tensors.
 
@@ -50,7 +50,7 @@ class State:
         round: rounds made so far.
     """
 
-    round: int
+    round: int = 0
 
     def tensors(self) -> dict[str, tuple[Held, Tensor]]:
         """Every declared tensor, by name."""
@@ -72,22 +72,36 @@ class StepInfo:
     done: bool = False
 
 
+T = TypeVar("T", bound=Table)
 S = TypeVar("S", bound=State)
 
 
-class Method(ABC, Generic[S]):
+class Method(ABC, Generic[T, S]):
     """A method, made from its settings: ``AllreduceSGD(lr=0.1)`` or ``AllreduceSGD(table)``.
+
+    A subclass says which: ``class AllreduceSGD(Method[AllreduceSGDTable, AllreduceSGDState])``. What several
+    methods do alike are objects that they hold (`hpcopt.methods.parts`), not ancestors.
 
     Attributes:
         table: the class of the settings.
         model_field: the state's tensor that holds the model or the workers' models.
+        settings: as given, every default filled in.
     """
 
     table: ClassVar[type[Table]]
     model_field: ClassVar[str] = "x"
+    settings: T
 
-    def __init__(self, settings: Table | None = None, /, **keys: Any) -> None:
-        self.settings: Any = self.table(**keys) if settings is None else settings
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Takes `table` from the class's declaration."""
+        super().__init_subclass__(**options)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, Table):
+                    cls.table = argument
+
+    def __init__(self, settings: T | None = None, /, **keys: Any) -> None:
+        self.settings = self.table(**keys) if settings is None else settings  # type: ignore[assignment]
 
     def prepare(self, problem: Problem) -> None:
         """Checks, before `start` and locally, what may be wrong on some ranks only (a file, say).
@@ -98,7 +112,7 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def start(self, problem: Problem, ports: Ports) -> S:
-        """Takes the problem and the ports, and gives the state of round 0. Collective."""
+        """Takes the problem and the ports, and gives the state of round 0. After `prepare`. Collective."""
 
     def notes(self) -> list[str]:
         """What the user should know before the first round, one line each; asked for after `start`."""

@@ -10,57 +10,112 @@ symbol    name              shape     meaning
 P         W                 (N, N)    mixing matrix of the round
 α, β      lr_head, lr_body            learning rates
 τ         head_steps                  steps on the head
+          before            (n, m)    φ just before it was last mixed (empty unless asked for)
 
 Differs from the paper: several steps on the representation (one is enough for the theory, but learns less),
 also by epochs, as in the authors' code. Its mixing weights are uniform; here they are Metropolis by default,
 so that the mean of φ is kept on every graph. With ``overlap`` φ_i ← Σ_j P_ij φ_j + the round's own steps:
 what neighbours did in a round arrives one round later. ``order``: the paper's is "head_first". The
-statistics of batch normalisation are the worker's own, see `gossip`; head steps update them too.
+statistics of batch normalisation are the worker's own, see `dpsgd`; head steps update them too.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import DePRLTable
-from hpcopt.methods.gossip import Gossip
-from hpcopt.methods.own_steps import Phase
-from hpcopt.problems.base import Part, Problem, check_split
+from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.methods.parts.consensus import Consensus
+from hpcopt.methods.parts.gossip import Gossip
+from hpcopt.methods.parts.local_steps import LocalSteps, Phase
+from hpcopt.problems.base import Problem, check_split
 
 
-class DePRL(Gossip):
+@dataclass(kw_only=True)
+class DePRLState(State):
+    """Representations and heads."""
+
+    X: Tensor = per_worker()
+    M: Tensor = per_worker()
+    before: Tensor = per_worker()
+
+
+class DePRL(Method[DePRLTable, DePRLState]):
     """Steps on the head, steps on the representation at the new head, and the representation is mixed."""
 
-    table = DePRLTable
-    mixed: ClassVar[Part] = "shared"
+    model_field = "X"
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`.
 
         Raises:
-            UserError: no parameter is private, or all are; or as for all that mix.
+            UserError: no parameter is private, or all are; or as `Gossip`.
         """
         check_split(problem.layout, "DePRL")
-        super().prepare(problem)
+        self._gossip = Gossip(self.settings, problem.share)
+
+    def start(self, problem: Problem, ports: Ports) -> DePRLState:
+        """See `Method`."""
+        self._shared = problem.layout.shared
+        self._steps, self._consensus = LocalSteps(problem, self.settings), Consensus(problem, ports, "shared")
+        self._neighbours = self._gossip.open(ports, problem.initial()[self._shared])
+        X = problem.rows_of(problem.dim).copy_(problem.initial())
+        self._steps.assign([self._plan(i) for i in range(problem.share.n)], X, ports)
+        M = problem.rows_of(problem.dim if self.settings.momentum else 0).zero_()
+        kept = self._shared if self.settings.before_mixing else slice(0)
+        return DePRLState(X=X, M=M, before=X[:, kept].clone())
+
+    def notes(self) -> list[str]:
+        """The graph, and how fast it mixes."""
+        return [self._gossip.note]
+
+    def step(self, state: DePRLState) -> StepInfo:
+        """One round."""
+        phi = state.X[:, self._shared]
+        # with overlap: φ of the round's beginning goes to the neighbours
+        sent = self._neighbours.begin(phi, state.round) if self.settings.overlap else None
+        # θ_i ← θ_i − α ∇_θ f_i(φ_i, θ_i), τ times; φ_i ← φ_i − β ∇_φ f_i(φ_i, θ_i), at the new head
+        self._steps.make_all(state.X, state.M, state.round)
+        if self.settings.before_mixing:
+            state.before.copy_(phi)
+        # φ_i ← Σ_j P_ij φ_j; with overlap: φ_i ← φ_i + Σ_j P_ij sent_j − sent_i
+        if sent is None:
+            self._neighbours.mix(phi, state.round)
+        else:
+            self._neighbours.finish(phi, sent)
+        return StepInfo()
 
     def _plan(self, i: int) -> list[Phase]:
-        """What worker i does in a round before it mixes."""
+        """What worker i does in a round before it mixes; one worker does all of it before the next begins."""
         settings = self.settings
         alpha, beta = settings.lr_head or settings.lr, settings.lr_body or settings.lr
-        head = self._own.count(i, settings.head_steps, settings.head_epochs)
-        body = self._own.count(i, settings.body_steps, settings.body_epochs)
+        head = self._steps.count(i, settings.head_steps, settings.head_epochs)
+        body = self._steps.count(i, settings.body_steps, settings.body_epochs)
+        of = head + body
         if settings.order == "together":
             # x_i ← x_i − (β ∇_φ f_i, α ∇_θ f_i), body times
             return [Phase({"shared": beta, "private": alpha}, range(body), body)]
-        of = head + body
         if settings.order == "body_first":
             return [
                 Phase({"shared": beta}, range(body), of),
                 Phase({"private": alpha}, range(body, of), of),
             ]
         return [
-            # θ_i ← θ_i − α ∇_θ f_i(φ_i, θ_i), τ times
             Phase({"private": alpha}, range(head), of),
-            # φ_i ← φ_i − β ∇_φ f_i(φ_i, θ_i), at the new head
             Phase({"shared": beta}, range(head, of), of),
         ]
+
+    def others(self, state: DePRLState) -> dict[str, Tensor]:
+        """The mean of the workers' models, as "global", and the models "before_mixing"."""
+        points = {"global": self._consensus.mean(state.X)}
+        if self.settings.before_mixing:
+            points["before_mixing"] = state.X.clone()
+            points["before_mixing"][:, self._shared] = state.before
+        return points
+
+    def metrics(self, state: DePRLState) -> dict[str, float]:
+        """``consensus`` of the representations."""
+        return {"consensus": self._consensus.distance(state.X)}

@@ -24,12 +24,11 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import FedAvgTable
 from hpcopt.math.flat import buffer
 from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
-from hpcopt.methods.gossip import local_phase, rows_of
-from hpcopt.methods.own_steps import OwnSteps
+from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FedAvgState(State):
     """The common model, and what it is the mean of."""
 
@@ -37,39 +36,35 @@ class FedAvgState(State):
     before: Tensor = per_worker()
 
 
-class FedAvg(Method[FedAvgState]):
+class FedAvg(Method[FedAvgTable, FedAvgState]):
     """local_steps on every worker's copy, one sum of d numbers per round, no memory per worker."""
-
-    table = FedAvgTable
 
     def start(self, problem: Problem, ports: Ports) -> FedAvgState:
         """See `Method`."""
-        self._problem, self._reduce = problem, ports.reduce
-        self._own = OwnSteps(problem, self.settings)
-        self._phases = [local_phase(self._own, i, self.settings) for i in range(problem.share.n)]
+        settings = self.settings
+        self._problem, self._steps = problem, LocalSteps(problem, settings)
+        self._plan = [
+            self._steps.phase(i, settings.local_steps, settings.local_epochs) for i in range(problem.share.n)
+        ]
         x = problem.initial().clone()
         self._x_i = buffer((problem.dim,), like=x)
-        self._m = buffer((problem.dim if self.settings.momentum else 0,), like=x)
-        rows = (problem.share.n,) if ports.reduce.form == "weighted" else ()
-        self._part = buffer((*rows, problem.dim), like=x)
-        kept = problem.dim if self.settings.before_mixing else 0
-        return FedAvgState(0, x, rows_of(problem, kept).copy_(x[:kept]))
+        self._m = buffer((problem.dim if settings.momentum else 0,), like=x)
+        self._mean = ports.reduce.contribution(problem.dim)
+        kept = problem.dim if settings.before_mixing else 0
+        return FedAvgState(x=x, before=problem.rows_of(kept).copy_(x[:kept]))
 
     def step(self, state: FedAvgState) -> StepInfo:
         """One round."""
-        self._part.zero_()
-        for i, phases in enumerate(self._phases):
+        for i, steps in enumerate(self._plan):
             # x_i ← x
             x_i, m = self._x_i.copy_(state.x), self._m.zero_()
             # x_i ← x_i − η ∇f_i(x_i), local_steps times
-            for phase in phases:
-                self._own.make(i, x_i, m, phase, state.round)
-            part = self._part if self._reduce.form == "sum" else self._part[i]
-            part.add_(x_i, alpha=float(self._problem.weights[i]))
-            if len(state.before[i]):
+            self._steps.make(i, x_i, m, steps, state.round)
+            if self.settings.before_mixing:
                 state.before[i] = x_i
+            self._mean.add(i, x_i, weight=float(self._problem.weights[i]))
         # x ← Σ ω_i x_i
-        state.x.copy_(self._reduce.sum(self._part))
+        state.x.copy_(self._mean.sum())
         return StepInfo()
 
     def model(self, state: FedAvgState) -> Tensor:
@@ -78,7 +73,5 @@ class FedAvg(Method[FedAvgState]):
 
     def others(self, state: FedAvgState) -> dict[str, Tensor]:
         """The common model as "global", and what it is the mean of as "before_mixing"."""
-        points = {"global": state.x}
-        if len(state.before[0]):
-            points["before_mixing"] = state.before
-        return points
+        common = {"global": state.x}
+        return common | {"before_mixing": state.before} if self.settings.before_mixing else common

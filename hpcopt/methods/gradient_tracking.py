@@ -25,12 +25,13 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import GradientTrackingTable
 from hpcopt.math.optimizers import learning_rate
-from hpcopt.methods.base import State, StepInfo, per_worker
-from hpcopt.methods.gossip import Mixed, rows_of
+from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.methods.parts.consensus import Consensus
+from hpcopt.methods.parts.gossip import Gossip
 from hpcopt.problems.base import Draw, Problem
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GradientTrackingState(State):
     """Models, trackers and the gradients that they hold."""
 
@@ -39,17 +40,26 @@ class GradientTrackingState(State):
     G: Tensor = per_worker()
 
 
-class GradientTracking(Mixed[GradientTrackingState]):
+class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
     """One gradient and two exchanges per round."""
 
-    table = GradientTrackingTable
-    needs_mean = True
+    model_field = "X"
+
+    def prepare(self, problem: Problem) -> None:
+        """See `Method`; raises as `Gossip`."""
+        self._gossip = Gossip(self.settings, problem.share, keeps_mean=True)
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        X = self._open(problem, ports)
-        Y, G = rows_of(problem, problem.dim).zero_(), rows_of(problem, problem.dim).zero_()
-        return GradientTrackingState(0, X, Y, G)
+        self._problem, self._consensus = problem, Consensus(problem, ports)
+        self._neighbours = self._gossip.open(ports, problem.initial())
+        X = problem.rows_of(problem.dim).copy_(problem.initial())
+        Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
+        return GradientTrackingState(X=X, Y=Y, G=G)
+
+    def notes(self) -> list[str]:
+        """The graph, and how fast it mixes."""
+        return [self._gossip.note]
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""
@@ -66,3 +76,11 @@ class GradientTracking(Mixed[GradientTrackingState]):
         self._neighbours.mix(state.X, state.round)
         self._neighbours.mix(state.Y, state.round)
         return StepInfo()
+
+    def others(self, state: GradientTrackingState) -> dict[str, Tensor]:
+        """The mean of the workers' models, as "global"."""
+        return {"global": self._consensus.mean(state.X)}
+
+    def metrics(self, state: GradientTrackingState) -> dict[str, float]:
+        """``consensus``."""
+        return {"consensus": self._consensus.distance(state.X)}

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import PowerSGDTable
-from hpcopt.math import optimizers
 from hpcopt.math.flat import Layout, aligned, buffer
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.math.streams import stream
 from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
 from hpcopt.problems.base import Draw, Problem
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PowerSGDState(State):
     """Parameters, moments, error memories and the factors to begin the next round with."""
 
@@ -44,22 +44,22 @@ class PowerSGDState(State):
     q: Tensor = replicated()
 
 
-class PowerSGD(Method[PowerSGDState]):
+class PowerSGD(Method[PowerSGDTable, PowerSGDState]):
     """SGD, momentum or Adam on gradients of rank r, two short allreduces per round, n·d numbers of memory."""
-
-    table = PowerSGDTable
 
     def start(self, problem: Problem, ports: Ports) -> PowerSGDState:
         """See `Method`."""
-        self._problem, self._reduce = problem, ports.reduce
+        self._problem, self._update = problem, FirstOrderUpdate(self.settings)
         x = problem.initial().clone()
+        m, v = self._update.moments(x)
         self._first, self._second = packed(problem.layout, self.settings.rank)
-        self._firsts, self._seconds = self._parts(self._first, x), self._parts(self._second, x)
+        self._P = ports.reduce.contribution(self._first.dim)
+        self._Q = ports.reduce.contribution(self._second.dim)
         self._g = buffer((problem.dim,), like=x)
         normal = stream(problem.share.seed, "powersgd").standard_normal(self._second.dim)
         self._q0 = torch.from_numpy(normal).to(x)
         e = buffer((problem.share.n, problem.dim), like=x).zero_()
-        return PowerSGDState(0, x, *optimizers.moments(self.settings, x), e, self._q0.clone())
+        return PowerSGDState(x=x, m=m, v=v, e=e, q=self._q0.clone())
 
     def step(self, state: PowerSGDState) -> StepInfo:
         """One round."""
@@ -74,7 +74,7 @@ class PowerSGD(Method[PowerSGDState]):
         # g ← P̂ Qᵀ
         g = self._decompressed(P, state.q)
         # x ← x - η · update(g)
-        optimizers.update(self.settings, state.x, g, state.m, state.v, state.round)
+        self._update(state.x, g, state.m, state.v, state.round)
         return StepInfo()
 
     def _warm(self, q: Tensor) -> dict[str, Tensor]:
@@ -84,30 +84,28 @@ class PowerSGD(Method[PowerSGDState]):
 
     def _send(self, e: Tensor, Q: dict[str, Tensor]) -> dict[str, Tensor]:
         """Σ M_n Q of every matrix, Σ e_n of every other tensor, which becomes 0 in e."""
-        for e_n, part in zip(e, self._firsts.zero_().expand(len(e), -1), strict=True):
+        for n, e_n in enumerate(e):
             tensors = self._problem.layout.views(e_n)
-            for name, to in self._first.views(part).items():
+            for name, to in self._first.views(self._P.of(n)).items():
                 if name in Q:
                     to += aligned(matrix(tensors[name])) @ Q[name]
                 else:
                     to += tensors[name]
                     tensors[name].zero_()
-        # a "pass" is an allreduce of a whole vector, which only this is where nothing is a matrix
-        total = self._reduce.scalars(self._firsts) if Q else self._reduce.sum(self._firsts)
-        return self._first.views(total)
+        return self._first.views(self._P.sum())
 
     def _project(self, e: Tensor, P: dict[str, Tensor], q: Tensor) -> None:
         """q ← Σ M_nᵀ P̂ of every matrix; what was sent, P̂ Q_nᵀ, leaves e."""
         if not self._second.names:
             return
-        for e_n, part in zip(e, self._seconds.zero_().expand(len(e), -1), strict=True):
+        for n, e_n in enumerate(e):
             tensors = self._problem.layout.views(e_n)
-            for name, to in self._second.views(part).items():
+            for name, to in self._second.views(self._Q.of(n)).items():
                 M = matrix(tensors[name])
                 Q_n = aligned(M).T @ P[name]
                 M -= P[name] @ Q_n.T
                 to += Q_n
-        q.copy_(self._reduce.scalars(self._seconds))
+        q.copy_(self._Q.sum())
 
     def _decompressed(self, P: dict[str, Tensor], q: Tensor) -> Tensor:
         """P̂ Qᵀ of every matrix and the sum of every other tensor, (d,)."""
@@ -118,11 +116,6 @@ class PowerSGD(Method[PowerSGDState]):
             else:
                 g.copy_(P[name])
         return self._g
-
-    def _parts(self, layout: Layout, like: Tensor) -> Tensor:
-        """What the workers here contribute to a sum, (n, k) or (k,) as the reducer takes it."""
-        rows = (self._problem.share.n,) if self._reduce.form == "weighted" else ()
-        return buffer((*rows, layout.dim), like)
 
 
 def packed(layout: Layout, rank: int) -> tuple[Layout, Layout]:

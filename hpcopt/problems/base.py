@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 
 from hpcopt.errors import UserError
-from hpcopt.math.flat import aligned
+from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,6 +170,10 @@ class Problem(ABC):
     def batches_per_epoch(self, i: int) -> int:
         """How many mini-batches worker i (from 0 here) has in an epoch."""
         return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
+
+    def rows_of(self, d: int) -> Tensor:
+        """Room for d numbers of each worker here, (n, d), rows aligned so that gradients need no copy."""
+        return buffer_of_rows(self.share.n, d, like=self.initial())
 
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.

@@ -30,14 +30,14 @@ class ToyLogistic(Objective):
     spread: Positive = 100.0
     """size of the first coordinate of a row: + on workers with an even number, - on the others"""
 
-    def __init__(self, /, workers: int, **keys: Any) -> None:
+    def __init__(self, /, workers: int, *values: Any, **keys: Any) -> None:
         """See `ProblemTable`; ``workers`` is even."""
         if workers < 2 or workers % 2:
             raise UserError(
                 f"run.workers = {workers}: toy_logistic pairs workers whose large coordinates cancel, "
                 "allowed are even numbers from 2"
             )
-        super().__init__(workers=workers, **keys)
+        super().__init__(workers, *values, **keys)  # type: ignore[call-arg, arg-type]
 
     def data(self, worker: int, seed: int) -> tuple[Any]:
         """a_n, the only row."""

@@ -1,4 +1,6 @@
-"""Problems of the tests' own, named in configs as ``tests.parallel.factories:NAME``."""
+"""Problems and a method of the tests' own, named in configs as ``tests.parallel.factories:NAME``."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -18,3 +20,44 @@ def batchnorm(workers):
     return hpcopt.Network(
         model, loss, *data, workers=workers, batch_size=4, private=["3.*"], new_workers=1, new_worker_steps=20
     )
+
+
+class SlicedTable(hpcopt.Table):
+    """Heavy ball, every rank a slice."""
+
+    lr: float = 0.01
+    """η"""
+
+
+@dataclass(kw_only=True)
+class SlicedState(hpcopt.State):
+    """Slices of the parameters and of their momentum."""
+
+    x: torch.Tensor = hpcopt.sliced()
+    m: torch.Tensor = hpcopt.sliced()
+
+
+class Sliced(hpcopt.Method[SlicedTable, SlicedState]):
+    """A state that is spread over the ranks, as no built-in method's is yet."""
+
+    def start(self, problem, ports):
+        self.problem, self.reduce = problem, ports.reduce
+        self.part = ports.reduce.contribution(problem.dim)
+        own = ports.reduce.own(problem.dim)
+        x = problem.initial()[own.start : own.stop].clone()
+        return SlicedState(x=x, m=torch.zeros_like(x))
+
+    def step(self, state):
+        # g = this rank's slice of Σ ω_n ∇f_n(x)
+        g = self.part.add_gradients(self.problem, self.model(state), hpcopt.Draw(state.round)).scatter()
+        # m ← 0.9 m + g; x ← x − η m
+        state.m.mul_(0.9).add_(g)
+        state.x.sub_(state.m, alpha=self.settings.lr)
+        return hpcopt.StepInfo()
+
+    def model(self, state):
+        """The slices put together: collective."""
+        return self.reduce.allgather(state.x, self.problem.dim)
+
+    def metrics(self, state):
+        return {"speed": float(self.reduce.slices((state.m @ state.m)[None]))}

@@ -11,7 +11,7 @@ from hpcopt.comm.neighbours import MPINeighbours
 from hpcopt.comm.staging import Staging
 from hpcopt.errors import UserError
 from hpcopt.math.mixing import mixing
-from hpcopt.placement import block
+from hpcopt.placement import Placement, block
 
 from .conftest import first_ranks
 
@@ -29,8 +29,12 @@ def columns(N, m, dtype):
     return torch.randn(N, m, dtype=dtype, generator=torch.Generator().manual_seed(N + m))
 
 
+def placed(comm, N):
+    return Placement.even(N, comm.size, comm.rank)
+
+
 def opened(comm, N, like, mixes, ordered=True):
-    return MPINeighbours(comm, N, like, mixes, Staging(CPU), ordered)
+    return MPINeighbours(comm, placed(comm, N), like, mixes, Staging(CPU), ordered)
 
 
 def check(comm, mixes, m, dtype, beyond=0, rounds=2):
@@ -182,7 +186,9 @@ def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
     want = whole.clone()
     LocalNeighbours(whole[0], mixes).mix(want, 0)
     for reduction, error in (("ordered", 0.0), ("mpi", 1e-14)):
-        ports = MPIPorts(comm, 40, Staging(CPU), whole[0], reduction, overlap=False, remembered={})
+        ports = MPIPorts(
+            comm, placed(comm, 40), Staging(CPU), whole[0], reduction, overlap=False, remembered={}
+        )
         X = whole[here.start : here.stop].clone()
         ports.neighbours(whole[0], mixes).mix(X, 0)
         assert float((X - want[here.start : here.stop]).abs().max()) <= error
@@ -192,7 +198,7 @@ def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
 
 def test_ranks_that_have_read_different_graphs_are_told(comm):
     like = torch.zeros(3)
-    ports = MPIPorts(comm, 8, Staging(CPU), like, "mpi", overlap=False, remembered={})
+    ports = MPIPorts(comm, placed(comm, 8), Staging(CPU), like, "mpi", overlap=False, remembered={})
     if comm.size > 1:
         with pytest.raises(UserError, match="have read different graphs"):
             ports.neighbours(like, matrices("complete" if comm.rank == 1 else "ring", 8))

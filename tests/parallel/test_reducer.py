@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+import hpcopt
 from hpcopt.comm import gather
 from hpcopt.comm.local import LocalReducer
-from hpcopt.comm.ports import allreduce_bytes
+from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.ports import allreduce_bytes, gather_bytes
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import block
+from hpcopt.math.mixing import mixing
+from hpcopt.placement import Placement
+from hpcopt.problems.base import Draw, Share
 
 pytestmark = pytest.mark.mpi
 WORKERS = 7
@@ -21,6 +25,18 @@ def contributions(size: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(WORKERS, size, dtype=dtype) * 10.0 ** torch.randint(-6, 6, (WORKERS, size))
 
 
+def placements(comm):
+    """Even blocks, and all workers on the last rank: the others only help."""
+    yield Placement.even(WORKERS, comm.size, comm.rank)
+    yield Placement((0,) * (comm.size - 1) + (WORKERS,), comm.rank)
+
+
+def opened(comm, placement, like, ordered=False):
+    plan = "ordered" if ordered else "mpi"
+    twin = LocalReducer(WORKERS, like, ordered, ranks=comm.size)
+    return MPIReducer(comm, placement, Staging(CPU), like, plan), twin
+
+
 @pytest.fixture(params=[1 << 30, 64], ids=["whole", "in pieces"])
 def limit(request, monkeypatch):
     monkeypatch.setattr(gather, "MAX_MESSAGE", request.param)
@@ -31,54 +47,126 @@ def limit(request, monkeypatch):
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.usefixtures("limit")
 def test_every_verb_equals_the_twin(comm, size, dtype, ordered):
-    rows = contributions(size, dtype)
-    mine = block(WORKERS, comm.size, comm.rank)
-    plan = "ordered" if ordered else "mpi"
-    port, twin = MPIReducer(comm, WORKERS, Staging(CPU), plan), LocalReducer(WORKERS, ordered)
-
-    def here():
-        own = rows[mine.start : mine.stop].clone()
-        return own if ordered else own.sum(0)
-
-    def everywhere():
-        return rows.clone() if ordered else rows.sum(0)
-
-    expected = twin.sum(everywhere())
-    own = port.own(size)
+    rows, like = contributions(size, dtype), torch.zeros(size, dtype=dtype)
 
     def close(a, b):
         largest = float(rows.abs().amax()) if size else 0.0
         rounding = 0.0 if ordered else WORKERS * torch.finfo(dtype).eps * largest
         return torch.allclose(a, b, rtol=0, atol=rounding)
 
-    assert close(port.sum(here()), expected)
-    piece = port.reduce_scatter(here())
-    assert close(piece, expected[own.start : own.stop])
-    assert close(port.allgather(piece, size), expected)
-    assert close(port.scalars(here()), expected)
-    # one allreduce, two halves; scalars are free
-    assert port.counter.passes == 2.0
-    assert twin.counter.passes == 1.0
-    port.free()
+    for placement in placements(comm):
+        port, twin = opened(comm, placement, like, ordered)
+        mine = rows[placement.here.start : placement.here.stop]
+        expected, own = twin.sum(rows), port.own(size)
+        part, whole = port.contribution(size), twin.contribution(size)
+        for _ in range(2):  # the second one begins anew
+            for i, row in enumerate(mine):
+                part.add(i, row, weight=0.5)
+                part.of(i).add_(row, alpha=0.5)
+            for i, row in enumerate(rows):
+                whole.add(i, row, weight=0.5)
+                whole.of(i).add_(row, alpha=0.5)
+            assert close(part.sum(), whole.sum())
+        for i, row in enumerate(mine):
+            part.add(i, row)
+        piece = part.scatter()
+        assert close(piece, expected[own.start : own.stop])
+        assert close(port.allgather(piece, size), expected)
+        assert close(port.sum(mine), expected)
+        assert close(port.scalars(mine), expected)
+        assert torch.equal(
+            mine, rows[placement.here.start : placement.here.stop]
+        )  # what was handed over is left alone
+        # three allreduces and two halves; scalars are free
+        assert sum(counter.passes for counter in port.counters.values()) == 4.0
+        assert port.counters["scalars"].calls == 1
+        port.free()
+
+
+def test_what_slices_contribute(comm):
+    """A dot product of two vectors of which every rank has a slice."""
+    a, b = contributions(101, torch.float64)[:2]
+    for ordered in (False, True):
+        port, twin = opened(comm, Placement.even(WORKERS, comm.size, comm.rank), a, ordered)
+        own = port.own(101)
+        here = slice(own.start, own.stop)
+        found = port.slices(torch.stack([a[here] @ b[here], a[here] @ a[here]]))
+        want = twin.slices(torch.stack([a @ b, a @ a]))
+        assert torch.allclose(found, want, rtol=1e-12, atol=0)
+        assert all(torch.equal(found, other) for other in comm.allgather(found))
+        counter = port.counters["slices"]
+        assert (counter.calls, counter.payload, counter.passes) == (1, 16, 0)
+        assert counter.bytes == pytest.approx(allreduce_bytes(16, comm.size))
+        assert comm.allreduce(counter.bytes_workers) == pytest.approx(twin.counters["slices"].bytes_workers)
+        port.free()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gradients_and_products_of_a_problem(comm, ordered):
+    recipe, v = (
+        hpcopt.LinearRegression(WORKERS, dim=11, rows_per_worker=5),
+        torch.linspace(-1, 1, 11).double(),
+    )
+    whole = recipe.bind(Share(range(WORKERS), WORKERS, seed=1))
+    x = whole.initial()
+    for placement in placements(comm):
+        problem = recipe.bind(Share(placement.here, WORKERS, seed=1))
+        port, twin = opened(comm, placement, x, ordered)
+        rounding = 0.0 if ordered else 1e-13
+        want = twin.gradient(whole, x, Draw(0))
+        assert torch.allclose(port.gradient(problem, x, Draw(0)), want, rtol=rounding, atol=rounding)
+        part, all_parts = port.contribution(11), twin.contribution(11)
+        own = slice(port.own(11).start, port.own(11).stop)
+        for fill in (
+            lambda part, task: part.add_gradients(task, x).add_hvps(task, x, v),
+            lambda part, task: part.add_hvps(task, x, v).add_gradients(task, x),
+        ):
+            expected = fill(all_parts, whole).scatter()
+            assert torch.allclose(fill(part, problem).scatter(), expected[own], rtol=1e-12, atol=1e-12)
+        port.free()
 
 
 def test_results_are_the_same_bits_on_every_rank(comm):
-    port = MPIReducer(comm, WORKERS, Staging(CPU))
-    total = port.sum(contributions(1000, torch.float32)[comm.rank].clone())
+    rows = contributions(1000, torch.float32)
+    port, _ = opened(comm, Placement.even(comm.size, comm.size, comm.rank), rows[0])
+    total = port.sum(rows[comm.rank, None])
     assert all(torch.equal(total, other) for other in comm.allgather(total))
     port.free()
 
 
 def test_bytes_follow_the_definition(comm):
-    port = MPIReducer(comm, WORKERS, Staging(CPU))
-    part = torch.ones(1000, dtype=torch.float32)
-    data = part.data_ptr()
-    assert port.sum(part).data_ptr() == data  # in place, no copy
-    sent = comm.allreduce(port.counter.bytes)
-    assert sent == pytest.approx(2 * 4000 * (comm.size - 1))
-    assert comm.allreduce(port.counter.bytes_workers) == pytest.approx(2 * 4000 * (WORKERS - 1))
-    twin = LocalReducer(WORKERS, ranks=comm.size)
-    twin.sum(part)
-    assert twin.counter.bytes == pytest.approx(allreduce_bytes(4000, comm.size))
-    assert twin.counter.bytes == pytest.approx(port.counter.bytes)
+    port, twin = opened(comm, Placement.even(WORKERS, comm.size, comm.rank), torch.zeros(1000))
+    part = port.contribution(1000)
+    data = part.of(0).data_ptr() if port._placement.n else part.memory.data_ptr()
+    assert part.sum().data_ptr() == data  # in place, no copy
+    twin.contribution(1000).sum()
+    counter, of_twin = port.counters["sum"], twin.counters["sum"]
+    assert comm.allreduce(counter.bytes) == pytest.approx(2 * 4000 * (comm.size - 1))
+    assert comm.allreduce(counter.bytes_workers) == pytest.approx(2 * 4000 * (WORKERS - 1))
+    assert of_twin.bytes == pytest.approx(allreduce_bytes(4000, comm.size)) == pytest.approx(counter.bytes)
+    assert (counter.payload, of_twin.payload, counter.passes) == (4000, 4000, 1)
+    part.scatter()
+    port.sum(torch.ones(port._placement.n, 10))
+    assert port.counters["scatter"].bytes == pytest.approx(gather_bytes(4000, comm.size))
+    assert port.counters["scatter"].passes == 0.5
+    assert counter.passes == 1  # ten numbers are no whole vector
     port.free()
+
+
+def test_ports_of_one_kind_are_counted_one_by_one_and_freed(comm):
+    like = torch.zeros(5, dtype=torch.float64)
+    placement = Placement.even(WORKERS, comm.size, comm.rank)
+    ports = MPIPorts(comm, placement, Staging(CPU), like, "mpi", overlap=False, remembered={})
+    rings = [ports.neighbours(like, mixing("ring", "metropolis", WORKERS)) for _ in range(2)]
+    ports.sparse_sum(like, "allgather")
+    X = torch.ones(placement.n, 5, dtype=torch.float64)
+    for port, times in zip(rings, (1, 2), strict=True):
+        for t in range(times):
+            port.mix(X, t)
+    calls = {name: counter.calls for name, counter in ports.counters().items()}
+    assert {name: calls[name] for name in ("neighbours", "neighbours_2", "sparse")} == {
+        "neighbours": 1,
+        "neighbours_2": 2,
+        "sparse": 0,
+    }
+    ports.free()

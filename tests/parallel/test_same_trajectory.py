@@ -7,9 +7,9 @@ import pytest
 from mpi4py import MPI
 
 import hpcopt
+from hpcopt.api import resume, start
 from hpcopt.comm import overlap
 from hpcopt.config import from_tables
-from hpcopt.run import resume, start
 
 from .conftest import first_ranks
 
@@ -148,6 +148,22 @@ def test_models_of_the_workers_own_agree(comm, mpi_tmp_path, method):
         assert [s > 0 for s in sent[1:]] == [method != "local"] * 3
 
 
+SLICED = "tests.parallel.factories:Sliced"
+
+
+@pytest.mark.parametrize("problem", ["linear_regression", "mlp"])
+def test_a_state_in_slices(comm, mpi_tmp_path, problem):
+    """The same bits on any number of ranks, but for a sum over slices; and those of heavy ball."""
+    keys = {"dtype": "float64", "deterministic": True}
+    runs = curves(comm, mpi_tmp_path, problem, method=SLICED, options={"lr": 0.01}, **keys)
+    assert largest_difference([run.drop_vars("speed") for run in runs]) == 0.0
+    assert largest_difference([run[["speed"]] for run in runs]) < 1e-12
+    with first_ranks(comm, 1) as sub:
+        if sub is not None:
+            whole = run(sub, mpi_tmp_path / "whole", problem, **keys)["metrics"]
+            assert np.array_equal(runs[0]["loss"], whole["loss"])
+
+
 def test_the_way_to_the_optimum_and_the_same_bits_after_1000_rounds(comm, mpi_tmp_path):
     """Distances above 1e-12 agree; every evaluation fails if the ranks' parameters differ."""
     options = {"density": 0.6, "lr": 0.02, "exchange": "owner"}
@@ -169,6 +185,7 @@ RESUMED = {
     "regtopk": ("regtopk", METHODS["regtopk"]),
     "powersgd": ("powersgd", METHODS["powersgd"]),
     "deprl": ("deprl", METHODS["deprl"]),
+    "sliced": (SLICED, {"lr": 0.01}),
 }
 
 
@@ -180,7 +197,7 @@ def test_resume_on_any_other_number_of_ranks(comm, mpi_tmp_path, case):
         out = mpi_tmp_path / "whole"
         whole = run(sub, out, "newcomers", *RESUMED[case], **keys) if sub is not None else None
     every_pair = itertools.product(range(1, 5), repeat=2)
-    for before, after in every_pair if case == "momentum" else [(1, 3), (4, 2), (3, 3)]:
+    for before, after in every_pair if case in ("momentum", "sliced") else [(1, 3), (4, 2), (3, 3)]:
         out = mpi_tmp_path / f"{before}-{after}"
         with first_ranks(comm, before) as sub:
             if sub is not None:

@@ -14,7 +14,7 @@ from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.sparse_plans import Costs
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import block
+from hpcopt.placement import Placement, block
 from hpcopt.problems.base import Share
 
 pytestmark = pytest.mark.mpi
@@ -41,7 +41,15 @@ def opened(comm, workers, dim, dtype, ordered, exchange, select="local"):
     reduction = "ordered" if ordered else "mpi"
     costs = asdict(Costs(comm.size, latency=1e-5, bandwidth=1e9, dense=1e-9, select=1e-9))
     remembered = {"sparse": {str(comm.size): costs}}
-    ports = MPIPorts(comm, workers, Staging(CPU), like, reduction, overlap=False, remembered=remembered)
+    ports = MPIPorts(
+        comm,
+        Placement.even(workers, comm.size, comm.rank),
+        Staging(CPU),
+        like,
+        reduction,
+        overlap=False,
+        remembered=remembered,
+    )
     return ports, ports.sparse_sum(like, exchange, select)
 
 
@@ -111,7 +119,7 @@ def test_updates_that_change_the_gradient_leave_the_port_alone(comm):
             bound = problem.bind(Share(workers, WORKERS, seed=1))
             like = bound.initial()
             if comm_ is None:
-                ports = LocalPorts(WORKERS)
+                ports = LocalPorts(WORKERS, like)
             else:
                 ports, _ = opened(comm, WORKERS, dim, like.dtype, False, "dense")
             method = hpcopt.TopK(k=2, lr=1e-3, exchange=exchange, **update)
@@ -154,20 +162,19 @@ def test_bytes_are_those_of_the_simulation(comm, kind):
 
 def test_what_was_measured_is_the_same_everywhere_and_used_again(comm):
     like = torch.zeros(10_000)
-    ports = MPIPorts(comm, comm.size, Staging(CPU), like, "auto", overlap=False, remembered={})
+    placed = Placement.even(comm.size, comm.size, comm.rank)
+    ports = MPIPorts(comm, placed, Staging(CPU), like, "auto", overlap=False, remembered={})
     port = ports.sparse_sum(like)
     assert all(chosen == ports.chosen for chosen in comm.allgather(ports.chosen))
     density = port.affordable((1.0, 0.1, 0.01))
     ports.free()
-    again = MPIPorts(comm, comm.size, Staging(CPU), like, "auto", overlap=False, remembered=ports.chosen)
+    again = MPIPorts(comm, placed, Staging(CPU), like, "auto", overlap=False, remembered=ports.chosen)
     assert again.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == density
     assert again.chosen == ports.chosen
     again.free()
     slow = asdict(Costs(2, latency=1e-3, bandwidth=1e5, dense=1e-3, select=1e-9))
-    elsewhere = MPIPorts(
-        comm, comm.size, Staging(CPU), like, "auto", False, remembered={"sparse": {"99": slow}}
-    )
+    elsewhere = MPIPorts(comm, placed, Staging(CPU), like, "auto", False, remembered={"sparse": {"99": slow}})
     assert elsewhere.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == 0.01  # as where the run began
     assert list(elsewhere.chosen["sparse"]) == ["99", str(comm.size)]
     elsewhere.free()
-    assert LocalPorts(3).sparse_sum(like).affordable((1.0, 0.1)) == 1.0
+    assert LocalPorts(3, like).sparse_sum(like).affordable((1.0, 0.1)) == 1.0

@@ -10,10 +10,11 @@ from torch.func import functional_call
 
 import hpcopt
 from hpcopt.comm.local import LocalPorts
+from hpcopt.comm.ports import VERBS
 from hpcopt.config import resumable
 from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
-from hpcopt.methods.own_steps import OwnSteps
+from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Share
 from hpcopt.problems.network_problem import NetworkProblem
 
@@ -36,7 +37,8 @@ def network(workers=N, **keys):
 
 
 def started(method, task, **keys):
-    ports = LocalPorts(task.share.n, **keys)
+    ports = LocalPorts(task.share.n, task.initial(), **keys)
+    method.prepare(task)
     return method.start(task, ports), ports
 
 
@@ -153,7 +155,7 @@ def test_dpsgd_and_local_are_loops(method, steps):
         if method is hpcopt.DPSGD:
             mix(workers, ring(N), BODY + HEAD)
     check(state, workers)
-    assert ports.reduce.counter.calls == 0
+    assert all(ports.counters()[f"reduce.{verb}"].calls == 0 for verb in VERBS)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +177,15 @@ def test_workers_whose_gradients_are_computed_together_make_the_same_steps(monke
     advance(method, alone, 3)
     monkeypatch.setattr(NetworkProblem, "stackable", lambda problem: True)
     monkeypatch.setattr(NetworkProblem, "gradient", lambda *_: pytest.fail("one by one"))
-    monkeypatch.setattr(OwnSteps, "_try_one_by_one", lambda *_: 0.0)
-    together = method.start(other, Fastest(N))
+    monkeypatch.setattr(LocalSteps, "_try_one_by_one", lambda *_: 0.0)
+    together = method.start(other, Fastest(N, other.initial()))
     advance(method, together, 3)
     assert torch.allclose(alone.X, together.X, rtol=0, atol=1e-13)
     assert task.samples == other.samples
     clipped = hpcopt.DPSGD(lr=LR, clip=1.0)
-    clipped.start(network(**keys), Fastest(N))
-    assert not clipped._own._stacked
+    clipped.prepare(other)
+    clipped.start(other, Fastest(N, other.initial()))
+    assert not clipped._steps._stacked
 
 
 def test_gradient_tracking_is_its_recursion():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcopt.config.methods import AllreduceSGDTable
-from hpcopt.math.optimizers import learning_rate, moments, update
+from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 
 CASES = {
     "sgd": ({}, lambda p: torch.optim.SGD(p, lr=0.1)),
@@ -29,11 +29,12 @@ def test_twenty_steps_equal_torch(case):
     x = torch.randn(9, dtype=torch.float64)
     p = x.clone().requires_grad_()
     optimizer = reference([p])
-    m, v = moments(table, x)
+    update = FirstOrderUpdate(table)
+    m, v = update.moments(x)
     for round in range(20):
         g = torch.sin(3 * x) + x
         p.grad = torch.sin(3 * p.detach()) + p.detach()
-        update(table, x, g, m, v, round)
+        update(x, g, m, v, round)
         optimizer.step()
     assert torch.allclose(x, p.detach(), rtol=1e-12, atol=1e-14)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hpcopt
+from hpcopt.comm.contribution import Buffer
 from hpcopt.comm.local import LocalPorts
 from hpcopt.comm.ports import allreduce_bytes
 from hpcopt.math.streams import stream
@@ -46,7 +47,7 @@ def linear_regression():
 
 
 def begin(problem, ordered=False, method=hpcopt.PowerSGD, **keys):
-    ports = LocalPorts(problem.share.total, ordered=ordered)
+    ports = LocalPorts(problem.share.total, problem.initial(), ordered=ordered)
     method = method(**keys)
     return method, method.start(problem, ports), ports
 
@@ -174,7 +175,7 @@ def test_both_forms_agree(problem):
 def test_bytes(rank, numbers, calls, ordered):
     method, state, ports = begin(network(mlp()), ordered, rank=rank)
     go(method, state, 4)
-    counter = ports.reduce.counter
+    counter = ports.reduce.counters["sum"]
     assert counter.bytes_workers == pytest.approx(4 * N * allreduce_bytes(8 * numbers, N))
     assert counter.calls == 4 * calls
     assert counter.passes == (4 if calls == 1 else 0)  # whole vectors only where nothing is compressed
@@ -185,23 +186,24 @@ def test_workers_in_other_processes_change_no_bit(rank):
     """Memories lie elsewhere in memory there; what a worker hands over may not depend on that."""
 
     class Recording:
-        form = "weighted"
+        def __init__(self, workers):
+            self.rows, self.workers = [], workers
 
-        def __init__(self):
-            self.rows = []
+        def contribution(self, size):
+            return Buffer(size, torch.empty(0), self.workers, self.sum, scatter=None)
 
-        def scalars(self, rows):
+        def sum(self, rows):
             self.rows.append(rows.clone())
             return next(self.totals)
 
     class Ports:
-        def __init__(self):
-            self.reduce = Recording()
+        def __init__(self, workers):
+            self.reduce = Recording(workers)
 
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(12, 67), nn.Tanh(), nn.Linear(67, 150), nn.Tanh(), nn.Linear(150, 5))
     recipe = hpcopt.Network(model, cross_entropy, TRAIN, workers=N, batch_size=4)
-    together, apart = Ports(), [Ports() for _ in range(N)]
+    together, apart = Ports(N), [Ports(1) for _ in range(N)]
     method = hpcopt.PowerSGD(rank=rank)
     everyone = recipe.bind(Share(range(N), N, SEED, torch.float32))
     state = method.start(everyone, together)

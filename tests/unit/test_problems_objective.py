@@ -12,13 +12,13 @@ import torch
 from mpi4py import MPI
 
 import hpcopt
+from hpcopt.api import start
 from hpcopt.config import from_tables, template
 from hpcopt.config.io import resumable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
 from hpcopt.problems.base import Draw, Problem, Share
 from hpcopt.problems.objective import Objective
-from hpcopt.run import resume, run, start
 
 N = 3
 EXAMPLE = Objective.__doc__.split("[problem] table:")[1].split("    Then ``hpcopt.run")[0]
@@ -90,9 +90,9 @@ def test_it_runs_from_a_config_as_from_python_and_goes_on(mine, tmp_path: Path) 
     start(MPI.COMM_SELF, config)
     recipe = mine.Ridge(workers=N, dim=np.int64(4), batch_size=10)
     settings = {"evaluate_every": 2, "dtype": "float64"}
-    run(hpcopt.AllreduceSGD(), recipe, out="python", rounds=3, **settings)
-    resume("python", problem=recipe, overrides=("run.rounds=6",))
-    resume("config", overrides=("problem.batch_size=10",))  # finished
+    hpcopt.run(hpcopt.AllreduceSGD(), recipe, out="python", rounds=3, **settings)
+    hpcopt.resume("python", problem=recipe, overrides=("run.rounds=6",))
+    hpcopt.resume("config", overrides=("problem.batch_size=10",))  # finished
     losses = [hpcopt.load(tmp_path / out)["metrics/loss"].values for out in ("config", "python")]
     np.testing.assert_array_equal(losses[0], np.delete(losses[1], 2))  # of rounds 0, 2, (3,) 4, 6
     with pytest.raises(UserError, match=r"\[problem\] dim = 5: the run was begun with 4"):

@@ -9,7 +9,6 @@ import torch
 
 import hpcopt
 from hpcopt.problems.base import Problem, Share, row
-from hpcopt.run import run
 
 
 def bound(recipe, workers) -> Problem:
@@ -124,7 +123,7 @@ def test_a_problem_may_compute_all_workers_at_once(tmp_path: Path) -> None:
     for name, recipe in (("looped", looped), ("together", together)):
         for method in (hpcopt.AllreduceSGD(lr=0.02), hpcopt.DPSGD(lr=0.02), hpcopt.TopK(lr=0.02, k=2)):
             out = tmp_path / f"{name}-{method.table.__name__}"
-            run(method, recipe, out=out, rounds=5, evaluate_every=1)
+            hpcopt.run(method, recipe, out=out, rounds=5, evaluate_every=1)
             curves.append(hpcopt.load(out)["metrics"])
     for one, other in zip(curves[:3], curves[3:], strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-10)

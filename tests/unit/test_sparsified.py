@@ -58,13 +58,17 @@ def paper(task, k, rounds, mu=None, denominator="sent", Q=1e8):
 
 
 def trajectory(method, task, rounds, ports=None):
-    state = method.start(task, ports or LocalPorts(task.share.n))
+    state = method.start(task, ports or LocalPorts(task.share.n, task.initial()))
     points = []
     for _ in range(rounds):
         method.step(state)
         state.round += 1
         points.append(state.x.numpy().copy())
     return np.array(points), state
+
+
+def ordered(task):
+    return LocalPorts(task.share.n, task.initial(), ordered=True)
 
 
 CASES = {
@@ -95,8 +99,8 @@ def test_sent_and_kept_is_what_was_accumulated(method, per_layer):
     task = network()
     way = method(density=0.2, lr=ETA, per_layer=per_layer)
     _, state = trajectory(way, task, 5)
-    taken = []
-    way._remember = lambda state, s, sent, g: taken.append((s, sent))
+    taken, take = [], way._memory.take
+    way._memory.take = lambda a, s: taken.append((s, take(a, s))) or taken[-1][1]
     before = state.e.clone()
     task.gradients(state.x, Draw(state.round), weighted=True, out=before)
     way.step(state)
@@ -109,8 +113,8 @@ def test_sent_and_kept_is_what_was_accumulated(method, per_layer):
 @pytest.mark.parametrize("keys", [{"density": 1.0}, {"k": 53}])
 def test_k_of_d_is_dense_bit_for_bit(method, keys):
     optimizer = {"lr": 0.1, "momentum": 0.9}
-    found, state = trajectory(method(**keys, **optimizer), network(), 20, LocalPorts(N, ordered=True))
-    dense, _ = trajectory(hpcopt.AllreduceSGD(**optimizer), network(), 20, LocalPorts(N, ordered=True))
+    ways = method(**keys, **optimizer), hpcopt.AllreduceSGD(**optimizer)
+    (found, state), (dense, _) = (trajectory(way, network(), 20, ordered(network())) for way in ways)
     assert np.array_equal(found, dense)
     assert state.e.shape == (N, 0)  # no memory for what never stays behind
 
@@ -118,11 +122,12 @@ def test_k_of_d_is_dense_bit_for_bit(method, keys):
 def test_all_entries_through_the_exchange_are_dense_bit_for_bit():
     """The general way too, not only the short cut for k = d."""
     way = hpcopt.TopK(k=53, lr=0.1)
-    task, ports = network(), LocalPorts(N, ordered=True)
+    task = network()
+    ports = ordered(task)
     way.start(task, ports)
     g = task.gradients(task.initial(), Draw(0), weighted=True)
     every = torch.arange(53).expand(N, 53)
-    assert torch.equal(ports.sparse_sum(task.initial()).sum(every, g).dense, ports.reduce.sum(g.clone()))
+    assert torch.equal(ports.sparse_sum(task.initial()).sum(every, g).dense, ports.reduce.sum(g))
 
 
 def test_a_global_selection_returns_what_it_drops():
@@ -147,7 +152,7 @@ def test_a_global_selection_returns_what_it_drops():
 def test_density_warms_up_and_the_state_has_room_for_it():
     way = hpcopt.RegTopK(density=0.05, density_warmup_rounds=6, density_start=0.5, lr=ETA)
     task = problem(dim=100)
-    state = way.start(task, LocalPorts(N))
+    state = way.start(task, LocalPorts(N, task.initial()))
     sent = []
     for _ in range(9):
         way.step(state)
@@ -163,9 +168,9 @@ def test_density_warms_up_and_the_state_has_room_for_it():
 def test_per_layer_sends_the_same_fraction_of_each_tensor():
     task = network()
     way = hpcopt.TopK(density=0.2, per_layer=True, lr=ETA)
-    state = way.start(task, LocalPorts(N))
+    state = way.start(task, LocalPorts(N, task.initial()))
     task.gradients(state.x, Draw(0), weighted=True, out=state.e)
-    chosen = way._choose(state)
+    chosen = way._largest(state.e, 0)
     ends = np.cumsum(task.layout.sizes)
     per_tensor = np.histogram(chosen[0], bins=[0, *ends])[0]
     assert per_tensor.tolist() == [max(1, round(0.2 * size)) for size in task.layout.sizes]
@@ -174,11 +179,14 @@ def test_per_layer_sends_the_same_fraction_of_each_tensor():
 def test_random_entries_are_the_same_for_all_and_new_every_round():
     task = problem()
     way = hpcopt.RandomK(k=4, lr=ETA)
-    state = way.start(task, LocalPorts(N))
-    first = way._choose(state)
-    assert (first == first[0]).all()
-    state.round = 1
-    assert not torch.equal(first, way._choose(state))
+    chosen = []
+    for rounds in (1, 2):
+        _, state = trajectory(way, task, rounds)
+        missing = state.e == 0
+        assert (missing == missing[0]).all()
+        chosen.append(missing[0])
+    assert chosen[0].sum() == 4
+    assert not torch.equal(*chosen)
 
 
 TOY = {
@@ -212,7 +220,7 @@ def test_the_optimum_is_reached_where_topk_stalls(tmp_path, density):
 
 def test_too_many_entries_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"k = 41: .* 1 to 40"):
-        hpcopt.TopK(k=41).start(problem(), LocalPorts(N))
+        trajectory(hpcopt.TopK(k=41), problem(), 1)
     for wrong in ({"k": 4, "density": 0.1}, {"k": 4, "per_layer": True}):
         with pytest.raises(Exception, match="give"):
             hpcopt.TopK(**wrong)

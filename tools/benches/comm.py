@@ -13,6 +13,7 @@ from mpi4py import MPI
 from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.staging import Staging
 from hpcopt.math.flat import buffer
+from hpcopt.placement import Placement
 
 REPEATS = 21
 
@@ -28,10 +29,11 @@ def once(comm: MPI.Comm, call: Callable[[], object], count: int) -> float:
 
 def compare(comm: MPI.Comm, nbytes: int, count: int) -> tuple[list[float], list[float]]:
     """Seconds per call, bare and through the port, in alternating blocks of ``count`` calls."""
-    reducer = MPIReducer(comm, comm.size, Staging(torch.device("cpu")))
     tensor = buffer((nbytes // 4,), like=torch.empty(0)).zero_()
+    placement = Placement.even(comm.size, comm.size, comm.rank)
+    reducer = MPIReducer(comm, placement, Staging(torch.device("cpu")), tensor)
     array = np.zeros(nbytes // 4, dtype=np.float32)
-    calls = (lambda: comm.Allreduce(MPI.IN_PLACE, array), lambda: reducer.sum(tensor))
+    calls = (lambda: comm.Allreduce(MPI.IN_PLACE, array), lambda: reducer.total(tensor))
     for call in calls:
         once(comm, call, count)
     bare, port = [], []

@@ -20,6 +20,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.math.flat import Layout, buffer_of_rows
 from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
+from hpcopt.placement import Placement
 from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share
 
 Call = Callable[[], object]
@@ -180,14 +181,16 @@ class Steps:
     def __init__(
         self,
         comm: MPI.Comm,
-        method: Method[Any],
+        method: Method[Any, Any],
         problem: Problem,
         reduction: str = "auto",
         remembered: Mapping[str, Any] | None = None,
     ) -> None:
         staging = Staging(torch.device("cpu"))
         like = problem.initial()
-        self.ports = MPIPorts(comm, problem.share.total, staging, like, reduction, False, remembered or {})
+        placement = Placement.even(problem.share.total, comm.size, comm.rank)
+        self.ports = MPIPorts(comm, placement, staging, like, reduction, False, remembered or {})
+        method.prepare(problem)
         self.method, self.state = method, method.start(problem, self.ports)
 
     def step(self) -> None:
@@ -210,7 +213,8 @@ class Mixes:
     """
 
     def __init__(self, comm: MPI.Comm, topology: str, like: Tensor) -> None:
-        self.ports = MPIPorts(comm, comm.size, Staging(like.device), like, "mpi", False, {})
+        placement = Placement.even(comm.size, comm.size, comm.rank)
+        self.ports = MPIPorts(comm, placement, Staging(like.device), like, "mpi", False, {})
         self.port = self.ports.neighbours(like, mixing(topology, "metropolis", comm.size))
         self.X = buffer_of_rows(1, len(like), like).copy_(like)
         self.round = 0

@@ -23,6 +23,7 @@ from hpcopt.comm.ports import Counter, Ports
 from hpcopt.comm.staging import Staging
 from hpcopt.math.graphs import phases
 from hpcopt.math.mixing import mixing
+from hpcopt.placement import Placement
 
 TOPOLOGIES = ("ring", "one_peer_exponential", "exponential")
 ELEMENTS = 1_000_000
@@ -39,7 +40,7 @@ RING, TREE = "ring allreduce", "halving and doubling"
 def one_round(ports: Ports, X: Tensor, what: str, N: int) -> tuple[Callable[[int], object], Counter]:
     """A round of gossip on a topology, or an allreduce, and the counter of its port. Collective."""
     if what == DENSE:
-        return lambda _: ports.reduce.sum(X[0]), ports.reduce.counter
+        return lambda _: ports.reduce.sum(X), ports.reduce.counters["sum"]
     port = ports.neighbours(X[0], mixing(what, "metropolis", N))
     return lambda round: port.mix(X, round), port.counter
 
@@ -62,7 +63,8 @@ def counted(comm: MPI.Comm) -> None:
     found = []
     for what in (*TOPOLOGIES, DENSE):
         X = torch.randn(1, ELEMENTS)
-        ports = MPIPorts(comm, comm.size, Staging(torch.device("cpu")), X[0], "mpi", False, {})
+        placement = Placement.even(comm.size, comm.size, comm.rank)
+        ports = MPIPorts(comm, placement, Staging(torch.device("cpu")), X[0], "mpi", False, {})
         call, counter = one_round(ports, X, what, comm.size)
         call(0)  # opens connections
         start, start_workers = counter.bytes, counter.bytes_workers
@@ -90,7 +92,7 @@ def counted(comm: MPI.Comm) -> None:
 def vectors(what: str, N: int) -> float:
     """Vectors of d numbers that a worker sends in a round, by the twins."""
     X = torch.randn(N, SIMULATED_ELEMENTS)
-    call, counter = one_round(LocalPorts(N), X, what, N)
+    call, counter = one_round(LocalPorts(N, X[0]), X, what, N)
     rounds = max(1, phases(N))
     for round in range(rounds):
         call(round)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
+from hpcopt.placement import Placement
 from hpcopt.problems import models
 
 REPEATS = 7
@@ -116,7 +117,8 @@ def main() -> None:
     start_gloo(comm)
     d = SIZES["resnet18"]
     like = torch.randn(d, generator=torch.Generator().manual_seed(comm.rank))
-    dense = MPIPorts(comm, comm.size, Staging(like.device), like, "auto", False, {})
+    placement = Placement.even(comm.size, comm.size, comm.rank)
+    dense = MPIPorts(comm, placement, Staging(like.device), like, "auto", False, {})
     part, tensor = like.clone(), like.clone()
     trivial = Trivial(models.build("resnet18", (1, 8, 8), 10))
     ddp = nn.parallel.DistributedDataParallel(trivial, gradient_as_bucket_view=True)

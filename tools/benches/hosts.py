@@ -15,6 +15,7 @@ from hpcopt.comm.reducer import MPIReducer
 from hpcopt.comm.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable
+from hpcopt.placement import Placement
 from hpcopt.problems.base import Draw, Share
 
 ELEMENTS = 11_000_000  # float32: 44 MB
@@ -27,19 +28,14 @@ def overlapping(comm: MPI.Comm) -> list[tuple[float, float]]:
     mine = range(comm.rank, comm.rank + 1)
     share = Share(mine, comm.size, seed=0, dtype=torch.float32)
     problem = table.recipe().bind(share)
-    x, out = problem.initial(), torch.empty(problem.dim)
+    x, placement = problem.initial(), Placement.even(comm.size, comm.size, comm.rank)
     staging = Staging(torch.device("cpu"))
-    reducers = [MPIReducer(comm, comm.size, staging, "ring", overlap) for overlap in (False, True)]
+    reducers = [MPIReducer(comm, placement, staging, x, "ring", overlap) for overlap in (False, True)]
 
-    def step(reducer: MPIReducer) -> None:
-        total = reducer.begin(out)
-        problem.total_gradient(x, Draw(0), out=out, ready=total.ready)
-        total.finish()
+    def step(reducer: MPIReducer) -> float:
+        return seconds(comm, lambda: reducer.gradient(problem, x, Draw(0)))
 
-    pairs = [
-        (seconds(comm, lambda: step(reducers[0])), seconds(comm, lambda: step(reducers[1])))
-        for _ in range(1 + REPEATS)
-    ]
+    pairs = [(step(reducers[0]), step(reducers[1])) for _ in range(1 + REPEATS)]
     for reducer in reducers:
         reducer.free()
     return pairs[1:]

@@ -40,7 +40,7 @@ from hpcopt.comm.world import world
 from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest
 from hpcopt.methods.base import Method
-from hpcopt.placement import block
+from hpcopt.placement import Placement
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
@@ -84,36 +84,63 @@ class Outcome(NamedTuple):
 
 Report = Callable[[Outcome], None]
 Call = Callable[[Reducer, Tensor], Tensor]
-Part = Callable[[Reducer, Tensor, range], Tensor]
 
 
 def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
-    """Every call of `Reducer`, plain and ordered, against the twin that holds all workers. Collective."""
-    for ordered in (False, True):
-        twin = LocalReducer(WORKERS, ordered)
+    """Every verb of `Reducer`, plain and ordered, against the twin that holds all workers. Collective."""
+    placement, here = _placement(comm), Staging(torch.device("cpu"))
+    for ordered, size, dtype in product((False, True), SIZES, ROUNDING):
+        rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
         plan: Plan = "ordered" if ordered else "mpi"
-        there = MPIReducer(comm, WORKERS, staging, plan)
-        here = MPIReducer(comm, WORKERS, Staging(torch.device("cpu")), plan)
-        for size in SIZES:
-            for dtype in ROUNDING:
-                rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
-                for name, (part, call, cut) in _calls(size).items():
-                    want = call(twin, part(twin, rows, range(WORKERS)))
-                    want = want[there.own(size).start : there.own(size).stop] if cut else want
-                    given = part(there, rows, block(WORKERS, comm.size, comm.rank))
-                    got, seconds = _timed(comm, partial(call, there), given.to(staging.device))
-                    _, base = _timed(comm, partial(call, here), given)
-                    limit = 0.0 if ordered else ROUNDING[dtype]
-                    title = f"reduce.{name}{' (ordered)' * ordered}"
-                    kind = str(dtype).removeprefix("torch.")
-                    report(Outcome(title, size, kind, _error(comm, got, want), limit, base, seconds))
-        there.free()
-        here.free()
+        twin = LocalReducer(WORKERS, rows[0], ordered)
+        reducers = [
+            MPIReducer(comm, placement, staged, rows[0].to(staged.device), plan) for staged in (here, staging)
+        ]
+        mine, own = rows[placement.here.start : placement.here.stop], reducers[0].own(size)
+        cut = slice(own.start, own.stop)
+        for verb, (call, sliced) in VERBS.items():
+            if verb in ("gather", "slices"):  # of slices
+                want, given = (rows[0], rows[0, cut]) if verb == "gather" else (rows[0], rows[0] / comm.size)
+            else:
+                want, given = call(twin, rows), mine
+            (_, base), (got, seconds) = (
+                _timed(comm, partial(call, reducer), given.to(staged.device))
+                for reducer, staged in zip(reducers, (here, staging), strict=True)
+            )
+            error = _error(comm, got, want[cut] if sliced else want)
+            limit = 0.0 if ordered and verb != "slices" else ROUNDING[dtype]
+            title = f"reduce.{verb}{' (ordered)' * ordered}"
+            kind = str(dtype).removeprefix("torch.")
+            report(Outcome(title, size, kind, error, limit, base, seconds))
+        for reducer in reducers:
+            reducer.free()
+
+
+def _scattered(reducer: Reducer, rows: Tensor) -> Tensor:
+    part = reducer.contribution(rows.shape[1])
+    for i, row in enumerate(rows):
+        part.add(i, row)
+    return part.scatter()
+
+
+def _gathered(reducer: Reducer, piece: Tensor) -> Tensor:
+    size = next(size for size in SIZES if len(reducer.own(size)) == len(piece))
+    return reducer.allgather(piece, size)
+
+
+VERBS: dict[str, tuple[Call, bool]] = {
+    "sum": (lambda reducer, given: reducer.sum(given), False),
+    "scatter": (_scattered, True),
+    "scalars": (lambda reducer, given: reducer.scalars(given), False),
+    "gather": (_gathered, False),
+    "slices": (lambda reducer, given: reducer.slices(given), False),
+}
+"""the call of each verb, and whether its result is this rank's slice"""
 
 
 def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Every plan of `SparseSum`, selection included, against the twin on the CPU. Collective."""
-    mine = block(WORKERS, comm.size, comm.rank)
+    mine = _placement(comm).here
     for exchange, select, size in product(PLANS, ("local", "global"), (5, 1_000_003)):
         for dtype in ROUNDING:
             rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
@@ -122,7 +149,9 @@ def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
             outcomes = []
             for staged in (Staging(torch.device("cpu")), staging):
                 like = rows[0].to(staged.device)
-                ports = MPIPorts(comm, WORKERS, staged, like, "ordered", overlap=False, remembered={})
+                ports = MPIPorts(
+                    comm, _placement(comm), staged, like, "ordered", overlap=False, remembered={}
+                )
                 port = ports.sparse_sum(like, exchange, select)
                 given = rows[mine.start : mine.stop].to(staged.device)
 
@@ -139,7 +168,7 @@ def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
 
 def check_neighbours(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Plain and overlapped mixes over several graphs against the twin on the CPU. Collective."""
-    mine = block(WORKERS, comm.size, comm.rank)
+    mine = _placement(comm).here
     for topology, size, dtype in product(("ring", "star", "one_peer_exponential"), SIZES, ROUNDING):
         mixes = mixing(topology, "metropolis", WORKERS)
         wide = torch.randn(WORKERS, size + 3, dtype=dtype, generator=torch.Generator().manual_seed(size))
@@ -147,7 +176,7 @@ def check_neighbours(comm: MPI.Comm, staging: Staging, report: Report) -> None:
         _mixed(want, LocalNeighbours(want[0], mixes))
         for staged in (Staging(torch.device("cpu")), staging):
             given = wide[mine.start : mine.stop].to(staged.device)[:, :size]
-            port = MPINeighbours(comm, WORKERS, given[0], mixes, staged)
+            port = MPINeighbours(comm, _placement(comm), given[0], mixes, staged)
             outcomes.append(_timed(comm, partial(_mixed, port=port), given))
             port.free()
         (_, base), (got, seconds) = outcomes
@@ -195,24 +224,8 @@ def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -
 CHECKS = [check_reducer, check_sparse_sum, check_neighbours]
 
 
-def _calls(size: int) -> dict[str, tuple[Part, Call, bool]]:
-    """What is handed over, the call, and whether its result is this rank's slice of the twin's."""
-    return {
-        "sum": (_contribution, lambda reducer, given: reducer.sum(given), False),
-        "scalars": (_contribution, lambda reducer, given: reducer.scalars(given), False),
-        "reduce_scatter": (_contribution, lambda reducer, given: reducer.reduce_scatter(given), True),
-        "allgather": (_piece, lambda reducer, given: reducer.allgather(given, size), False),
-    }
-
-
-def _contribution(reducer: Reducer, rows: Tensor, mine: range) -> Tensor:
-    rows = rows[mine.start : mine.stop]
-    return rows.clone() if reducer.form == "weighted" else rows.sum(0)
-
-
-def _piece(reducer: Reducer, rows: Tensor, mine: range) -> Tensor:
-    own = reducer.own(rows.shape[1])
-    return rows[0, own.start : own.stop].clone()
+def _placement(comm: MPI.Comm) -> Placement:
+    return Placement.even(WORKERS, comm.size, comm.rank)
 
 
 def _timed(comm: MPI.Comm, call: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor, float]:
@@ -248,7 +261,7 @@ def _error(comm: MPI.Comm, got: Any, want: Any) -> float:
 
 
 def _run(
-    method: Method[Any], comm: MPI.Comm, device: str, out: Path, rounds: int
+    method: Method[Any, Any], comm: MPI.Comm, device: str, out: Path, rounds: int
 ) -> tuple[dict[str, Any], float]:
     """The state and the losses of a run, and its seconds, files included. Collective over ``comm``."""
     start = time.perf_counter()

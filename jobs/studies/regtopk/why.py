@@ -96,15 +96,16 @@ def _watch(case: Case) -> dict[str, Any]:
 
     from hpcopt.comm.local import LocalPorts
     from hpcopt.math.topk import UNSENT
+    from hpcopt.methods.parts.sparsify import entries_sent
     from hpcopt.methods.regtopk import RegTopK, RegTopKState
     from hpcopt.problems.base import Draw, Share
 
     class Watched(RegTopK):
         """Notes before it chooses."""
 
-        def _choose(self, state: RegTopKState) -> Tensor:
-            plain, chosen = self._largest(state), super()._choose(state)
-            last = slice(0, self._previous(state)[0])
+        def _choose(self, a: Tensor, state: RegTopKState) -> Tensor:
+            plain, chosen = self._largest(a, state.round), super()._choose(a, state)
+            last = slice(0, entries_sent(state.counts, len(state.x))[0])
             s, sent, back = state.s[:, last], state.sent[:, last], state.back[:, last]
             if s.shape[1]:
                 ratios.append(torch.where(sent == 0, UNSENT, (back / sent).abs()).flatten().numpy())
@@ -118,7 +119,7 @@ def _watch(case: Case) -> dict[str, Any]:
     problem = config.problem.recipe().bind(Share(range(workers), workers, config.run.seed, dtype))
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
     method = Watched(config.method)
-    state = method.start(problem, LocalPorts(workers))
+    state = method.start(problem, LocalPorts(workers, problem.initial()))
     pairs = np.triu_indices(workers, 1)
     for round in range(ROUNDS):
         if round % EVERY == 0:

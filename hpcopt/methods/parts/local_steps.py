@@ -44,7 +44,7 @@ class Phase:
         return next(iter(self.rates)) if len(self.rates) == 1 else "all"
 
 
-class OwnSteps:
+class LocalSteps:
     """The steps of the workers here.
 
     Args:
@@ -54,6 +54,11 @@ class OwnSteps:
 
     def __init__(self, problem: Problem, settings: OwnStepsTable) -> None:
         self._problem, self._settings = problem, settings
+
+    def phase(self, i: int, steps: int | None, epochs: int | None) -> Phase:
+        """The steps of worker i (from 0 here) that move everything, as many as `count` says."""
+        count = self.count(i, steps, epochs)
+        return Phase({"all": self._settings.lr}, range(count), count)
 
     def count(self, i: int, steps: int | None, epochs: int | None) -> int:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""

@@ -1,0 +1,62 @@
+"""Every worker trains on its own rows, and nothing is ever sent: what has to be beaten.
+
+symbol    name    shape     meaning
+x_i       X       (n, d)    worker i's parameters
+          M       (n, d)    its momentum (empty if there is none)
+          before  (n, 0)    nothing: states of methods with models of the workers' own have it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
+from hpcopt.config.methods import LocalTable
+from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.methods.parts.consensus import Consensus
+from hpcopt.methods.parts.local_steps import LocalSteps
+from hpcopt.problems.base import Problem
+
+
+@dataclass(kw_only=True)
+class LocalState(State):
+    """Models of the workers' own."""
+
+    X: Tensor = per_worker()
+    M: Tensor = per_worker()
+    before: Tensor = per_worker()
+
+
+class Local(Method[LocalTable, LocalState]):
+    """Own steps and no exchange."""
+
+    model_field = "X"
+
+    def start(self, problem: Problem, ports: Ports) -> LocalState:
+        """See `Method`."""
+        settings = self.settings
+        self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
+        X = problem.rows_of(problem.dim).copy_(problem.initial())
+        plan = [
+            [self._steps.phase(i, settings.local_steps, settings.local_epochs)]
+            for i in range(problem.share.n)
+        ]
+        self._steps.assign(plan, X, ports)
+        M = problem.rows_of(problem.dim if settings.momentum else 0).zero_()
+        return LocalState(X=X, M=M, before=X[:, :0].clone())
+
+    def step(self, state: LocalState) -> StepInfo:
+        """One round."""
+        # x_i ← x_i − η ∇f_i(x_i), local_steps times
+        self._steps.make_all(state.X, state.M, state.round)
+        return StepInfo()
+
+    def others(self, state: LocalState) -> dict[str, Tensor]:
+        """The mean of the workers' models, as "global"."""
+        return {"global": self._consensus.mean(state.X)}
+
+    def metrics(self, state: LocalState) -> dict[str, float]:
+        """``consensus``."""
+        return {"consensus": self._consensus.distance(state.X)}
