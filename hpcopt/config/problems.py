@@ -126,7 +126,7 @@ class NetworkTable(PartitionTable):
 
     def recipe(self) -> Recipe:
         """The network; raises `UserError` where there is no such data set, or the model cannot take it."""
-        return _load("hpcopt.problems.network:Network").from_table(self)
+        return _load("hpcopt.problems.network:BuiltInNetwork")(self)
 
 
 def problem_class(kind: Any) -> type[ProblemTable]:

@@ -148,10 +148,10 @@ class Problem(ABC):
         self.share, self.layout = share, layout
         every = torch.tensor(rows, dtype=torch.int64)
         self.rows = every[share.workers.start : share.workers.stop]
-        parts = (self.rows if weights == "rows" else torch.ones(share.n)).double()
-        total = sum(rows) if weights == "rows" else share.total
-        self.weights = (parts / total).to(share.device, share.dtype)
         self.total_rows = sum(rows)
+        counts = every if weights == "rows" else torch.ones(share.total)
+        ours = counts[share.workers.start : share.workers.stop].double() / counts.double().sum()
+        self.weights = ours.to(share.device, share.dtype)
         self.buffers = self._zeros(share.n, 0)
 
     @property
@@ -206,7 +206,7 @@ class Problem(ABC):
 
     @abstractmethod
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
-        """f_n at the worker's model on its mini-batch, (n,); all rows if ``draw`` is None."""
+        """f_n at the worker's model on its mini-batch, (n,)."""
 
     @abstractmethod
     def gradients(
@@ -215,8 +215,7 @@ class Problem(ABC):
         """∇f_n of every worker here, or ω_n ∇f_n if ``weighted``, (n, d).
 
         Args:
-            X: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
+            X, draw: see `Problem`.
             weighted: whether each is multiplied by its worker's weight.
             out: (n, d), to which they are added; zeros if None.
         """
@@ -233,8 +232,7 @@ class Problem(ABC):
         """Σ ω_n ∇f_n over the workers here, (d,); needs memory for d numbers, not n·d.
 
         Args:
-            X: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
+            X, draw: see `Problem`.
             out: (d,), overwritten; allocated if None.
             ready: called with ranges [start, stop) of ``out`` that have their final values, each element at
                 most once, while the rest is still being computed; a problem need not.
@@ -247,7 +245,7 @@ class Problem(ABC):
         Args:
             i: the worker, from 0 here.
             x: its model, (d,).
-            draw: which mini-batch; None for all rows.
+            draw: see `Problem`.
             part: all, only the shared, or only the private parameters.
 
         Returns:
@@ -272,14 +270,7 @@ class Problem(ABC):
 
     @abstractmethod
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
-        """Hessian-vector products ∇²f_n(x_n) v_n, or ω_n times them if ``weighted``, (n, d).
-
-        Args:
-            X: (d,) or (n, d).
-            V: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
-            weighted: whether each is multiplied by its worker's weight.
-        """
+        """Hessian-vector products ∇²f_n(x_n) v_n, or ω_n times them if ``weighted``, (n, d); V is as X."""
 
     @abstractmethod
     def total_hvp(

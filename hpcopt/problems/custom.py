@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 
@@ -14,8 +13,6 @@ from hpcopt.own_code import load_own, suggestion
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Recipe
-
-Factory = Callable[..., Any]
 
 
 class CustomTable(ProblemTable):
@@ -31,34 +28,22 @@ class CustomTable(ProblemTable):
         """What the factory makes of the keys; ``weights``, which every table has, only where it was given.
 
         Raises:
-            UserError: as `build`.
+            UserError: the factory cannot be loaded, refuses a key, or returns something without ``bind``.
         """
-        return build(workers=self.workers, **self.dump())
+        kind, keys = self.kind, {"workers": self.workers} | self.dump()
+        del keys["kind"]
+        factory = load_own("problem.kind", kind, "factory")
+        _check_keys(kind, factory, keys)
+        recipe: Recipe = factory(**keys)
+        if not callable(getattr(recipe, "bind", None)):
+            raise UserError(
+                f'problem.kind = "{kind}": the factory returned a {type(recipe).__name__}, which has no '
+                "bind(share); it must return a recipe (see hpcopt.problems.base)"
+            )
+        return recipe
 
 
-def build(kind: str, workers: int, **keys: Any) -> Recipe:
-    """Calls ``factory(workers=workers, **keys)``.
-
-    Args:
-        kind: ``"package.module:factory"``.
-        workers: N.
-        keys: what the factory is given besides.
-
-    Raises:
-        UserError: the factory cannot be loaded, refuses a key, or returns something without ``bind``.
-    """
-    factory: Factory = load_own("problem.kind", kind, "factory")
-    _check_keys(kind, factory, {"workers": workers, **keys})
-    recipe = factory(workers=workers, **keys)
-    if not callable(getattr(recipe, "bind", None)):
-        raise UserError(
-            f'problem.kind = "{kind}": the factory returned {_article(recipe)}, which has no bind(share); '
-            "it must return a recipe (see hpcopt.problems.base)"
-        )
-    return cast("Recipe", recipe)
-
-
-def _check_keys(kind: str, factory: Factory, keys: dict[str, Any]) -> None:
+def _check_keys(kind: str, factory: Any, keys: dict[str, Any]) -> None:
     """Raises `UserError` where the factory's signature does not take these keys."""
     try:
         signature = inspect.signature(factory)
@@ -73,7 +58,3 @@ def _check_keys(kind: str, factory: Factory, keys: dict[str, Any]) -> None:
             f'problem.kind = "{kind}": the factory refuses its keys: {error}{suggestion(unknown, known)}; '
             f"it is called as factory(workers=N, **keys) and takes {signature}"
         ) from None
-
-
-def _article(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

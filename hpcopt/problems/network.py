@@ -14,11 +14,10 @@ from hpcopt.problems.base import check_split
 from hpcopt.problems.data import array_dataset, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.newcomers import Newcomers
-from hpcopt.problems.rows import read_worker
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Share
-    from hpcopt.problems.data import Dataset, Partition
+    from hpcopt.problems.data import Partition
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor], Tensor]
@@ -31,7 +30,13 @@ class Network:
     """f_n(x) = mean loss over worker n's rows + λ/2 ‖x‖², of the logits + τ log π_n.
 
     The vector x holds the module's parameters that require a gradient; frozen ones stay as they are.
+
+    Attributes:
+        workers, table, data, model, loss, augment: what describes the problem.
+        random: whether a training pass may draw random numbers; a module of the user's, in any place.
     """
+
+    random = True
 
     def __init__(
         self,
@@ -66,39 +71,8 @@ class Network:
         given = [key for key in keys if key in BUILT_IN]
         if given:
             raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
-        table = NetworkTable(workers=workers, **keys)
-        self._describe(table, array_dataset(train, test), model, loss, augment, own=True)
-
-    @classmethod
-    def from_table(cls, table: NetworkTable) -> Network:
-        """The problem of a config file: a built-in model, a data set by name, cross-entropy.
-
-        Raises:
-            UserError: no such data set, one without classes, or images that the model cannot take.
-        """
-        data = open_dataset(table.dataset)
-        if data.classes is None:
-            raise UserError(
-                f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
-                'kind = "network" needs; use hpcopt.Network with a loss of your own'
-            )
-        shape = models.image_shape(data.train.shape)
-        model = models.build(table.model, shape, data.classes, table.hidden, table.dropout)
-        network = cls.__new__(cls)
-        network._describe(table, data, model, nn.functional.cross_entropy, None, own=False)
-        return network
-
-    def _describe(
-        self,
-        table: NetworkTable,
-        data: Dataset,
-        model: nn.Module,
-        loss: Loss,
-        augment: Augment | None,
-        own: bool,
-    ) -> None:
-        self.workers, self.table, self._data = table.workers, table, data
-        self._model, self._loss, self._augment, self._own_model = model, loss, augment, own
+        self.workers, self.table = workers, NetworkTable(workers=workers, **keys)
+        self.data, self.model, self.loss, self.augment = array_dataset(train, test), model, loss, augment
 
     def bind(self, share: Share) -> NetworkProblem:
         """This process's part; reads the rows of its workers.
@@ -107,38 +81,17 @@ class Network:
             UserError: more workers than rows, a partition that the data do not allow, or a model, loss and
                 data that do not fit together (tried out on the first rows).
         """
-        if not self._own_model:
-            models.initialise(self._model, share.seed)
         parts, table = self._parts(share.seed), self.table
-        problem = self._problem(share, parts, self._augment)
+        problem = NetworkProblem(share, self, parts)
         if table.new_workers:
             check_split(problem.layout, f"problem.new_workers = {table.new_workers}")
             theirs = share.newcomers(table.new_workers)
-            fitted = self._problem(theirs, parts, None, frozen=True) if theirs.n else None
+            fitted = NetworkProblem(theirs, self, parts, frozen=True) if theirs.n else None
             problem.newcomers = Newcomers(fitted, table.new_worker_steps, table.new_worker_lr)
         return problem
 
-    def _problem(
-        self, share: Share, parts: Partition, augment: Augment | None, frozen: bool = False
-    ) -> NetworkProblem:
-        # a rank without workers, too, has to know what an evaluation tells: it looks at somebody's rows
-        workers = share.workers or range(1)
-        return NetworkProblem(
-            share,
-            self._model,
-            self._loss,
-            [read_worker(self._data, parts, worker, share) for worker in workers],
-            all_rows=[len(rows) for rows in parts.train[: share.total]],
-            table=self.table,
-            moments=(self._data.mean, self._data.std),
-            augment=augment,
-            # a module of the user's may draw random numbers in any place
-            random=self._own_model or augment is not None or self.table.dropout > 0,
-            frozen=frozen,
-        )
-
     def _parts(self, seed: int) -> Partition:
-        table, data = self.table, self._data
+        table, data = self.table, self.data
         most = len(data.train) - self.workers
         if table.new_workers > most >= 0:
             raise UserError(
@@ -155,3 +108,29 @@ class Network:
             samples_per_worker=table.samples_per_worker,
             seed=seed,
         )
+
+
+class BuiltInNetwork(Network):
+    """The problem of a config file: a built-in model, a data set by name, cross-entropy."""
+
+    def __init__(self, table: NetworkTable) -> None:
+        """Opens the data set and builds the model.
+
+        Raises:
+            UserError: no such data set, one without classes, or images that the model cannot take.
+        """
+        self.workers, self.table, self.data = table.workers, table, open_dataset(table.dataset)
+        self.loss, self.augment = nn.functional.cross_entropy, None
+        if self.data.classes is None:
+            raise UserError(
+                f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
+                'kind = "network" needs; use hpcopt.Network with a loss of your own'
+            )
+        shape = models.image_shape(self.data.train.shape)
+        self.model = models.build(table.model, shape, self.data.classes, table.hidden, table.dropout)
+        self.random = table.dropout > 0
+
+    def bind(self, share: Share) -> NetworkProblem:
+        """See `Network`; the model starts from the seed."""
+        models.initialise(self.model, share.seed)
+        return super().bind(share)

@@ -7,23 +7,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcopt.errors import UserError
+from hpcopt.math.flat import aligned
 from hpcopt.math.streams import torch_seed
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
 from hpcopt.problems.labels import classes, log_priors
 from hpcopt.problems.one_by_one import OneByOne
-from hpcopt.problems.rows import pieces, standardised
+from hpcopt.problems.rows import pieces, read_worker, standardised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from hpcopt.config.problems import NetworkTable
     from hpcopt.problems.base import Draw, Part, Ready, Share
+    from hpcopt.problems.data import Partition
     from hpcopt.problems.flat_module import Forward
+    from hpcopt.problems.network import Network
     from hpcopt.problems.rows import Rows, WorkerRows
 
 PIECE = 512
@@ -33,47 +35,32 @@ PIECE = 512
 class NetworkProblem(OneByOne):
     """The workers here. One module serves them all: its parameters are views of a worker's row of X."""
 
-    def __init__(
-        self,
-        share: Share,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        data: list[WorkerRows],
-        *,
-        all_rows: list[int],
-        table: NetworkTable,
-        moments: tuple[float, float],
-        augment: Callable[[Tensor], Tensor] | None,
-        random: bool,
-        frozen: bool = False,
-    ) -> None:
-        """Takes the workers' rows and tries the model out on the first of them.
+    def __init__(self, share: Share, network: Network, parts: Partition, frozen: bool = False) -> None:
+        """Reads the workers' rows and tries the model out on the first of them.
 
         Args:
             share: the workers here.
-            model: copied, not changed; its values are the start.
-            loss: (output, target) -> mean over the batch.
-            data: the rows of each worker here; where there is none, of some worker.
-            all_rows: training rows of all N workers.
-            table: batch_size, private, regularisation, logit_adjustment and weights are used.
-            moments: (mean, std) that features are standardised with.
-            augment: changes a batch of training features, or None.
-            random: whether a training pass may draw random numbers.
+            network: what they compute; its module is copied.
+            parts: which rows each of the N workers has, and more workers perhaps.
             frozen: see `FlatModule`; gradients, too, are those of the network in evaluation mode.
 
         Raises:
             UserError: model, loss and data do not fit together.
         """
-        self._module = FlatModule(model, table.private, share.dtype, share.device, frozen)
+        table, moments = network.table, (network.data.mean, network.data.std)
+        all_rows = [len(rows) for rows in parts.train[: share.total]]
+        # a rank without workers, too, has to know what an evaluation tells: it looks at somebody's rows
+        data = [read_worker(network.data, parts, n, share) for n in share.workers or range(1)]
+        self._module = FlatModule(network.model, table.private, share.dtype, share.device, frozen)
         super().__init__(share, self._module.layout, all_rows, table.weights)
         self.buffers = self._module.buffers.expand(share.n, -1).clone()
         self._start = self._module.initial
-        self._objective = loss
+        self._objective = network.loss
         self._data = data[: share.n]
         self._decay = table.regularisation
         self._input = partial(standardised, moments=moments, dtype=share.dtype)
-        self._augment = augment
-        self._random = random
+        self._augment = None if frozen else network.augment
+        self._random = network.random
         self._forward_over_reverse: bool | None = None  # decided by the first product
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
@@ -152,7 +139,10 @@ class NetworkProblem(OneByOne):
         with self._module.accumulating("all", out):
             self._backward(i, draw, scale, ready)
 
-    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
+    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += self.batch_rows(i, draw)
+        x = aligned(x)
         self._module.point(x)
         with self._module.accumulating(part, None):
             self._backward(i, draw, 1.0, None)
@@ -162,7 +152,9 @@ class NetworkProblem(OneByOne):
     def _stacks(self, rows: int) -> bool:
         return rows <= PIECE and not (self._random or self.buffers.shape[1])
 
-    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
+    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
         self._module.train(True)
         batches = [rows for i in range(self.share.n) for rows, _ in self._batch(i, draw)]
         features = self._input(torch.stack([rows.features for rows in batches]))

@@ -37,7 +37,7 @@ class ObjectiveProblem(OneByOne):
         self._batches = Batches(share, self.rows.tolist(), objective.batch_size)
         self._data = [self._read(worker) for worker in share.workers]
         self._common = tuple(self._tensor(value) for value in objective.common(share.seed))
-        self._know(objective.minimum())
+        self.settle(None)
         self._check()
 
     def initial(self) -> Tensor:
@@ -58,11 +58,9 @@ class ObjectiveProblem(OneByOne):
         scales = self.weights.cpu().double() / self.rows
         return torch.stack(known)[: self.share.n].mul_(scales[:, None])
 
-    def settle(self, total: Tensor) -> None:
-        """Asks the objective for its minimum."""
-        self._know(self.objective.minimum(total.cpu().double()))
-
-    def _know(self, minimum: tuple[Any, float] | None) -> None:
+    def settle(self, total: Tensor | None) -> None:
+        """Asks the objective for its minimum; ``total`` is None before the sum."""
+        minimum = self.objective.minimum(None if total is None else total.cpu().double())
         if minimum is not None:
             self.optimum = torch.as_tensor(minimum[0], dtype=torch.float64, device=self.share.device)
             self.optimal_value = float(minimum[1])
@@ -80,18 +78,22 @@ class ObjectiveProblem(OneByOne):
 
     def _stacks(self, rows: int) -> bool:
         try:
-            self._stacked_gradient(self.initial().expand(self.share.n, -1), Draw(0), "all")
+            self._together(self.initial().expand(self.share.n, -1), Draw(0))
         except (RuntimeError, ValueError, TypeError):  # vmap cannot see through everything that people write
             return False
         return True
 
-    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
+    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
+        return self.layout.tensors(self._together(X, draw), part)
+
+    def _together(self, X: Tensor, draw: Draw) -> Tensor:
         def gradient(x: Tensor, *rows: Tensor) -> Tensor:
             return self.objective.gradient(x, *rows, *self._common)
 
         columns = zip(*(self._rows(i, draw) for i in range(self.share.n)), strict=True)
-        G = torch.func.vmap(gradient)(X, *(torch.stack(column) for column in columns))
-        return self.layout.tensors(G.contiguous(), part)
+        return torch.func.vmap(gradient)(X, *(torch.stack(column) for column in columns)).contiguous()
 
     def _batch(self, i: int, draw: Draw | None) -> tuple[Tensor, ...]:
         return self._rows(i, draw) + self._common

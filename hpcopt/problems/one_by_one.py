@@ -33,18 +33,9 @@ class OneByOne(Problem):
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
         """∇²f_i(x) v, (d,)."""
 
-    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
-        """∇f_i(x), as `gradient`."""
-        out = torch.zeros_like(x)
-        self._add_gradient(i, x, draw, 1.0, out)
-        return self.layout.tensors(out, part)
-
     def _stacks(self, rows: int) -> bool:
-        """Whether the workers' gradients on mini-batches of so many rows can be computed together."""
+        """Whether there is a `stacked_gradient`, for mini-batches of so many rows."""
         return False
-
-    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
-        raise NotImplementedError
 
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
         """See `Problem`."""
@@ -80,17 +71,14 @@ class OneByOne(Problem):
     def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
         """See `Problem`."""
         self.samples += self.batch_rows(i, draw)
-        return self._gradient(i, aligned(x), draw, part)
+        out = torch.zeros_like(x)
+        self._add_gradient(i, aligned(x), draw, 1.0, out)
+        return self.layout.tensors(out, part)
 
     def stackable(self) -> bool:
         """See `Problem`. On one core of a CPU it brings nothing: 64 mlps together take as long as in turn."""
         sizes = {self.batch_rows(i, Draw(0)) for i in range(self.share.n)}
         return self.share.device.type != "cpu" and len(sizes) == 1 and self._stacks(sizes.pop())
-
-    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
-        """See `Problem`."""
-        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
-        return self._stacked_gradient(X, draw, part)
 
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
         """See `Problem`."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from hpcopt.errors import UserError
-from hpcopt.problems import custom
 from hpcopt.problems.base import Share
 from hpcopt.problems.custom import CustomTable
 from hpcopt.problems.quadratic import Quadratic
@@ -52,9 +51,9 @@ def test_the_factory_gets_its_keys() -> None:
 )
 def test_what_is_wrong_is_named(kind: str, keys: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        custom.build(kind, 2, **keys)
+        CustomTable(2, kind=kind, **keys).recipe()
 
 
 def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        custom.build("my_broken:f", 2)
+        CustomTable(2, kind="my_broken:f").recipe()
