@@ -26,6 +26,7 @@ from .methods.topk import TopK as TopK
 from .problems.base import Draw as Draw
 from .problems.linear_regression import LinearRegression as LinearRegression
 from .problems.network import Network as Network
+from .problems.objective import Objective as Objective
 from .problems.quadratic import Quadratic as Quadratic
 from .problems.toy_logistic import ToyLogistic as ToyLogistic
 from .report.export import export as export

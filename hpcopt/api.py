@@ -11,10 +11,11 @@ from mpi4py import MPI
 
 from hpcopt.comm.agree import agreed
 from hpcopt.config import RunConfig, resumable
+from hpcopt.config.problems import IN_PYTHON
 from hpcopt.errors import UserError
 from hpcopt.job import execute
 from hpcopt.methods.base import Method
-from hpcopt.names import IN_PYTHON, config_in_python, method_of, recipe_of
+from hpcopt.names import config_in_python, method_of
 from hpcopt.own_metrics import Metric, replaced
 from hpcopt.problems.base import Recipe
 
@@ -84,7 +85,7 @@ def resume(
             )
         known = replaced(config.run.metrics, metrics)
         config = replace(config, run=config.run.model_copy(update={"metrics": known}))
-        recipe = problem or recipe_of(config)
+        recipe = problem or config.problem.recipe()
         way = method(config.method) if method else method_of(config)
     return execute(comm, config, directory, way, recipe, metrics, resuming=True)
 
@@ -92,5 +93,5 @@ def resume(
 def start(comm: MPI.Comm, config: RunConfig) -> Path:
     """Runs a checked config. Collective; raises as `run`."""
     with agreed(comm):
-        recipe, method = recipe_of(config), method_of(config)
+        recipe, method = config.problem.recipe(), method_of(config)
     return execute(comm, config, Path(config.run.out or "."), method, recipe)

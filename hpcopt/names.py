@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hpcopt.config import RunConfig, check_table, from_tables
 from hpcopt.config.methods import METHODS
+from hpcopt.config.problems import IN_PYTHON
 from hpcopt.own_code import is_own, load_own, place_of
 from hpcopt.own_metrics import Metric, places
 
 if TYPE_CHECKING:
     from hpcopt.methods.base import Method
     from hpcopt.problems.base import Recipe
-
-PROBLEMS = {
-    "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
-    "quadratic": "hpcopt.problems.quadratic:Quadratic",
-    "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
-    "network": "hpcopt.problems.network:Network",
-}
-IN_PYTHON = "python:recipe"
 
 
 def config_in_python(
@@ -64,20 +56,6 @@ def method_of(config: RunConfig) -> Method[Any, Any]:
     return kind(check_table(kind.table, config.method.model_dump(), "[method]"))
 
 
-def recipe_of(config: RunConfig) -> Recipe:
-    """The problem that a config describes.
-
-    Raises:
-        UserError: the user's own factory is not there, or refuses its keys.
-    """
-    kind, workers = config.problem.kind, config.run.workers
-    make = (
-        _load(PROBLEMS[kind]).from_table if kind in PROBLEMS else _load("hpcopt.problems.custom:from_table")
-    )
-    recipe: Recipe = make(config.problem, workers)
-    return recipe
-
-
 def _name_of(method: Method[Any, Any]) -> str:
     """As a config names it."""
     place = place_of(type(method))
@@ -86,8 +64,3 @@ def _name_of(method: Method[Any, Any]) -> str:
 
 def _built_in(name: str) -> str:
     return f"hpcopt.methods.{name}:{METHODS[name]}"
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)

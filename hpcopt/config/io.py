@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +13,8 @@ from pydantic import ValidationError
 
 from hpcopt.config import methods
 from hpcopt.config.base import LearningRate, Table
-from hpcopt.config.problems import PROBLEM_TABLES, CustomTable, ProblemTable
+from hpcopt.config.explain import explained
+from hpcopt.config.problems import ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
 from hpcopt.own_code import suggestion
@@ -24,19 +23,6 @@ T = TypeVar("T", bound=Table)
 
 MAX_BYTES = 1 << 20
 TABLES = ("run", "method", "problem")
-
-# pydantic's words for the mistakes that users make most, in ours
-_REASONS = {
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string in quotes",
-    "list_type": "must be a list",
-    "finite_number": "must be a finite number",
-    "missing": "is missing",
-}
-# pydantic's words for the types that a key may have
-_TYPE = re.compile(r"int|float|str|bool|constrained-\w+|literal\[.*\]")
 
 
 @dataclass(frozen=True)
@@ -49,12 +35,8 @@ class RunConfig:
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Plain values by table and key, without those that are not set."""
-        # a factory of the user's is called with what was given: it need not know any other key
-        own = {"problem"} if isinstance(self.problem, CustomTable) else set()
-        return {
-            name: getattr(self, name).model_dump(exclude_none=True, exclude_unset=name in own)
-            for name in TABLES
-        }
+        run, method = (table.model_dump(exclude_none=True) for table in (self.run, self.method))
+        return {"run": run, "method": method, "problem": self.problem.dump()}
 
     def identity(self) -> dict[str, Any]:
         """What must not change within a run."""
@@ -133,11 +115,9 @@ def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table
     ]
     errors += [f"{name}: must be a table" for name in TABLES if not isinstance(tables.get(name, {}), dict)]
     _fail(source, errors)
-    if "kind" not in tables.get("problem", {}):
-        errors.append(f"[problem] kind: is missing; allowed: {_kinds()}")
     run = _validate(RunTable, "run", tables.get("run", {}), errors)
     method = _method(tables, method_table, errors)
-    problem = _problem(tables, errors)
+    problem = _problem(tables, run, errors)
     _fail(source, errors)
     assert run is not None
     assert method is not None
@@ -199,10 +179,6 @@ def _override(tables: dict[str, Any], override: str) -> None:
         table[parts[1]] = value
 
 
-def _kinds() -> str:
-    return ", ".join(f'"{kind}"' for kind in PROBLEM_TABLES) + ', or "package.module:factory"'
-
-
 def _method(tables: Mapping[str, Any], table: type[Table] | None, errors: list[str]) -> Table | None:
     name = tables.get("run", {}).get("method", RunTable.model_fields["method"].default)
     if not isinstance(name, str):
@@ -214,17 +190,19 @@ def _method(tables: Mapping[str, Any], table: type[Table] | None, errors: list[s
         return None
 
 
-def _problem(tables: Mapping[str, Any], errors: list[str]) -> ProblemTable | None:
-    table = tables.get("problem", {})
-    kind = table.get("kind")
-    if isinstance(kind, str) and ":" in kind:
-        return _validate(CustomTable, "problem", table, errors)
-    if isinstance(kind, str) and kind in PROBLEM_TABLES:
-        return _validate(PROBLEM_TABLES[kind], "problem", table, errors)
-    if kind is not None:
-        hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
-        errors.append(f"[problem] kind = {kind!r}: no such problem{hint}; allowed: {_kinds()}")
-    return None
+def _problem(tables: Mapping[str, Any], run: RunTable | None, errors: list[str]) -> ProblemTable | None:
+    keys = dict(tables.get("problem", {}))
+    if "kind" not in keys:
+        errors.append(f"[problem] kind: is missing; allowed: {kinds()}")
+        return None
+    if keys.pop("workers", None) is not None:
+        errors.append("[problem] workers: unknown key; it belongs to [run]")
+    workers = RunTable.model_fields["workers"].default if run is None else run.workers
+    try:
+        return problem_class(keys["kind"])(workers, **keys)
+    except UserError as error:
+        errors += [f"[problem] {line}" for line in str(error).splitlines()]
+        return None
 
 
 def _validate(table: type[T], name: str, values: Mapping[str, Any], errors: list[str]) -> T | None:
@@ -232,28 +210,8 @@ def _validate(table: type[T], name: str, values: Mapping[str, Any], errors: list
         return table.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"[{name}] " if name else ""
-        for _, details in groupby(error.errors(), key=lambda detail: detail["loc"][:1]):
-            errors.append(prefix + _explain(table, list(details)))
+        errors += [prefix + line for line in explained(table, error)]
         return None
-
-
-def _explain(table: type[Table], details: list[Any]) -> str:
-    """What is wrong with one key; where it may be of several types there is a detail for each of them."""
-    reasons = [_REASONS.get(d["type"], d["msg"].removeprefix("Value error, ")) for d in details]
-    detail = details[0]
-    if not detail["loc"]:
-        return "; ".join(reasons)
-    key = ".".join(str(part) for part in detail["loc"] if not _is_type(part))
-    if detail["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(table.model_fields))
-        return f"{key}: unknown key{suggestion(key, table.model_fields)}; allowed: {allowed}"
-    reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
-    return f"{key} = {detail['input']!r}: {reason}"
-
-
-def _is_type(part: int | str) -> bool:
-    """Whether a part of an error's place is one of a key's types, and not a key or a place in a list."""
-    return isinstance(part, str) and _TYPE.fullmatch(part) is not None
 
 
 def _fail(source: str, errors: list[str]) -> None:

@@ -1,62 +1,79 @@
-"""The [problem] table, one class per kind."""
+"""What every [problem] table has, and where the class of each kind is."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, PrivateAttr, ValidationError
 
 from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
+from hpcopt.config.explain import explained
+from hpcopt.errors import UserError
+from hpcopt.own_code import is_own, load_own, place_of, suggestion
+
+if TYPE_CHECKING:
+    from hpcopt.problems.base import Recipe
+
+PROBLEM_TABLES = {
+    "linear_regression": "hpcopt.problems.linear_regression:LinearRegression",
+    "quadratic": "hpcopt.problems.quadratic:Quadratic",
+    "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
+    "network": "hpcopt.config.problems:NetworkTable",
+}
+"""loaded by name when a config needs one; none of them imports torch before it is bound"""
+FACTORY = "hpcopt.problems.custom:CustomTable"
+IN_PYTHON = "python:recipe"
+"""the kind of a problem that a script made, which no config can make again"""
 
 
 class ProblemTable(Table):
-    """What every problem has."""
+    """What every problem has; made by ``Class(workers, key=value, …)``, with the ``workers`` of [run]."""
 
     fixed = frozenset({"weights"})
-    kind: str
-    """which problem, or "package.module:factory" for your own"""
+    kind: str = ""
+    """which problem, or "package.module:Class" or "package.module:factory" for your own"""
     weights: Literal["uniform", "rows"] = "uniform"
     """ω of the objective Σ ω_n f_n: equal for all workers, or proportional to their rows"""
+    _workers: int = PrivateAttr()
 
+    if TYPE_CHECKING:
+        workers: int  # no key of the table, but an argument: this is where type checkers look for those
+    else:
 
-class LinearRegressionTable(ProblemTable):
-    """Heterogeneous linear regression, mean squared error, known optimum."""
+        @property
+        def workers(self) -> int:
+            """The number N of workers."""
+            return self._workers
 
-    fixed = ProblemTable.fixed | {"dim", "rows_per_worker", "spread", "noise"}
-    dim: Count = 100
-    """parameters d"""
-    rows_per_worker: Count = 500
-    """rows D of each worker"""
-    spread: NonNegative = 5.0
-    """variance of the workers' mean parameter u_n: how different they are"""
-    noise: NonNegative = 0.5
-    """variance of the noise on the targets"""
-    batch_size: Count | Literal["full"] = "full"
-    """rows per mini-batch and worker"""
+    def __init__(self, /, workers: int, *values: Any, **keys: Any) -> None:
+        """Checks the keys.
 
+        Args:
+            workers: N.
+            values: of the first keys that are the class's own, in their order.
+            keys: all others, by name.
 
-class QuadraticTable(ProblemTable):
-    """f(x) = ½ xᵀHx with given eigenvalues, rotated by the seed, the same on every worker."""
+        Raises:
+            UserError: everything that is wrong with them, one line for each.
+        """
+        common = {*ProblemTable.model_fields, "batch_size"}
+        own = [key for key in type(self).model_fields if key not in common]
+        keys |= zip(own[: len(values)], values, strict=True)
+        keys.setdefault("kind", _kind(type(self)))
+        try:
+            super().__init__(**{key: _plain(value) for key, value in keys.items()})
+        except ValidationError as error:
+            raise UserError("\n".join(explained(type(self), error))) from None
+        self._workers = workers
 
-    fixed = ProblemTable.fixed | {"eigenvalues", "dim"}
-    eigenvalues: list[Positive] | Literal["outliers", "power", "geometric"] = "outliers"
-    """the spectrum, or a named one of length dim"""
-    dim: Count | None = None
-    """parameters d; needed for a named spectrum (100 if not given), else the length of the list"""
+    def dump(self) -> dict[str, Any]:
+        """The keys with plain values, without those that are not set."""
+        return self.model_dump(exclude_none=True)
 
-    @model_validator(mode="after")
-    def _dim_matches(self) -> QuadraticTable:
-        if isinstance(self.eigenvalues, list) and self.dim not in (None, len(self.eigenvalues)):
-            raise ValueError(f"dim = {self.dim}, but eigenvalues has {len(self.eigenvalues)} entries")
-        return self
-
-
-class ToyLogisticTable(ProblemTable):
-    """Logistic loss, one row (±spread, 1) per worker, an even number of workers."""
-
-    fixed = ProblemTable.fixed | {"spread"}
-    spread: Positive = 100.0
-    """size of the first coordinate of a row: + on workers with an even number, - on the others"""
+    def recipe(self) -> Recipe:
+        """What the table describes; raises `UserError` where that cannot be made."""
+        raise NotImplementedError
 
 
 class PartitionTable(ProblemTable):
@@ -107,18 +124,53 @@ class NetworkTable(PartitionTable):
     new_worker_lr: Positive = 0.1
     """learning rate of these steps, whatever the method"""
 
-
-class CustomTable(ProblemTable):
-    """Your own: kind = "package.module:factory"; every other key is passed to the factory."""
-
-    model_config = ConfigDict(extra="allow")
-    kind: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """the factory, called as factory(workers=N, **keys); it returns a recipe"""
+    def recipe(self) -> Recipe:
+        """The network; raises `UserError` where there is no such data set, or the model cannot take it."""
+        return _load("hpcopt.problems.network:BuiltInNetwork")(self)
 
 
-PROBLEM_TABLES: dict[str, type[ProblemTable]] = {
-    "linear_regression": LinearRegressionTable,
-    "quadratic": QuadraticTable,
-    "toy_logistic": ToyLogisticTable,
-    "network": NetworkTable,
-}
+def problem_class(kind: Any) -> type[ProblemTable]:
+    """The class of a kind's tables: built in, or the user's own, which is imported.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if not isinstance(kind, str) or not (kind in PROBLEM_TABLES or is_own(kind)):
+        hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
+        raise UserError(f"kind = {kind!r}: no such problem{hint}; allowed: {kinds()}")
+    if kind in PROBLEM_TABLES:
+        return _load(PROBLEM_TABLES[kind])
+    own = None if kind == IN_PYTHON else _own(kind)
+    return own if isinstance(own, type) and issubclass(own, ProblemTable) else _load(FACTORY)
+
+
+def kinds() -> str:
+    """What ``kind`` may be."""
+    return (
+        ", ".join(f'"{kind}"' for kind in PROBLEM_TABLES)
+        + ', or your own "package.module:Class" or "package.module:factory"'
+    )
+
+
+def _own(kind: str) -> Any:
+    try:
+        return load_own("kind", kind, "factory")
+    except ModuleNotFoundError:  # what the user's module imports: torch, say, which jobs have
+        return None
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _kind(table: type[ProblemTable]) -> str:
+    place = place_of(table)
+    return next((kind for kind, known in PROBLEM_TABLES.items() if known == place), place)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, and tuples, as TOML has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

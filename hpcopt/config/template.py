@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from hpcopt.config.base import Table
 from hpcopt.config.methods import method_table
-from hpcopt.config.problems import PROBLEM_TABLES
+from hpcopt.config.problems import problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import UserError
 
@@ -18,18 +18,18 @@ def template(method: str, kind: str = "network") -> str:
     """A complete config for a method and a kind of problem, every key with its meaning and default.
 
     Raises:
-        UserError: an unknown method or kind.
+        UserError: an unknown method or kind, or a factory, whose keys are known to itself alone.
     """
-    if kind not in PROBLEM_TABLES:
-        raise UserError(f"{kind}: no such problem kind; allowed: {', '.join(PROBLEM_TABLES)}")
-    settings = method_table(method)
+    settings, problem = method_table(method), problem_class(kind)
+    if problem.model_config["extra"] == "allow":
+        raise UserError(f"{kind}: a function takes what it takes; only of a class are the keys known")
     return "\n".join(
         [
             f"# hpcopt config: {method} on {kind}. Keys that are commented out have no value unless set.",
             "",
             _table("run", RunTable, {"method": method}),
             _table("method", settings, {}),
-            _table("problem", PROBLEM_TABLES[kind], {"kind": kind}),
+            _table("problem", problem, {"kind": kind}),
         ]
     )
 
@@ -37,7 +37,8 @@ def template(method: str, kind: str = "network") -> str:
 def _table(name: str, table: type[Table], values: dict[str, Any]) -> str:
     lines = [f"[{name}]"]
     for key, field in table.model_fields.items():
-        value = values.get(key, field.get_default(call_default_factory=True))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        value = values.get(key, default)
         lines.append(f"# {' '.join((field.description or key).split())}{_allowed(field)}")
         lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
     return "\n".join([*lines, ""])

@@ -16,10 +16,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ValidationError
 
 from hpcopt.errors import UserError
 from hpcopt.math.flat import aligned, buffer_of_rows
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from hpcopt.problems.newcomers import Newcomers
 
 SHOWN = 12
-T = TypeVar("T", bound=BaseModel)
 Part = Literal["all", "shared", "private"]
 Ready = Callable[[int, int], None]
 
@@ -98,16 +96,20 @@ class Evaluation:
 class Recipe(Protocol):
     """The description of a problem for all workers."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """N."""
 
     def bind(self, share: Share) -> Problem:
         """This process's part. Raises `UserError` locally where the description cannot be met."""
 
 
 class Problem(ABC):
-    """The rank's share of a problem, stacked over its n workers.
+    """The rank's share of a problem, stacked over its n workers, where n may be 0.
 
-    A model X is (d,), one for all N workers and never copied n times, or (n, d), one of each worker here.
+    A model X is (d,), one for all N workers and never copied n times, or (n, d), one of each worker here; a
+    draw says which mini-batches, None for all rows. How the workers' numbers are computed is the problem's
+    business: one by one, as `hpcopt.problems.one_by_one` does, or all at once.
 
     Attributes:
         share: which workers live here.
@@ -117,22 +119,40 @@ class Problem(ABC):
         total_rows: training rows of all N workers.
         samples: sample gradients computed here so far (a Hessian-vector product counts as two).
         buffers: what is neither a parameter nor data, such as BatchNorm statistics: (n, b); part of the
-            checkpoint, and averaged over workers before a shared point is evaluated.
+            checkpoint, and averaged over workers before one model for all is evaluated.
         optimum: the known minimiser x*, (d,), or None.
         optimal_value: f(x*), or None.
         newcomers: workers that do not train, by whom the run's one model is evaluated too, or None.
     """
 
-    share: Share
-    layout: Layout
-    weights: Tensor
-    rows: Tensor
-    total_rows: int
-    buffers: Tensor
     optimum: Tensor | None = None
     optimal_value: float | None = None
     newcomers: Newcomers | None = None
     samples: int = 0
+
+    def __init__(
+        self,
+        share: Share,
+        layout: Layout,
+        rows: Sequence[int],
+        weights: Literal["uniform", "rows"] = "uniform",
+    ) -> None:
+        """Sets what every problem has.
+
+        Args:
+            share: which workers live here.
+            layout: of the parameters.
+            rows: training rows of all N workers.
+            weights: ω_n, equal or in proportion to the rows.
+        """
+        self.share, self.layout = share, layout
+        every = torch.tensor(rows, dtype=torch.int64)
+        self.rows = every[share.workers.start : share.workers.stop]
+        self.total_rows = sum(rows)
+        counts = every if weights == "rows" else torch.ones(share.total)
+        ours = counts[share.workers.start : share.workers.stop].double() / counts.double().sum()
+        self.weights = ours.to(share.device, share.dtype)
+        self.buffers = self._zeros(share.n, 0)
 
     @property
     def dim(self) -> int:
@@ -143,6 +163,14 @@ class Problem(ABC):
     def initial(self) -> Tensor:
         """The start, (d,), the same for all workers and on every rank."""
 
+    @abstractmethod
+    def batch_rows(self, i: int, draw: Draw | None) -> int:
+        """How many rows worker i (from 0 here) uses in a draw."""
+
+    def batches_per_epoch(self, i: int) -> int:
+        """How many mini-batches worker i (from 0 here) has in an epoch."""
+        return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
+
     def rows_of(self, d: int) -> Tensor:
         """Room for d numbers of each worker here, (n, d), rows aligned so that gradients need no copy."""
         return buffer_of_rows(self.share.n, d, like=self.initial())
@@ -150,7 +178,7 @@ class Problem(ABC):
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.
 
-        By default ``loss``: f_n, with weight ω_n.
+        By default ``loss``: f_n, with weight ω_n. On every rank the same names, also where n = 0.
 
         Args:
             X: (d,), one model for all N workers, or (n, d), a model of each worker here.
@@ -177,53 +205,22 @@ class Problem(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
-        """f_i at x (d,) on the mini-batch of ``draw`` (all rows if None), a scalar; i counts from 0 here."""
-
-    @abstractmethod
-    def _add_gradient(
-        self,
-        i: int,
-        x: Tensor,
-        draw: Draw | None,
-        part: Part,
-        scale: float,
-        out: Tensor,
-        ready: Ready | None = None,
-    ) -> None:
-        """out += scale · ∇f_i(x), restricted to ``part``; may tell ``ready`` what is final."""
-
-    @abstractmethod
-    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
-        """∇²f_i(x) v, (d,)."""
-
-    @abstractmethod
-    def batch_rows(self, i: int, draw: Draw | None) -> int:
-        """How many rows worker i (from 0 here) uses in a draw."""
-
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
-        """f_n at the worker's model on its mini-batch, (n,); all rows if ``draw`` is None."""
-        losses = [self._loss(i, row(X, i), draw) for i in range(self.share.n)]
-        return torch.stack(losses) if losses else self._zeros(0)
+        """f_n at the worker's model on its mini-batch, (n,)."""
 
+    @abstractmethod
     def gradients(
         self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
     ) -> Tensor:
         """∇f_n of every worker here, or ω_n ∇f_n if ``weighted``, (n, d).
 
         Args:
-            X: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
+            X, draw: see `Problem`.
             weighted: whether each is multiplied by its worker's weight.
             out: (n, d), to which they are added; zeros if None.
         """
-        out = self._zeros(self.share.n, self.dim) if out is None else out
-        scales = self.weights.tolist() if weighted else [1.0] * self.share.n
-        for i in range(self.share.n):
-            self._add_gradient(i, row(X, i), draw, "all", scales[i], out[i])
-            self.samples += self.batch_rows(i, draw)
-        return out
 
+    @abstractmethod
     def total_gradient(
         self,
         X: Tensor,
@@ -235,33 +232,25 @@ class Problem(ABC):
         """Σ ω_n ∇f_n over the workers here, (d,); needs memory for d numbers, not n·d.
 
         Args:
-            X: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
+            X, draw: see `Problem`.
             out: (d,), overwritten; allocated if None.
             ready: called with ranges [start, stop) of ``out`` that have their final values, each element at
                 most once, while the rest is still being computed; a problem need not.
         """
-        out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self.weights.tolist()):
-            last = i == self.share.n - 1
-            self._add_gradient(i, row(X, i), draw, "all", weight, out, ready if last else None)
-            self.samples += self.batch_rows(i, draw)
-        return out
 
+    @abstractmethod
     def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
         """∇f_i, for methods whose workers make several steps on their own.
 
         Args:
             i: the worker, from 0 here.
             x: its model, (d,).
-            draw: which mini-batch; None for all rows.
+            draw: see `Problem`.
             part: all, only the shared, or only the private parameters.
 
         Returns:
             One new tensor for each parameter of the part, as `Layout.tensors`.
         """
-        self.samples += self.batch_rows(i, draw)
-        return self._gradient(i, aligned(x), draw, part)
 
     def stackable(self) -> bool:
         """Whether `stacked_gradient` is there and may pay."""
@@ -277,51 +266,17 @@ class Problem(ABC):
         Returns:
             One new tensor (n, *shape) for each parameter of the part, as `Layout.tensors`.
         """
-        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
-        return self._stacked_gradient(X, draw, part)
-
-    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
         raise NotImplementedError
 
-    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
-        out = torch.zeros_like(x)
-        self._add_gradient(i, x, draw, part, 1.0, out[self.layout.part(part)])
-        return self.layout.tensors(out, part)
-
-    def batches_per_epoch(self, i: int) -> int:
-        """How many mini-batches worker i (from 0 here) has in an epoch."""
-        return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
-
+    @abstractmethod
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
-        """Hessian-vector products ∇²f_n(x_n) v_n, or ω_n times them if ``weighted``, (n, d).
+        """Hessian-vector products ∇²f_n(x_n) v_n, or ω_n times them if ``weighted``, (n, d); V is as X."""
 
-        Args:
-            X: (d,) or (n, d).
-            V: (d,) or (n, d).
-            draw: which mini-batch; None for all rows.
-            weighted: whether each is multiplied by its worker's weight.
-        """
-        out = self._zeros(self.share.n, self.dim)
-        scales = self.weights.tolist() if weighted else [1.0] * self.share.n
-        for i in range(self.share.n):
-            self._add_hvp(i, X, V, draw, scales[i], out[i])
-        return out
-
+    @abstractmethod
     def total_hvp(
         self, X: Tensor, V: Tensor, draw: Draw | None = None, *, out: Tensor | None = None
     ) -> Tensor:
         """Σ ω_n ∇²f_n(x_n) v_n over the workers here, (d,), shapes as in `hvps`; ``out`` is overwritten."""
-        out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self.weights.tolist()):
-            self._add_hvp(i, X, V, draw, weight, out)
-        return out
-
-    def _add_hvp(self, i: int, X: Tensor, V: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
-        out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scale)
-        self.samples += 2 * self.batch_rows(i, draw)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
 
     def statistics(self) -> Tensor | None:
         """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None if there are none."""
@@ -329,6 +284,9 @@ class Problem(ABC):
 
     def settle(self, total: Tensor) -> None:  # noqa: B027  (optional, like `statistics`)
         """Takes the sum of `statistics` over all N workers, (k,); called once before the start."""
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
 
 
 def row(X: Tensor, i: int) -> Tensor:
@@ -338,19 +296,6 @@ def row(X: Tensor, i: int) -> Tensor:
     X; so one row at a time is copied where need be, and a worker's numbers are the same in any process.
     """
     return aligned(X[i] if X.ndim > 1 else X)
-
-
-def worker_weights(kind: Literal["uniform", "rows"], rows: Sequence[int], share: Share) -> Tensor:
-    """ω_n of the workers of a share, (n,) in its dtype and on its device.
-
-    Args:
-        kind: equal weights, or in proportion to the rows.
-        rows: the rows of all N workers.
-        share: which workers live here.
-    """
-    every = torch.ones(len(rows)) if kind == "uniform" else torch.tensor(rows)
-    here = every[share.workers.start : share.workers.stop].double() / every.double().sum()
-    return here.to(share.device, share.dtype)
 
 
 def check_split(layout: Layout, who: str) -> None:
@@ -369,16 +314,3 @@ def check_split(layout: Layout, who: str) -> None:
         f"problem.private {what}: {who} needs some that stay with their worker (the head) and others that "
         f"are shared. The parameters are {listed}; {hint}"
     )
-
-
-def checked(table: type[T], **values: Any) -> T:
-    """A config table made from a library user's arguments.
-
-    Raises:
-        UserError: naming every argument that is not allowed.
-    """
-    try:
-        return table(**values)
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc'])) or table.__name__}: {e['msg']}" for e in error.errors())
-        raise UserError("; ".join(faults)) from None

@@ -3,61 +3,47 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict
+
+from hpcopt.config.problems import ProblemTable
 from hpcopt.errors import UserError
 from hpcopt.own_code import load_own, suggestion
 
 if TYPE_CHECKING:
-    from hpcopt.config.problems import CustomTable
     from hpcopt.problems.base import Recipe
 
-Factory = Callable[..., Any]
+
+class CustomTable(ProblemTable):
+    """Your own: ``factory(workers=N, **keys)``, with every other key of the table, returns a recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def dump(self) -> dict[str, Any]:
+        """What was given: a factory need not know any other key."""
+        return self.model_dump(exclude_none=True, exclude_unset=True)
+
+    def recipe(self) -> Recipe:
+        """What the factory makes of the keys; ``weights``, which every table has, only where it was given.
+
+        Raises:
+            UserError: the factory cannot be loaded, refuses a key, or returns something without ``bind``.
+        """
+        kind, keys = self.kind, {"workers": self.workers} | self.dump()
+        del keys["kind"]
+        factory = load_own("problem.kind", kind, "factory")
+        _check_keys(kind, factory, keys)
+        recipe: Recipe = factory(**keys)
+        if not callable(getattr(recipe, "bind", None)):
+            raise UserError(
+                f'problem.kind = "{kind}": the factory returned a {type(recipe).__name__}, which has no '
+                "bind(share); it must return a recipe (see hpcopt.problems.base)"
+            )
+        return recipe
 
 
-def from_table(table: CustomTable, workers: int) -> Recipe:
-    """The recipe that the user's factory makes of the table's keys.
-
-    ``weights``, which every table has, is passed on only where it was given.
-
-    Raises:
-        UserError: the factory cannot be loaded, refuses a key, or returns no recipe.
-    """
-    keys = dict(table.model_extra or {})
-    if "weights" in table.model_fields_set:
-        keys["weights"] = table.weights
-    return build(table.kind, workers, **keys)
-
-
-def build(kind: str, workers: int, **keys: Any) -> Recipe:
-    """Calls ``factory(workers=workers, **keys)``.
-
-    Args:
-        kind: ``"package.module:factory"``.
-        workers: N.
-        keys: what the factory is given besides.
-
-    Raises:
-        UserError: the factory cannot be loaded, refuses a key, or returns something without ``bind``.
-    """
-    factory = load_factory(kind)
-    _check_keys(kind, factory, {"workers": workers, **keys})
-    recipe = factory(workers=workers, **keys)
-    if not callable(getattr(recipe, "bind", None)):
-        raise UserError(
-            f'problem.kind = "{kind}": the factory returned {_article(recipe)}, which has no bind(share); '
-            "it must return a recipe (see hpcopt.problems.base)"
-        )
-    return cast("Recipe", recipe)
-
-
-def load_factory(kind: str) -> Factory:
-    """Imports ``"package.module:factory"``, as `hpcopt.own_code.load_own`."""
-    return cast("Factory", load_own("problem.kind", kind, "factory"))
-
-
-def _check_keys(kind: str, factory: Factory, keys: dict[str, Any]) -> None:
+def _check_keys(kind: str, factory: Any, keys: dict[str, Any]) -> None:
     """Raises `UserError` where the factory's signature does not take these keys."""
     try:
         signature = inspect.signature(factory)
@@ -72,7 +58,3 @@ def _check_keys(kind: str, factory: Factory, keys: dict[str, Any]) -> None:
             f'problem.kind = "{kind}": the factory refuses its keys: {error}{suggestion(unknown, known)}; '
             f"it is called as factory(workers=N, **keys) and takes {signature}"
         ) from None
-
-
-def _article(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

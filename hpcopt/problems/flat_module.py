@@ -107,15 +107,15 @@ class FlatModule:
 
     @contextmanager
     def accumulating(self, part: Part, out: Tensor | None) -> Iterator[None]:
-        """Within, ``backward`` adds the gradient of ``part`` to ``out`` (m,) and computes no other.
+        """Within, ``backward`` adds the gradient of ``part`` to its place in ``out`` (d,), and no other.
 
         Without ``out`` it makes new tensors, for `gradient`, which saves two passes through memory.
         """
         names = self._names(part)
-        views = self._views(part, out) if out is not None and names else {}
+        views = {} if out is None else self.layout.views(out)
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in names)
-            parameter.grad = views.get(name)
+            parameter.grad = views.get(name) if name in names else None
         try:
             with torch.enable_grad():
                 yield
@@ -202,11 +202,6 @@ class FlatModule:
 
     def _names(self, part: Part) -> tuple[str, ...]:
         return self.layout.names[self.layout.chosen(part)]
-
-    def _views(self, part: Part, flat: Tensor) -> dict[str, Tensor]:
-        """The views that the parameters of a part have of a vector (m,) of that part alone."""
-        names, shapes = self._names(part), self.layout.shapes[self.layout.chosen(part)]
-        return Layout(names, shapes, len(names)).views(flat)
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         return values.split([buffer.shape.numel() for buffer in self._buffers]) if self._buffers else ()

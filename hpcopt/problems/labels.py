@@ -61,5 +61,6 @@ def log_priors(targets: Sequence[Tensor], count: int | None, dtype: torch.dtype)
             "set it to 0 for other losses"
         )
     counts = [torch.bincount(labels[labels >= 0], minlength=count) for labels in targets]
-    smoothed = torch.stack(counts).to(dtype) + PSEUDO_COUNT
+    stacked = torch.stack(counts) if counts else torch.empty(0, count)
+    smoothed = stacked.to(dtype) + PSEUDO_COUNT
     return (smoothed / smoothed.sum(1, keepdim=True)).log()

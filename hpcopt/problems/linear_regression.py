@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hpcopt.config.problems import LinearRegressionTable
-from hpcopt.math.flat import Layout
-from hpcopt.math.streams import stream
-from hpcopt.problems.base import Problem, checked, worker_weights
-from hpcopt.problems.batches import Batches
+from hpcopt.config.base import Count, NonNegative
+from hpcopt.problems.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from hpcopt.problems.base import Draw, Part, Ready, Share
 
 LARGEST_SOLVED = 2048
 """dimension up to which the optimum is found from the normal equations (d² numbers per worker)"""
 
 
-class LinearRegression:
-    """The description of the problem for all workers.
+class LinearRegression(Objective):
+    """Heterogeneous linear regression, mean squared error, known optimum.
 
     | symbol | shape  | meaning |
     |--------|--------|---------|
@@ -34,123 +27,63 @@ class LinearRegression:
     | f_n    | scalar | (1/D) ‖A_n x − b_n‖² |
     """
 
-    def __init__(
-        self,
-        workers: int,
-        dim: int = 100,
-        rows_per_worker: int = 500,
-        spread: float = 5.0,
-        noise: float = 0.5,
-        batch_size: int | Literal["full"] = "full",
-        weights: Literal["uniform", "rows"] = "uniform",
-    ) -> None:
-        """Describes the problem; the arguments are those of `LinearRegressionTable`.
+    dim: Count = 100
+    """parameters d"""
+    rows_per_worker: Count = 500
+    """rows D of each worker"""
+    spread: NonNegative = 5.0
+    """variance of the workers' mean parameter u_n: how different they are"""
+    noise: NonNegative = 0.5
+    """variance of the noise on the targets"""
 
-        Raises:
-            UserError: an argument is out of its range.
-        """
-        self.workers = workers
-        self.table = checked(
-            LinearRegressionTable,
-            kind="linear_regression",
-            dim=dim,
-            rows_per_worker=rows_per_worker,
-            spread=spread,
-            noise=noise,
-            batch_size=batch_size,
-            weights=weights,
-        )
+    def data(self, worker: int, seed: int) -> tuple[Any, Any]:
+        """A_n (D, d) and b_n (D,)."""
+        from hpcopt.math.streams import stream
 
-    @classmethod
-    def from_table(cls, table: LinearRegressionTable, workers: int) -> LinearRegression:
-        """The problem of a config file."""
-        return cls(workers, **table.model_dump(exclude={"kind"}))
+        generator = stream(seed, "linear_regression", worker)
+        truth = math.sqrt(self.spread) * generator.standard_normal() + generator.standard_normal(self.dim)
+        A = generator.standard_normal((self.rows_per_worker, self.dim))
+        b = A @ truth + math.sqrt(self.noise) * generator.standard_normal(self.rows_per_worker)
+        return A, b
 
-    def bind(self, share: Share) -> LinearRegressionProblem:
-        """This process's part."""
-        return LinearRegressionProblem(self.table, share)
+    def count_rows(self, worker: int, seed: int) -> int:
+        """D."""
+        return self.rows_per_worker
 
-
-class LinearRegressionProblem(Problem):
-    """The workers here: their rows A_n and targets b_n."""
-
-    def __init__(self, table: LinearRegressionTable, share: Share) -> None:
-        """Draws the rows of the workers here; a worker's rows depend on the seed and its number alone."""
-        D, N = table.rows_per_worker, share.total
-        self.share = share
-        self.layout = Layout.of([("x", (table.dim,))])
-        self.weights = worker_weights(table.weights, [D] * N, share)
-        self.rows = torch.full((share.n,), D)
-        self.total_rows = N * D
-        self.buffers = torch.empty(share.n, 0, dtype=share.dtype, device=share.device)
-        self._batches = Batches(share, [D] * share.n, table.batch_size)
-        # one tensor per worker, each aligned by itself: see `hpcopt.problems.base.row`
-        self._data = [_draw_data(table, worker, share) for worker in share.workers]
-
-    def initial(self) -> Tensor:
+    def initial(self, seed: int) -> Any:
         """Uniform between −0.1 and 0.1, (d,)."""
-        start = stream(self.share.seed, "initial").uniform(-0.1, 0.1, self.dim)
-        return torch.tensor(start, dtype=self.share.dtype, device=self.share.device)
+        from hpcopt.math.streams import stream
 
-    def batch_rows(self, i: int, draw: Draw | None) -> int:
-        """How many rows worker i (from 0 here) uses in a draw."""
-        return self._batches.count(i, draw)
+        return stream(seed, "initial").uniform(-0.1, 0.1, self.dim)
 
-    def statistics(self) -> Tensor | None:
-        """Normal equations ω_n (AᵀA, Aᵀb, bᵀb)/D, (n, d² + d + 1) float64 on the CPU; None for large d."""
-        if self.dim > LARGEST_SOLVED:
-            return None
-        out = torch.empty(self.share.n, self.dim**2 + self.dim + 1, dtype=torch.float64)
-        for line, (A, b), weight in zip(out, self._data, self.weights.tolist(), strict=True):
-            A64, b64 = A.cpu().double(), b.cpu().double()
-            torch.cat([(A64.T @ A64).ravel(), A64.T @ b64, (b64 @ b64)[None]], out=line)
-            line *= weight / len(b)
-        return out
-
-    def settle(self, total: Tensor) -> None:
-        """Solves M x = c; of several minimisers (fewer rows than parameters) the one of least norm."""
-        M, c, b2 = total.cpu().double().split([self.dim**2, self.dim, 1])
-        M = M.view(self.dim, self.dim)
-        x = torch.linalg.lstsq(M, c[:, None], driver="gelsd").solution[:, 0]
-        self.optimum = x.to(self.share.device)
-        self.optimal_value = float(x @ (M @ x) - 2 * (c @ x) + b2)
-
-    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
-        A, b = self._batch(i, draw)
+    def loss(self, x: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """See `Objective`."""
         return (A @ x - b).square().mean()
 
-    def _add_gradient(
-        self,
-        i: int,
-        x: Tensor,
-        draw: Draw | None,
-        part: Part,
-        scale: float,
-        out: Tensor,
-        ready: Ready | None = None,
-    ) -> None:
-        if out.numel():  # there are no private parameters
-            A, b = self._batch(i, draw)
-            out.add_(A.T @ (A @ x - b), alpha=2 * scale / len(b))
+    def add_gradient(self, out: Tensor, scale: float, x: Tensor, A: Tensor, b: Tensor) -> None:
+        """See `Objective`; with one pass and one rounding less than the gradient and its sum."""
+        out.add_(A.T @ (A @ x - b), alpha=2 * scale / len(b))
 
-    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
-        A, _ = self._batch(i, draw)
+    def hvp(self, x: Tensor, v: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """See `Objective`."""
         return (A.T @ (A @ v)).mul_(2 / len(A))
 
-    def _batch(self, i: int, draw: Draw | None) -> tuple[Tensor, Tensor]:
-        A, b = self._data[i]
-        rows = self._batches.select(i, draw)
-        return (A, b) if rows is None else (A[rows], b[rows])
+    def statistics(self, A: Tensor, b: Tensor) -> Tensor | None:
+        """The normal equations (AᵀA, Aᵀb, bᵀb), (d² + d + 1,); None for large d."""
+        import torch
 
+        if self.dim > LARGEST_SOLVED:
+            return None
+        A, b = A.cpu().double(), b.cpu().double()
+        return torch.cat([(A.T @ A).ravel(), A.T @ b, (b @ b)[None]])
 
-def _draw_data(table: LinearRegressionTable, worker: int, share: Share) -> tuple[Tensor, Tensor]:
-    """A_n (D, d) and b_n (D,) in the share's dtype, drawn in float64."""
-    generator = stream(share.seed, "linear_regression", worker)
-    D, d = table.rows_per_worker, table.dim
-    truth = math.sqrt(table.spread) * generator.standard_normal() + generator.standard_normal(d)
-    A = generator.standard_normal((D, d))
-    b = A @ truth + math.sqrt(table.noise) * generator.standard_normal(D)
-    return (
-        torch.tensor(A, dtype=share.dtype, device=share.device),
-        torch.tensor(b, dtype=share.dtype, device=share.device),
-    )
+    def minimum(self, total: Tensor | None = None) -> tuple[Tensor, float] | None:
+        """Solves M x = c; of several minimisers (fewer rows than parameters) the one of least norm."""
+        import torch
+
+        if total is None:
+            return None
+        M, c, b2 = total.split([self.dim**2, self.dim, 1])
+        M = M.view(self.dim, self.dim)
+        x = torch.linalg.lstsq(M, c[:, None], driver="gelsd").solution[:, 0]
+        return x, float(x @ (M @ x) - 2 * (c @ x) + b2)

@@ -7,83 +7,67 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcopt.errors import UserError
+from hpcopt.math.flat import aligned
 from hpcopt.math.streams import torch_seed
-from hpcopt.problems.base import Draw, Evaluation, Problem, row, worker_weights
+from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
 from hpcopt.problems.labels import classes, log_priors
-from hpcopt.problems.rows import pieces, standardised
+from hpcopt.problems.one_by_one import OneByOne
+from hpcopt.problems.rows import pieces, read_worker, standardised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from hpcopt.config.problems import NetworkTable
-    from hpcopt.problems.base import Part, Ready, Share
+    from hpcopt.problems.base import Draw, Part, Ready, Share
+    from hpcopt.problems.data import Partition
     from hpcopt.problems.flat_module import Forward
+    from hpcopt.problems.network import Network
     from hpcopt.problems.rows import Rows, WorkerRows
 
 PIECE = 512
 """most rows that pass through the network at a time, unless its rows are coupled: bounds the memory"""
 
 
-class NetworkProblem(Problem):
+class NetworkProblem(OneByOne):
     """The workers here. One module serves them all: its parameters are views of a worker's row of X."""
 
-    def __init__(
-        self,
-        share: Share,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        data: list[WorkerRows],
-        *,
-        all_rows: list[int],
-        table: NetworkTable,
-        moments: tuple[float, float],
-        augment: Callable[[Tensor], Tensor] | None,
-        random: bool,
-        frozen: bool = False,
-    ) -> None:
-        """Takes the workers' rows and tries the model out on the first of them.
+    def __init__(self, share: Share, network: Network, parts: Partition, frozen: bool = False) -> None:
+        """Reads the workers' rows and tries the model out on the first of them.
 
         Args:
             share: the workers here.
-            model: copied, not changed; its values are the start.
-            loss: (output, target) -> mean over the batch.
-            data: the rows of each worker here.
-            all_rows: training rows of all N workers.
-            table: batch_size, private, regularisation, logit_adjustment and weights are used.
-            moments: (mean, std) that features are standardised with.
-            augment: changes a batch of training features, or None.
-            random: whether a training pass may draw random numbers.
+            network: what they compute; its module is copied.
+            parts: which rows each of the N workers has, and more workers perhaps.
             frozen: see `FlatModule`; gradients, too, are those of the network in evaluation mode.
 
         Raises:
             UserError: model, loss and data do not fit together.
         """
-        self.share = share
-        self._module = FlatModule(model, table.private, share.dtype, share.device, frozen)
-        self.layout = self._module.layout
-        self.weights = worker_weights(table.weights, all_rows, share)
-        self.rows = torch.tensor([len(worker.train) for worker in data])
-        self.total_rows = sum(all_rows)
+        table, moments = network.table, (network.data.mean, network.data.std)
+        all_rows = [len(rows) for rows in parts.train[: share.total]]
+        # a rank without workers, too, has to know what an evaluation tells: it looks at somebody's rows
+        data = [read_worker(network.data, parts, n, share) for n in share.workers or range(1)]
+        self._module = FlatModule(network.model, table.private, share.dtype, share.device, frozen)
+        super().__init__(share, self._module.layout, all_rows, table.weights)
         self.buffers = self._module.buffers.expand(share.n, -1).clone()
         self._start = self._module.initial
-        self._objective = loss
-        self._data = data
+        self._objective = network.loss
+        self._data = data[: share.n]
         self._decay = table.regularisation
         self._input = partial(standardised, moments=moments, dtype=share.dtype)
-        self._augment = augment
-        self._random = random
+        self._augment = None if frozen else network.augment
+        self._random = network.random
         self._forward_over_reverse: bool | None = None  # decided by the first product
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
-        count = self._try_out(min(all_rows))
-        self._classifies = count is not None
+        count = self._try_out(data, min(all_rows))
+        self._tests, self._classifies = data[0].even_test is not None, count is not None
         if table.logit_adjustment:
-            priors = log_priors([worker.train.targets for worker in data], count, share.dtype)
+            priors = log_priors([worker.train.targets for worker in self._data], count, share.dtype)
             self._adjustments = table.logit_adjustment * priors
 
     def initial(self) -> Tensor:
@@ -108,27 +92,23 @@ class NetworkProblem(Problem):
         """
         common = X.ndim == 1
         self._module.train(False)
-        losses, tests = [], []
+        losses, test_losses, accuracies = torch.zeros(3, self.share.n, dtype=torch.float64)
+        counts = torch.zeros(self.share.n, dtype=torch.int64)
         for i, data in enumerate(self._data):
             x = row(X, i)
             self._module.point(x)
             with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                losses.append(self._measure(data.train, i)[0] + self._penalty(x))
+                losses[i] = self._measure(data.train, i)[0] + self._penalty(x)
                 test, own = (data.even_test, None) if common else (data.own_test, i)
-                tests.append(None if test is None else (*self._measure(test, own), len(test)))
+                if test is not None:
+                    counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
         result = Evaluation()
-        result.add("loss", torch.stack(losses), self.weights)
-        self._add_tests(result, [test for test in tests if test is not None], common)
+        result.add("loss", losses, self.weights)
+        if self._tests:
+            result.add("test_loss", test_losses, counts if common else counts > 0)
+        if self._tests and self._classifies:
+            result.add("accuracy", accuracies, counts if common else counts > 0)
         return result
-
-    def _add_tests(self, result: Evaluation, tests: list[tuple[Tensor, Tensor, int]], common: bool) -> None:
-        if not tests:
-            return
-        counts = torch.tensor([count for _, _, count in tests])
-        weights = counts if common else counts > 0
-        result.add("test_loss", torch.stack([loss for loss, _, _ in tests]), weights)
-        if self._classifies:
-            result.add("accuracy", torch.stack([accuracy for _, accuracy, _ in tests]), weights)
 
     def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over rows of worker i (None: of all), float64 scalars; 0 if it has none."""
@@ -151,41 +131,30 @@ class NetworkProblem(Problem):
         return total
 
     def _add_gradient(
-        self,
-        i: int,
-        x: Tensor,
-        draw: Draw | None,
-        part: Part,
-        scale: float,
-        out: Tensor,
-        ready: Ready | None = None,
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
     ) -> None:
-        if not out.numel():
-            return
         if self._decay:
-            out.add_(x[self.layout.part(part)], alpha=scale * self._decay)
+            out.add_(x, alpha=scale * self._decay)
         self._module.point(x)
-        with self._module.accumulating(part, out):
+        with self._module.accumulating("all", out):
             self._backward(i, draw, scale, ready)
 
-    def _gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part) -> list[Tensor]:
+    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += self.batch_rows(i, draw)
+        x = aligned(x)
         self._module.point(x)
         with self._module.accumulating(part, None):
             self._backward(i, draw, 1.0, None)
             g = self._module.gradient(part)
         return self._decayed(g, x, part)
 
-    def stackable(self) -> bool:
-        """See `Problem`. On one core of a CPU it brings nothing: 64 mlps together take as long as in turn."""
-        counts = {self._batches.count(i, Draw(0)) for i in range(self.share.n)}
-        return (
-            self.share.device.type != "cpu"
-            and not (self._random or self.buffers.shape[1])
-            and len(counts) == 1
-            and counts.pop() <= PIECE
-        )
+    def _stacks(self, rows: int) -> bool:
+        return rows <= PIECE and not (self._random or self.buffers.shape[1])
 
-    def _stacked_gradient(self, X: Tensor, draw: Draw, part: Part) -> list[Tensor]:
+    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
         self._module.train(True)
         batches = [rows for i in range(self.share.n) for rows, _ in self._batch(i, draw)]
         features = self._input(torch.stack([rows.features for rows in batches]))
@@ -267,7 +236,8 @@ class NetworkProblem(Problem):
             yield
             return
         at = () if draw is None else (draw.round, draw.step)
-        seed = torch_seed(self.share.seed, "training", self.share.workers[i], *at)
+        worker = self.share.workers[i] if self.share.n else 0  # none here: for the try-out
+        seed = torch_seed(self.share.seed, "training", worker, *at)
         device = self.share.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
@@ -276,16 +246,16 @@ class NetworkProblem(Problem):
                 torch.cuda.default_generators[index].manual_seed(seed)
             yield
 
-    def _try_out(self, fewest: int) -> int | None:
+    def _try_out(self, data: list[WorkerRows], fewest: int) -> int | None:
         """One training pass over the smallest mini-batch of any worker; how many classes there are, if any.
 
         Raises:
             UserError: the pass fails, or does not give a scalar.
         """
         size = fewest if self._batches.size == "full" else min(fewest, self._batches.size)
-        rows = self._data[0].train.at(slice(0, min(size, PIECE)))
+        rows = data[0].train.at(slice(0, min(size, PIECE)))
         self._module.train(True)
-        with torch.no_grad(), self._module.with_buffers(self.buffers[0].clone()), self._seeded(0, None):
+        with torch.no_grad(), self._module.with_buffers(self._module.buffers.clone()), self._seeded(0, None):
             try:
                 output = self._module.module(self._input(rows.features))
                 loss = self._batch_loss(self._module.module, rows, 0)
@@ -297,4 +267,4 @@ class NetworkProblem(Problem):
                 ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UserError("problem.loss must return one number, the mean over the batch")
-        return classes(output, [worker.train.targets for worker in self._data])
+        return classes(output, [worker.train.targets for worker in data])

@@ -3,34 +3,33 @@
 import time
 from typing import Any
 
-from hpcopt.problems.quadratic import Quadratic, QuadraticProblem
+from hpcopt.problems.objective_problem import ObjectiveProblem
+from hpcopt.problems.quadratic import Quadratic
 
 
 class Trouble(Quadratic):
     """The quadratic, except for what one worker does in one round."""
 
-    def __init__(self, workers: int, what: str, worker: int, round: int, pause: float) -> None:
-        super().__init__(workers, "power", 10)
-        self.what, self.worker, self.round, self.pause = what, worker, round, pause
+    what: str
+    worker: int
+    round: int
+    pause: float
 
     def bind(self, share: Any) -> "TroubleProblem":
         """This process's part."""
-        problem = TroubleProblem(self.eigenvalues, share)
-        problem.recipe = self
-        return problem
+        return TroubleProblem(self, share)
 
 
-class TroubleProblem(QuadraticProblem):
+class TroubleProblem(ObjectiveProblem):
     """The workers here; every gradient takes ``pause`` seconds."""
 
-    recipe: Trouble
-
     def _add_gradient(self, i: int, x: Any, draw: Any, *rest: Any) -> None:
-        time.sleep(self.recipe.pause)
-        if (self.share.workers[i], draw.round + 1) == (self.recipe.worker, self.recipe.round):
-            if self.recipe.what == "raise":
-                raise ArithmeticError(f"worker {self.recipe.worker} does not like round {draw.round + 1}")
-            if self.recipe.what == "stall":
+        trouble = self.objective
+        time.sleep(trouble.pause)
+        if (self.share.workers[i], draw.round + 1) == (trouble.worker, trouble.round):
+            if trouble.what == "raise":
+                raise ArithmeticError(f"worker {trouble.worker} does not like round {draw.round + 1}")
+            if trouble.what == "stall":
                 time.sleep(10_000)
         super()._add_gradient(i, x, draw, *rest)
 
@@ -39,4 +38,5 @@ def factory(
     workers: int, what: str = "nothing", worker: int = 1, round: int = 5, pause: float = 0.0
 ) -> Trouble:
     """The recipe."""
-    return Trouble(workers, what, worker, round, pause)
+    keys = {"what": what, "worker": worker, "round": round, "pause": pause}
+    return Trouble(workers, eigenvalues="power", dim=10, **keys)

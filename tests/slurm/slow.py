@@ -3,34 +3,29 @@
 import time
 from typing import Any
 
-from hpcopt.problems.linear_regression import LinearRegression, LinearRegressionProblem
+from hpcopt.problems.linear_regression import LinearRegression
+from hpcopt.problems.objective_problem import ObjectiveProblem
 
 
 class Slow(LinearRegression):
     """Linear regression, except that every round takes ``pause`` seconds, on any number of ranks."""
 
-    def __init__(self, workers: int, pause: float) -> None:
-        super().__init__(workers, dim=20, rows_per_worker=30)
-        self.pause = pause
+    pause: float
 
     def bind(self, share: Any) -> "SlowProblem":
         """This process's part."""
-        problem = SlowProblem(self.table, share)
-        problem.pause = self.pause
-        return problem
+        return SlowProblem(self, share)
 
 
-class SlowProblem(LinearRegressionProblem):
+class SlowProblem(ObjectiveProblem):
     """The workers here."""
-
-    pause = 0.0
 
     def _add_gradient(self, i: int, *rest: Any) -> None:
         if i == 0:
-            time.sleep(self.pause)
+            time.sleep(self.objective.pause)
         super()._add_gradient(i, *rest)
 
 
 def factory(workers: int, pause: float = 0.1) -> Slow:
     """The recipe."""
-    return Slow(workers, pause)
+    return Slow(workers, dim=20, rows_per_worker=30, pause=pause)

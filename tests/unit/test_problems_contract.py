@@ -32,7 +32,7 @@ def network(model: nn.Module, **options: object) -> Network:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "linear": lambda: LinearRegression(N, dim=7, rows_per_worker=12, batch_size=5),
-    "quadratic": lambda: Quadratic(N, "geometric", dim=7),
+    "quadratic": lambda: Quadratic(N, eigenvalues="geometric", dim=7),
     "mlp": lambda: network(build("mlp", (1, 8, 8), 5, (6,)), partition="unequal"),
     "cnn": lambda: network(build("cnn", (1, 8, 8), 5, dropout=0.3)),
     "resnet18": lambda: network(ResNet18((1, 8, 8), 5, width=2)),

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.config.problems import CustomTable
 from hpcopt.errors import UserError
-from hpcopt.problems import custom
 from hpcopt.problems.base import Share
+from hpcopt.problems.custom import CustomTable
 from hpcopt.problems.quadratic import Quadratic
 
 SOURCE = """
 from hpcopt.problems.quadratic import Quadratic
 
 def bowl(workers, curvature=1.0):
-    return Quadratic(workers, [curvature])
+    return Quadratic(workers, eigenvalues=[curvature])
 
 def nothing(workers):
     return None
@@ -34,8 +33,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_factory_gets_its_keys() -> None:
-    table = CustomTable(kind="my_problems:bowl", curvature=3.0)
-    recipe = custom.from_table(table, workers=2)
+    recipe = CustomTable(2, kind="my_problems:bowl", curvature=3.0).recipe()
     assert isinstance(recipe, Quadratic)
     problem = recipe.bind(Share(range(2), 2, seed=0))
     assert problem.gradients(problem.initial())[1].item() == 3 * problem.initial().item()
@@ -53,9 +51,9 @@ def test_the_factory_gets_its_keys() -> None:
 )
 def test_what_is_wrong_is_named(kind: str, keys: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        custom.build(kind, 2, **keys)
+        CustomTable(2, kind=kind, **keys).recipe()
 
 
 def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        custom.load_factory("my_broken:f")
+        CustomTable(2, kind="my_broken:f").recipe()

@@ -203,7 +203,7 @@ def test_private_patterns_may_match_nothing_or_everything() -> None:
 
 
 def test_built_in_networks_start_the_same_everywhere_and_learn() -> None:
-    recipe = Network.from_table(NetworkTable(kind="network", model="cnn", weights="rows"), workers=3)
+    recipe = NetworkTable(3, model="cnn", weights="rows").recipe()
     problem = bind(recipe, torch.float32)
     x = problem.initial()
     assert torch.equal(x, bind(recipe, torch.float32).initial())
@@ -220,7 +220,7 @@ def test_built_in_networks_start_the_same_everywhere_and_learn() -> None:
 
 def test_what_does_not_fit_together_is_named() -> None:
     with pytest.raises(UserError, match=r"alexnet.*16×16.*8×8"):
-        Network.from_table(NetworkTable(kind="network", model="alexnet"), workers=2)
+        NetworkTable(2, model="alexnet").recipe()
     with pytest.raises(UserError, match="workers"):
         bind(Network(mlp(), cross_entropy, TRAIN, workers=41))
     with pytest.raises(UserError, match="do not fit together"):

@@ -21,7 +21,7 @@ from hpcopt.math.flat import Layout, buffer_of_rows
 from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
 from hpcopt.placement import Placement
-from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share, worker_weights
+from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share
 
 Call = Callable[[], object]
 VARIANTS = 3
@@ -106,11 +106,8 @@ class Given(Problem):
     """
 
     def __init__(self, comm: MPI.Comm, dim: int) -> None:
-        self.share = Share(range(comm.rank, comm.rank + 1), comm.size, seed=0, dtype=torch.float32)
-        self.layout = Layout.of([("x", (dim,))])
-        self.weights = worker_weights("uniform", [1] * comm.size, self.share)
-        self.rows, self.total_rows = torch.ones(1, dtype=torch.int64), comm.size
-        self.buffers = torch.empty(1, 0)
+        share = Share(range(comm.rank, comm.rank + 1), comm.size, seed=0, dtype=torch.float32)
+        super().__init__(share, Layout.of([("x", (dim,))]), [1] * comm.size)
         self._start = torch.zeros(dim)
         everybody, mine = (torch.Generator().manual_seed(seed) for seed in (0, 1 + comm.rank))
         scale = torch.empty(dim).log_normal_(mean=-6, std=1.5, generator=everybody)
@@ -153,13 +150,20 @@ class Given(Problem):
         """Not measured."""
         raise NotImplementedError
 
-    def _loss(self, *_: Any) -> Tensor:
+    def losses(self, *_: Any, **__: Any) -> Tensor:
+        """Not computed."""
         raise NotImplementedError
 
-    def _add_gradient(self, *_: Any) -> None:
+    def gradient(self, *_: Any, **__: Any) -> list[Tensor]:
+        """Not computed."""
         raise NotImplementedError
 
-    def _hvp(self, *_: Any) -> Tensor:
+    def hvps(self, *_: Any, **__: Any) -> Tensor:
+        """Not computed."""
+        raise NotImplementedError
+
+    def total_hvp(self, *_: Any, **__: Any) -> Tensor:
+        """Not computed."""
         raise NotImplementedError
 
 

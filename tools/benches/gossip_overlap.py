@@ -50,9 +50,9 @@ class Bench:
 
     def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
-        table = NetworkTable(kind="network", dataset="digits", model="resnet18", batch_size=ROWS)
+        table = NetworkTable(comm.size, dataset="digits", model="resnet18", batch_size=ROWS)
         share = Share(range(comm.rank, comm.rank + 1), comm.size, seed=0, dtype=torch.float32)
-        self._problem = hpcopt.Network.from_table(table, comm.size).bind(share)
+        self._problem = table.recipe().bind(share)
         # on two hosts they are the same
         self._topologies = ("ring", "one_peer_exponential")[: 1 + (comm.size > 2)]
         self._step, self._exchange, self._work = self._calibrate()

@@ -106,9 +106,9 @@ class Bare:
 
 def bind() -> NetworkProblem:
     """Fashion-MNIST, 468 rows per worker, mlp 784-256-128-10."""
-    table = NetworkTable(kind="network", dataset="fashion-mnist", model="mlp", batch_size=BATCH)
+    table = NetworkTable(WORKERS, dataset="fashion-mnist", model="mlp", batch_size=BATCH)
     share = Share(range(WORKERS), WORKERS, SEED, torch.float32)
-    return hpcopt.Network.from_table(table, WORKERS).bind(share)
+    return table.recipe().bind(share)
 
 
 def check(problem: NetworkProblem) -> None:

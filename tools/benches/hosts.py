@@ -17,7 +17,6 @@ from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable
 from hpcopt.placement import Placement
 from hpcopt.problems.base import Draw, Share
-from hpcopt.problems.network import Network
 
 ELEMENTS = 11_000_000  # float32: 44 MB
 REPEATS = 5
@@ -25,10 +24,10 @@ REPEATS = 5
 
 def overlapping(comm: MPI.Comm) -> list[tuple[float, float]]:
     """Seconds of a gradient of resnet18 (11 M parameters, 4 small images) and its sum: plain, overlapped."""
-    table = NetworkTable(kind="network", model="resnet18", batch_size=4)
+    table = NetworkTable(comm.size, model="resnet18", batch_size=4)
     mine = range(comm.rank, comm.rank + 1)
     share = Share(mine, comm.size, seed=0, dtype=torch.float32)
-    problem = Network.from_table(table, comm.size).bind(share)
+    problem = table.recipe().bind(share)
     x, placement = problem.initial(), Placement.even(comm.size, comm.size, comm.rank)
     staging = Staging(torch.device("cpu"))
     reducers = [MPIReducer(comm, placement, staging, x, "ring", overlap) for overlap in (False, True)]

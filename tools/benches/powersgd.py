@@ -99,10 +99,8 @@ class Recipe:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        table = NetworkTable(
-            kind="network", dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS
-        )
-        self._network = hpcopt.Network.from_table(table, workers)
+        table = NetworkTable(workers, dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS)
+        self._network = table.recipe()
 
     def bind(self, share: Share) -> NetworkProblem:
         """See `hpcopt.problems.base.Recipe`."""

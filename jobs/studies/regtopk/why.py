@@ -98,7 +98,6 @@ def _watch(case: Case) -> dict[str, Any]:
     from hpcopt.math.topk import UNSENT
     from hpcopt.methods.parts.sparsify import entries_sent
     from hpcopt.methods.regtopk import RegTopKState
-    from hpcopt.names import recipe_of
 
     class Watched(hpcopt.RegTopK):
         """Notes before it steps, and before it chooses."""
@@ -123,7 +122,7 @@ def _watch(case: Case) -> dict[str, Any]:
     config = load(case.config, case.overrides)
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
     keys = {"seed": config.run.seed, "dtype": config.run.dtype, "device": "cpu", "evaluate_every": ROUNDS}
-    hpcopt.simulate(Watched(config.method), recipe_of(config), ROUNDS, **keys)
+    hpcopt.simulate(Watched(config.method), config.problem.recipe(), ROUNDS, **keys)
     every = np.concatenate(ratios)
     return {
         "quantiles": np.quantile(every, (0.1, 0.5, 0.9)).tolist(),

@@ -1,0 +1,130 @@
+"""The workers of an objective: their rows, mini-batches and numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.errors import UserError
+from hpcopt.math.flat import aligned
+from hpcopt.problems.base import Draw
+from hpcopt.problems.batches import Batches
+from hpcopt.problems.one_by_one import OneByOne
+
+if TYPE_CHECKING:
+    from hpcopt.problems.base import Part, Ready, Share
+    from hpcopt.problems.objective import Objective
+
+
+class ObjectiveProblem(OneByOne):
+    """The workers here.
+
+    Args:
+        objective: what each of them computes.
+        share: which they are.
+
+    Raises:
+        UserError: data, start and loss do not fit together.
+    """
+
+    def __init__(self, objective: Objective, share: Share) -> None:
+        rows = [objective.count_rows(worker, share.seed) for worker in range(share.total)]
+        super().__init__(share, objective.layout, rows, objective.weights)
+        self.objective = objective
+        self._batches = Batches(share, self.rows.tolist(), objective.batch_size)
+        self._data = [self._read(worker) for worker in share.workers]
+        self._common = tuple(self._tensor(value) for value in objective.common(share.seed))
+        self.settle(None)
+        self._check()
+
+    def initial(self) -> Tensor:
+        """See `Problem`."""
+        return self._tensor(self.objective.initial(self.share.seed))
+
+    def batch_rows(self, i: int, draw: Draw | None) -> int:
+        """See `Problem`."""
+        return self._batches.count(i, draw)
+
+    def statistics(self) -> Tensor | None:
+        """ω_n / rows times those of the objective, (n, k) float64 on the CPU."""
+        # a rank without workers, too, has to know k
+        sums = [self.objective.statistics(*data) for data in self._data or [self._read(0)]]
+        known = [line.cpu().double() for line in sums if line is not None]
+        if not known:
+            return None
+        scales = self.weights.cpu().double() / self.rows
+        return torch.stack(known)[: self.share.n].mul_(scales[:, None])
+
+    def settle(self, total: Tensor | None) -> None:
+        """Asks the objective for its minimum; ``total`` is None before the sum."""
+        minimum = self.objective.minimum(None if total is None else total.cpu().double())
+        if minimum is not None:
+            self.optimum = torch.as_tensor(minimum[0], dtype=torch.float64, device=self.share.device)
+            self.optimal_value = float(minimum[1])
+
+    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
+        return self.objective.loss(x, *self._batch(i, draw))
+
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
+    ) -> None:
+        self.objective.add_gradient(out, scale, x, *self._batch(i, draw))
+
+    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
+        return self.objective.hvp(x, v, *self._batch(i, draw))
+
+    def _stacks(self, rows: int) -> bool:
+        try:
+            self._together(self.initial().expand(self.share.n, -1), Draw(0))
+        except (RuntimeError, ValueError, TypeError):  # vmap cannot see through everything that people write
+            return False
+        return True
+
+    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
+        return self.layout.tensors(self._together(X, draw), part)
+
+    def _together(self, X: Tensor, draw: Draw) -> Tensor:
+        def gradient(x: Tensor, *rows: Tensor) -> Tensor:
+            return self.objective.gradient(x, *rows, *self._common)
+
+        columns = zip(*(self._rows(i, draw) for i in range(self.share.n)), strict=True)
+        return torch.func.vmap(gradient)(X, *(torch.stack(column) for column in columns)).contiguous()
+
+    def _batch(self, i: int, draw: Draw | None) -> tuple[Tensor, ...]:
+        return self._rows(i, draw) + self._common
+
+    def _rows(self, i: int, draw: Draw | None) -> tuple[Tensor, ...]:
+        chosen = self._batches.select(i, draw)
+        return self._data[i] if chosen is None else tuple(column[chosen] for column in self._data[i])
+
+    def _read(self, worker: int) -> tuple[Tensor, ...]:
+        return tuple(self._tensor(column) for column in self.objective.data(worker, self.share.seed))
+
+    def _tensor(self, value: Any) -> Tensor:
+        """On the share's device, floating-point numbers in its dtype, aligned by itself: see `base.row`."""
+        if isinstance(value, Tensor):
+            floating = value.is_floating_point()
+            return aligned(value.detach().to(self.share.device, self.share.dtype if floating else None))
+        array = np.asarray(value)
+        dtype = self.share.dtype if array.dtype.kind == "f" else None
+        return torch.tensor(array, dtype=dtype, device=self.share.device)
+
+    def _check(self) -> None:
+        kind, d, start = self.objective.kind, self.dim, self.initial()
+        if start.shape != (d,):
+            raise UserError(
+                f"{kind}: the start has shape {tuple(start.shape)}, but the layout {d} parameters"
+            )
+        for worker, data, rows in zip(self.share.workers, self._data, self.rows.tolist(), strict=True):
+            if any(len(column) != rows for column in data):
+                lengths = ", ".join(str(len(column)) for column in data)
+                raise UserError(f"{kind}: worker {worker} has {rows} rows, but its data have {lengths}")
+        if self.share.n:
+            loss = self._loss(0, start, Draw(0))
+            if not isinstance(loss, Tensor) or loss.shape != ():
+                raise UserError(f"{kind}: the loss must be a scalar tensor, the mean over the rows")
