@@ -108,7 +108,8 @@ class Totals:
     def after(self, before: Totals | None) -> Totals:
         """With what earlier jobs cost, matched by name.
 
-        What a run of older code did not count (a key of a port) is NaN from then on: nobody knows it.
+        What a run of older code did not count (a key of a port, all phases) is NaN from then on: nobody
+        knows it.
         """
         if before is None:
             return self
@@ -116,7 +117,7 @@ class Totals:
             self.seconds + before.seconds,
             self.gradients + before.gradients,
             _added(self.ports, before.ports, (*SUMMED, *LARGEST)),
-            _added(self.phases, before.phases, SPREAD),
+            _added(self.phases, before.phases or {name: {} for name in self.phases}, SPREAD),
         )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 SCHEMA = "hpcopt-checkpoint"
 SCHEMA_VERSION = 2
-"""2: totals count what ports do, not ports (`hpcopt.storage.version1`); files are the same"""
+"""2: totals count the verbs of ports that have several, and phases; files are the same"""
 EXTENT_BYTES = 16 << 20
 
 
