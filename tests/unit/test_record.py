@@ -49,7 +49,8 @@ def test_totals_of_an_older_run_are_matched_by_name():
     assert total.ports["sparse.sum"] == port(calls=4.0, payload=8.0)
     assert math.isnan(total.ports["reduce"].pop("payload"))
     assert total.ports["reduce"] == old
-    assert (total.seconds, total.gradients, total.phases) == (11.0, 110.0, {"compute": compute})
+    assert (total.seconds, total.gradients) == (11.0, 110.0)
+    assert np.isnan(list(total.phases["compute"].values())).all()
     assert now.after(now).phases["compute"] == {name: 2 * value for name, value in compute.items()}
 
 
@@ -70,9 +71,8 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     assert ports["calls"].sel(port="neighbours")[:3].values.tolist() == [0, 2, 4]
     assert metrics["seconds"][-1] > first["metrics/seconds"][-1]
     assert phases["phase"].values.tolist() == ["compute", *known, "evaluation", "files"]
-    last = phases.isel(record=-1)
-    assert (last["seconds"] >= last["seconds_mean"]).all()
-    assert (last["seconds_mean"] >= last["seconds_min"]).all()
+    assert np.isnan(phases["seconds"][-1]).all()
+    assert (phases["seconds"][:3] >= 0).all()
 
 
 def test_phases_add_up_to_the_clock():
@@ -83,6 +83,9 @@ def test_phases_add_up_to_the_clock():
     np.testing.assert_allclose(since_start, data["metrics/seconds"], atol=1e-12)
     assert (np.diff(data["phases/seconds"].sel(phase="evaluation")) > 0).all()
     assert data["phases/seconds"].sel(phase="compute")[0] == 0
+    phases = data["phases"]
+    assert (phases["seconds"] >= phases["seconds_mean"]).all()
+    assert (phases["seconds_mean"] >= phases["seconds_min"]).all()
 
 
 class Scored:
