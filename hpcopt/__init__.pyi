@@ -2,6 +2,7 @@
 from .api import resume as resume
 from .api import run as run
 from .config.base import Table as Table
+from .engine.simulation import simulate as simulate
 from .errors import HpcoptError as HpcoptError
 from .errors import Interrupted as Interrupted
 from .errors import NotFinite as NotFinite
@@ -31,4 +32,3 @@ from .problems.quadratic import Quadratic as Quadratic
 from .problems.toy_logistic import ToyLogistic as ToyLogistic
 from .report.export import export as export
 from .report.load import load as load
-from .simulate import simulate as simulate

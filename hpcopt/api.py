@@ -9,14 +9,14 @@ from typing import Any
 
 from mpi4py import MPI
 
-from hpcopt.comm.agree import agreed
 from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
+from hpcopt.control.agree import agreed
+from hpcopt.engine.job import execute
+from hpcopt.engine.names import config_in_python, method_of
+from hpcopt.engine.own_metrics import Metric, replaced
 from hpcopt.errors import UserError
-from hpcopt.job import execute
 from hpcopt.methods.base import Method
-from hpcopt.names import config_in_python, method_of
-from hpcopt.own_metrics import Metric, replaced
 from hpcopt.problems.base import Recipe
 
 
@@ -36,7 +36,7 @@ def run(
         problem: for example ``hpcopt.Network(...)``.
         comm: the ranks; this process alone if None.
         out: the run's directory; must not hold a run.
-        metrics: functions of your own, or their "package.module:function" (see `hpcopt.own_metrics`).
+        metrics: functions of your own, or their "package.module:function" (see `hpcopt.engine.own_metrics`).
         settings: keys of the [run] table: ``rounds``, ``seed``, ``evaluate_every``, …
 
     Returns:

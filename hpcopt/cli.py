@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpcopt.comm import signals
-from hpcopt.comm.launcher import expected_rank, expected_size
+from hpcopt.control import signals
+from hpcopt.control.launcher import expected_rank, expected_size
 from hpcopt.errors import HpcoptError, UserError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _rank() -> int:
 
 def _world() -> MPI.Comm:
     """All ranks of the job; starts MPI."""
-    from hpcopt.comm.world import world
+    from hpcopt.control.world import world
 
     return world()
 
@@ -217,7 +217,7 @@ def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
         result = check()
         return _world(), result
     comm = _world()
-    from hpcopt.comm.agree import agreed
+    from hpcopt.control.agree import agreed
 
     result = None
     with agreed(comm):

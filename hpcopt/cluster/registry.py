@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,6 @@ def entries() -> list[Entry]:
         with suppress(TypeError):
             found.append(Entry(**line))
     return found
-
-
-def now() -> str:
-    """The time in ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:

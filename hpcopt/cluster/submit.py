@@ -18,6 +18,7 @@ from hpcopt.cluster.render import Submission, render
 from hpcopt.cluster.slurm import LIMIT_SECONDS, NoAnswer, call
 from hpcopt.config import RunConfig, check_table, load
 from hpcopt.errors import UserError
+from hpcopt.ground.stamps import now
 
 SCRIPT, CONFIG = "job.sbatch", "submitted.toml"
 SOURCE = "hpcopt submit"
@@ -161,7 +162,7 @@ def _env_file() -> str | None:
 def _note(request: Submission, job: str) -> None:
     directories = [element.directory for element in request.array] or [request.directory]
     script = str(Path(request.directory) / SCRIPT)
-    entry = registry.Entry(job, request.job_name, script, directories, bool(request.array), registry.now())
+    entry = registry.Entry(job, request.job_name, script, directories, bool(request.array), now())
     try:
         registry.note(entry)
     except OSError as error:  # the job is queued all the same

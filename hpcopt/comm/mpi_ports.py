@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.agree import agree_same
-from hpcopt.comm.neighbours import MPINeighbours
+from hpcopt.comm.neighbours.mpi import MPINeighbours
 from hpcopt.comm.opened import Opened
-from hpcopt.comm.plans import choose, fastest, measure
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
-from hpcopt.comm.reducer import MPIReducer
-from hpcopt.comm.sparse import MPISparseSum
-from hpcopt.comm.sparse_plans import Costs
+from hpcopt.comm.reduce.choice import choose
+from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.sparse.costs import Costs
+from hpcopt.comm.sparse.measure import measure
+from hpcopt.comm.sparse.mpi import MPISparseSum
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import Placement
+from hpcopt.comm.timing import fastest
+from hpcopt.control.agree import agree_same
+from hpcopt.ground.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -51,15 +53,15 @@ class MPIPorts:
         remembered: Mapping[str, Any],
     ) -> None:
         self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
-        plan = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
-        self._plan, self._ordered = plan, plan == "ordered"
-        self.chosen: dict[str, Any] = dict(remembered) | {"reduction": plan}
+        way = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
+        self._reduction, self._ordered = way, way == "ordered"
+        self.chosen: dict[str, Any] = dict(remembered) | {"reduction": way}
         self.reduce: Reducer = self.reducer(overlap)
         self._open = Opened(self.reduce)
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
-        """Another `Reducer` with the run's plan, that nobody counts; the caller frees it."""
-        return MPIReducer(self._comm, self._placement, self._staging, self._like, self._plan, overlap)
+        """Another `Reducer` of the run's kind, that nobody counts; the caller frees it."""
+        return MPIReducer(self._comm, self._placement, self._staging, self._like, self._reduction, overlap)
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""

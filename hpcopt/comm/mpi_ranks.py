@@ -10,15 +10,15 @@ from crc32c import crc32c
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.comm.agree import agreed
 from hpcopt.comm.gather import gather_rows
+from hpcopt.control.agree import agreed
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
 
 
 class MPIRanks:
-    """`hpcopt.ranks.Ranks` of a communicator."""
+    """`hpcopt.engine.ranks.Ranks` of a communicator."""
 
     def __init__(self, comm: MPI.Comm) -> None:
         self._comm, self.rank, self.count = comm, comm.rank, comm.size

@@ -2,7 +2,7 @@
 
 A method never sees a communicator or a rank: it hands over what its workers here contribute and gets
 back what all workers made together. Every port has an implementation over MPI and a twin in one process
-(`hpcopt.comm.local`) that serves as the oracle in tests.
+(`hpcopt.comm.local_ports`) that serves as the oracle in tests.
 """
 
 from __future__ import annotations

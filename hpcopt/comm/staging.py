@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcopt.comm.launcher import without_launcher
+from hpcopt.control.launcher import without_launcher
 from hpcopt.errors import UserError
 
 _PROBE = """

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpcopt.own_code import suggestion
+from hpcopt.ground.words import suggestion
 
 # pydantic's words for the mistakes that users make most, in ours
 _REASONS = {

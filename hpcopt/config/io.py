@@ -17,7 +17,7 @@ from hpcopt.config.explain import explained
 from hpcopt.config.problems import ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
-from hpcopt.own_code import suggestion
+from hpcopt.ground.words import suggestion
 
 T = TypeVar("T", bound=Table)
 

@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from hpcopt.config.base import Count, FirstOrder, Fraction, LearningRate, NonNegative, Positive, Table
 from hpcopt.errors import UserError
-from hpcopt.own_code import is_own, load_own, suggestion
+from hpcopt.ground.own_code import is_own, load_own
+from hpcopt.ground.words import suggestion
 
 Density = Annotated[float, Field(gt=0, le=1)]
 

@@ -10,7 +10,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
 from hpcopt.config.explain import explained
 from hpcopt.errors import UserError
-from hpcopt.own_code import is_own, load_own, place_of, suggestion
+from hpcopt.ground.own_code import is_own, load_own, place_of
+from hpcopt.ground.words import suggestion
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Recipe

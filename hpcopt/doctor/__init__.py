@@ -54,7 +54,7 @@ def examine_together(ranks: int) -> bool:
 
 
 def _everything(comm: MPI.Comm | None) -> Sequence[Probe]:
-    from hpcopt.comm.launcher import expected_size
+    from hpcopt.control.launcher import expected_size
     from hpcopt.doctor import machine, together, trial
 
     alone = (trial.TRIAL,) if comm is not None and comm.size == expected_size() == 1 else ()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcopt.comm.launcher import expected_rank
+from hpcopt.control.launcher import expected_rank
 from hpcopt.doctor.finding import Finding, Grade, Probe, Row, Where, fails, note, ok, warning, worst
 from hpcopt.doctor.guardian import Guardian, Timer
 
@@ -75,7 +75,7 @@ class Examination:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             return fails(f"mpi4py: {error}", _NO_MPI)
-        from hpcopt.comm.world import world
+        from hpcopt.control.world import world
 
         comm = world()
         self._comm = comm.Dup()  # a probe that goes wrong must not disturb what the ranks agree on

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 
-from hpcopt.comm.launcher import expected_size
+from hpcopt.control.launcher import expected_size
 from hpcopt.doctor.finding import Finding, Grade, Row
 
 _MARKS = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.comm.launcher import expected_size, launcher_name
+from hpcopt.control.launcher import expected_size, launcher_name
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
 
@@ -77,9 +77,9 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
     import torch
 
     from hpcopt.comm.mpi_ports import MPIPorts
-    from hpcopt.comm.sparse_plans import PLANS
+    from hpcopt.comm.sparse.costs import EXCHANGES
     from hpcopt.comm.staging import Staging
-    from hpcopt.placement import Placement
+    from hpcopt.ground.placement import Placement
 
     placement = Placement.even(comm.size, comm.size, comm.rank)
     x = torch.zeros(comm.size + 1)
@@ -87,7 +87,7 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
     expected[0] = comm.size  # everybody's first entry; the second is everybody's own
     wrong: list[str] = []
     measured: dict[str, Any] = {}
-    for exchange in PLANS:
+    for exchange in EXCHANGES:
         ports = MPIPorts(comm, placement, Staging(x.device), x, "mpi", overlap=False, remembered=measured)
         total = ports.sparse_sum(x, exchange).sum(torch.tensor([[0, comm.rank + 1]]), torch.ones(1, 2))
         if not torch.equal(total.dense, expected):
@@ -96,7 +96,7 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
         measured = ports.chosen
     if wrong:
         return fails(f"sums of sparse vectors are wrong: {', '.join(wrong)}", _OTHER_MPI)
-    return ok(f"{', '.join(PLANS)} over {_count(comm.size, 'rank')}: right")
+    return ok(f"{', '.join(EXCHANGES)} over {_count(comm.size, 'rank')}: right")
 
 
 def neighbours(comm: MPI.Comm) -> Finding:
@@ -123,9 +123,9 @@ def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
     import torch
     from mpi4py import MPI
 
-    from hpcopt.comm.neighbours import MPINeighbours
+    from hpcopt.comm.neighbours.mpi import MPINeighbours
     from hpcopt.comm.staging import Staging
-    from hpcopt.placement import Placement
+    from hpcopt.ground.placement import Placement
 
     placement = Placement.even(comm.size, comm.size, comm.rank)
     X = torch.full((1, GOSSIP_COLUMNS), float(comm.rank), dtype=torch.float64)
@@ -195,7 +195,7 @@ def scratch(comm: MPI.Comm) -> Iterator[Path]:
     Raises:
         UserError: it cannot be made, or is not seen by every rank.
     """
-    from hpcopt.comm.agree import agree, agreed
+    from hpcopt.control.agree import agree, agreed
     from hpcopt.doctor.examination import scratch_path
 
     folder: Path = comm.bcast(scratch_path())
@@ -220,8 +220,9 @@ def _make(folder: Path) -> None:
 
 def _write_and_read(comm: MPI.Comm, path: Path) -> tuple[float, bool]:
     """Seconds of the write, and whether this rank finds what another one wrote. Collective."""
-    from hpcopt.comm.agree import agreed
-    from hpcopt.storage import files, format
+    from hpcopt.control.agree import agreed
+    from hpcopt.ground import files
+    from hpcopt.storage import format
     from hpcopt.storage.checkpoint import Piece, allocate, write_pieces
 
     writers = max(1, comm.size - 1)

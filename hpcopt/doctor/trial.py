@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from hpcopt.comm.launcher import without_launcher
+from hpcopt.control.launcher import without_launcher
 from hpcopt.doctor.finding import Finding, Grade, Probe, Where, fails, ok, warning, worst
 from hpcopt.doctor.table import from_json
 

@@ -12,13 +12,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.words import suggestion
 from hpcopt.math.streams import stream
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check_size(N: int) -> None:
         raise UserError(f"N = {N}: a graph needs at least 1 node")
 
 
-def phases(N: int) -> int:
+def doublings(N: int) -> int:
     """How many powers of two are below N: ⌈log₂ N⌉, the τ of exponential graphs."""
     return (N - 1).bit_length()
 
@@ -106,8 +106,7 @@ def check_name(key: str, value: str, names: Iterable[str]) -> None:
     """Raises `UserError` if a value is neither one of the names nor an existing file."""
     names = tuple(names)
     if value not in names and not os.path.isfile(value):  # unlike Path.is_file, it takes any name
-        close = get_close_matches(value, names, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
+        hint = suggestion(value, names, '"')
         raise UserError(
             f'{key} = "{value}" is neither a file nor known: allowed are {", ".join(names)} or a path{hint}'
         )
@@ -230,7 +229,7 @@ SHAPES: dict[str, Callable[[int], Iterable[tuple[int, int]]]] = {
     "torus": _torus,
     "star": lambda N: ((0, i) for i in range(1, N)),
     "complete": lambda N: ((i, j) for j in range(N) for i in range(j)),
-    "exponential": lambda N: ((i, (i + (1 << j)) % N) for i in range(N) for j in range(phases(N))),
+    "exponential": lambda N: ((i, (i + (1 << j)) % N) for i in range(N) for j in range(doublings(N))),
 }
 ONE_PEER = "one_peer_exponential"
 TOPOLOGIES = (*SHAPES, "erdos_renyi", ONE_PEER)

@@ -33,12 +33,12 @@ from hpcopt.math.graphs import (
     TOPOLOGIES,
     check_name,
     check_size,
+    doublings,
     graph,
-    phases,
     read_edges,
     torus_shape,
 )
-from hpcopt.math.spectrum import ROUNDING, is_symmetric, second_largest
+from hpcopt.math.mixing_rate import ROUNDING, is_symmetric, second_largest
 
 if TYPE_CHECKING:
     import networkx
@@ -234,7 +234,7 @@ def _one_peer(N: int, weights: str) -> tuple[csr_array, ...]:
         )
     i = np.arange(N)
     halves = np.full(N, 0.5)
-    return tuple(_csr(N, i, (i - (1 << j)) % N, halves) for j in range(phases(N))) or (
+    return tuple(_csr(N, i, (i - (1 << j)) % N, halves) for j in range(doublings(N))) or (
         _csr(N, i[:0], i[:0], halves[:0]),
     )
 

@@ -30,7 +30,7 @@ from hpcopt.config.methods import DePRLTable
 from hpcopt.methods.base import Method, State, StepInfo, per_worker
 from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.methods.parts.gossip import Gossip
-from hpcopt.methods.parts.local_steps import LocalSteps, Phase
+from hpcopt.methods.parts.local_steps import LocalSteps, Stage
 from hpcopt.problems.base import Problem, check_split
 
 
@@ -88,7 +88,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
             self._neighbours.finish(phi, sent)
         return StepInfo()
 
-    def _plan(self, i: int) -> list[Phase]:
+    def _plan(self, i: int) -> list[Stage]:
         """What worker i does in a round before it mixes; one worker does all of it before the next begins."""
         settings = self.settings
         alpha, beta = settings.lr_head or settings.lr, settings.lr_body or settings.lr
@@ -97,15 +97,15 @@ class DePRL(Method[DePRLTable, DePRLState]):
         of = head + body
         if settings.order == "together":
             # x_i ← x_i − (β ∇_φ f_i, α ∇_θ f_i), body times
-            return [Phase({"shared": beta, "private": alpha}, range(body), body)]
+            return [Stage({"shared": beta, "private": alpha}, range(body), body)]
         if settings.order == "body_first":
             return [
-                Phase({"shared": beta}, range(body), of),
-                Phase({"private": alpha}, range(body, of), of),
+                Stage({"shared": beta}, range(body), of),
+                Stage({"private": alpha}, range(body, of), of),
             ]
         return [
-            Phase({"private": alpha}, range(head), of),
-            Phase({"shared": beta}, range(head, of), of),
+            Stage({"private": alpha}, range(head), of),
+            Stage({"shared": beta}, range(head, of), of),
         ]
 
     def others(self, state: DePRLState) -> dict[str, Tensor]:

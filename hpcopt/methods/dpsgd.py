@@ -56,7 +56,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         self._neighbours = self._gossip.open(ports, problem.initial())
         X = problem.rows_of(d).copy_(problem.initial())
         plan = [
-            [self._steps.phase(i, settings.local_steps, settings.local_epochs)]
+            [self._steps.stage(i, settings.local_steps, settings.local_epochs)]
             for i in range(problem.share.n)
         ]
         self._steps.assign(plan, X, ports)

@@ -44,7 +44,7 @@ class FedAvg(Method[FedAvgTable, FedAvgState]):
         settings = self.settings
         self._problem, self._steps = problem, LocalSteps(problem, settings)
         self._plan = [
-            self._steps.phase(i, settings.local_steps, settings.local_epochs) for i in range(problem.share.n)
+            self._steps.stage(i, settings.local_steps, settings.local_epochs) for i in range(problem.share.n)
         ]
         x = problem.initial().clone()
         self._x_i = buffer((problem.dim,), like=x)

@@ -40,7 +40,7 @@ class Local(Method[LocalTable, LocalState]):
         self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         plan = [
-            [self._steps.phase(i, settings.local_steps, settings.local_epochs)]
+            [self._steps.stage(i, settings.local_steps, settings.local_epochs)]
             for i in range(problem.share.n)
         ]
         self._steps.assign(plan, X, ports)

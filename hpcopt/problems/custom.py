@@ -9,7 +9,8 @@ from pydantic import ConfigDict
 
 from hpcopt.config.problems import ProblemTable
 from hpcopt.errors import UserError
-from hpcopt.own_code import load_own, suggestion
+from hpcopt.ground.own_code import load_own
+from hpcopt.ground.words import suggestion
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Recipe

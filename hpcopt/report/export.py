@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
-from hpcopt.storage import files, format
+from hpcopt.ground import files
+from hpcopt.storage import format
 
 
 def export(run: str | Path, file: str | Path) -> Path:

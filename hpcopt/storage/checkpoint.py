@@ -12,9 +12,10 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.comm.agree import agreed
+from hpcopt.control.agree import agreed
 from hpcopt.errors import UserError
-from hpcopt.storage import files, format
+from hpcopt.ground import files
+from hpcopt.storage import format
 from hpcopt.storage.image import LIBVER
 from hpcopt.storage.slab import open_shared, parallel_hdf5, write_rows
 

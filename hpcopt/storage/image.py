@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.storage import files
+from hpcopt.ground import files
 from hpcopt.storage.file_like import Sparse
 from hpcopt.storage.place import Place, Rows
 from hpcopt.storage.schema import RECORD, SCHEMA, SCHEMA_VERSION, Schema, dtype_of, group_of, unit_of

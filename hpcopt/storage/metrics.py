@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.storage import files, image
+from hpcopt.ground import files
+from hpcopt.storage import image
 from hpcopt.storage.place import Place, Rows
 from hpcopt.storage.records import Records, read_header, read_records
 from hpcopt.storage.relabel import Relabelled

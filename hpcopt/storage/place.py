@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.storage import files
+from hpcopt.ground import files
 from hpcopt.storage.file_like import Opened
 from hpcopt.storage.schema import missing
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from hpcopt.ground.stamps import now
+
 LIBRARIES = ("numpy", "h5py", "mpi4py", "torch", "scipy", "xarray")
-
-
-def now() -> str:
-    """The time in ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -18,9 +18,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.agree import agree
+from hpcopt.control.agree import agree
+from hpcopt.ground.placement import block
 from hpcopt.methods.base import Held
-from hpcopt.placement import block
 from hpcopt.storage import format
 from hpcopt.storage.checkpoint import Piece
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.comm.launcher import without_launcher
+from hpcopt.control.launcher import without_launcher
 from hpcopt.doctor.finding import fails, note, ok, worst
 from hpcopt.doctor.machine import file_system
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from hpcopt.comm import neighbours, ring
-from hpcopt.comm.local_neighbours import LocalNeighbours
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.neighbour_wire import Wire
-from hpcopt.comm.neighbours import MPINeighbours
+from hpcopt.comm.neighbours import mpi as neighbours
+from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.neighbours.mpi import MPINeighbours
+from hpcopt.comm.neighbours.wire import Wire
+from hpcopt.comm.reduce import ring
 from hpcopt.comm.staging import Staging
 from hpcopt.errors import UserError
+from hpcopt.ground.placement import Placement, block
 from hpcopt.math.mixing import mixing
-from hpcopt.placement import Placement, block
 
 from .conftest import first_ranks
 
@@ -73,7 +74,7 @@ def test_chunks_pieces_and_one_column(comm, monkeypatch):
     check(comm, matrices("ring", 7), 1, torch.float32)
     monkeypatch.setattr("hpcopt.comm.gather.MAX_MESSAGE", 1 << 30)
     monkeypatch.setattr(ring, "SEGMENT_BYTES", 32)
-    monkeypatch.setattr("hpcopt.comm.neighbour_wire._on_node", lambda comm: frozenset())
+    monkeypatch.setattr("hpcopt.comm.neighbours.wire._on_node", lambda comm: frozenset())
     check(comm, matrices("one_peer_exponential", 11), 50, torch.float32)
 
 

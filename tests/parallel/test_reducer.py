@@ -5,13 +5,13 @@ import torch
 
 import hpcopt
 from hpcopt.comm import gather
-from hpcopt.comm.local import LocalReducer
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.ports import allreduce_bytes, gather_bytes
-from hpcopt.comm.reducer import MPIReducer
+from hpcopt.comm.reduce.local import LocalReducer
+from hpcopt.comm.reduce.mpi import MPIReducer
 from hpcopt.comm.staging import Staging
+from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
-from hpcopt.placement import Placement
 from hpcopt.problems.base import Draw, Share
 
 pytestmark = pytest.mark.mpi

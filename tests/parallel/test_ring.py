@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from hpcopt.comm import ring as ring_module
-from hpcopt.comm.plans import choose
-from hpcopt.comm.ring import Ring
+from hpcopt.comm.reduce import ring as ring_module
+from hpcopt.comm.reduce.choice import choose
+from hpcopt.comm.reduce.ring import Ring
 
 pytestmark = pytest.mark.mpi
 

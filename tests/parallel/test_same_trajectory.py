@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 import hpcopt
 from hpcopt.api import resume, start
-from hpcopt.comm import overlap
+from hpcopt.comm.reduce import buckets as overlap
 from hpcopt.config import from_tables
 from hpcopt.errors import UserError
 

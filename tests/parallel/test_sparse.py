@@ -8,19 +8,20 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.comm import gather, sparse_plans
-from hpcopt.comm.local import LocalPorts
-from hpcopt.comm.local_sparse import LocalSparseSum
+from hpcopt.comm import gather
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.sparse_plans import Costs
+from hpcopt.comm.sparse import costs as sparse_plans
+from hpcopt.comm.sparse.costs import Costs
+from hpcopt.comm.sparse.local import LocalSparseSum
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import Placement, block
+from hpcopt.ground.placement import Placement, block
 from hpcopt.problems.base import Share
 
 pytestmark = pytest.mark.mpi
 WORKERS = 9
 CPU = torch.device("cpu")
-PLANS = ("allgather", "owner", "dense")
+EXCHANGES = ("allgather", "owner", "dense")
 
 
 def entries(workers, dim, k, dtype, kind):
@@ -57,7 +58,7 @@ def opened(comm, workers, dim, dtype, ordered, exchange, select="local"):
 @pytest.mark.parametrize("kind", ["even", "skewed", "same"])
 def test_every_plan_gives_the_twins_sum(comm, dim, k, kind):
     """Also twice through the same port, and the same bits where sums are ordered and on every rank."""
-    cases = itertools.product((torch.float32, torch.float64), (False, True), PLANS, ("local", "global"))
+    cases = itertools.product((torch.float32, torch.float64), (False, True), EXCHANGES, ("local", "global"))
     for dtype, ordered, exchange, select in cases:
         indices, values = entries(WORKERS, dim, k, dtype, kind)
         mine = block(WORKERS, comm.size, comm.rank)
@@ -88,7 +89,7 @@ def test_messages_in_many_pieces_and_indices_of_64_bits(comm, monkeypatch):
     test_every_plan_gives_the_twins_sum(comm, 300, 11, "skewed")
 
 
-@pytest.mark.parametrize("exchange", PLANS)
+@pytest.mark.parametrize("exchange", EXCHANGES)
 def test_entries_that_cancel_do_not_win_a_global_selection(comm, exchange):
     """±100 at 7 and 1 at 8, on the first two workers; the other workers give zeros."""
     indices = torch.tensor([[7, 8]] * WORKERS)
@@ -113,7 +114,7 @@ def test_updates_that_change_the_gradient_leave_the_port_alone(comm):
     """In long vectors, where the port clears entries one by one."""
     dim, mine = 3000, block(WORKERS, comm.size, comm.rank)
     problem = hpcopt.LinearRegression(WORKERS, dim=dim, rows_per_worker=3)
-    for update, exchange in itertools.product(UPDATES, PLANS):
+    for update, exchange in itertools.product(UPDATES, EXCHANGES):
         points = []
         for comm_, workers in ((comm, mine), (None, range(WORKERS))):
             bound = problem.bind(Share(workers, WORKERS, seed=1))
@@ -146,7 +147,7 @@ def test_bytes_are_those_of_the_simulation(comm, kind):
     dim, k, entry = 50_000, 2000, 8
     indices, values = entries(comm.size, dim, k, torch.float32, kind)
     row = slice(comm.rank, comm.rank + 1)
-    for exchange, select in itertools.product(PLANS, ("local", "global")):
+    for exchange, select in itertools.product(EXCHANGES, ("local", "global")):
         ports, port = opened(comm, comm.size, dim, torch.float32, False, exchange, select)
         total = port.sum(indices[row], values[row])
         twin = LocalSparseSum(comm.size, torch.zeros(dim), exchange, select, ranks=comm.size)

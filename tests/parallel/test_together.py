@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from hpcopt.comm.agree import agree, agreed
 from hpcopt.comm.gather import gather_rows
-from hpcopt.comm.plans import fastest
-from hpcopt.comm.stopping import Stop, StopAgreement
+from hpcopt.comm.timing import fastest
+from hpcopt.control.agree import agree, agreed
+from hpcopt.control.stopping import Stop, StopAgreement
 from hpcopt.errors import NothingToResume, UserError
 
 pytestmark = pytest.mark.mpi
@@ -44,7 +44,7 @@ def test_agreed_passes_the_kind_of_error_on(comm):
 
 def test_gather_rows_orders_by_worker(comm):
     workers = comm.size + 2
-    from hpcopt.placement import block
+    from hpcopt.ground.placement import block
 
     mine = block(workers, comm.size, comm.rank)
     rows = np.array([[w, w * w] for w in mine], dtype=float).reshape(-1, 2)

@@ -12,6 +12,7 @@ from hpcopt.cluster import follow, jobs, registry
 from hpcopt.cluster.slurm import SEPARATOR, NoAnswer, call
 from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, prepare, split, submit
 from hpcopt.errors import UserError
+from hpcopt.ground.stamps import now
 
 TOML = '[run]\nworkers = 8\n[problem]\nkind = "quadratic"\n'
 RESOURCES = {"nodes": 2, "ntasks_per_node": 2, "cpus_per_task": 1, "time": "10"}
@@ -207,7 +208,7 @@ RECORD = {"event": "record", "round": 20.0, "seconds": 1.5, "loss": 0.25}
 def test_the_table(here):
     ran(here / "a", RECORD, state="started")
     ran(here / "rates" / "1", RECORD, job="8_1", state="failed", code=4)
-    when = registry.now()
+    when = now()
     rates = [str(here / "rates" / "0"), str(here / "rates" / "1")]
     registry.note(registry.Entry("8", "rates", str(here / "rates" / SCRIPT), rates, True, when))
     registry.note(registry.Entry("5", "old", "/x", [str(here / "old")], False, "2020-01-01T00:00:00+00:00"))
@@ -239,7 +240,7 @@ def test_the_table(here):
 def test_a_script_submitted_again_by_hand_is_known(here):
     top = here / "rates"
     directories = [str(top / "0"), str(top / "1")]
-    registry.note(registry.Entry("8", "rates", str(top / SCRIPT), directories, True, registry.now()))
+    registry.note(registry.Entry("8", "rates", str(top / SCRIPT), directories, True, now()))
     listed(here, ("30_1", "RUNNING", "None", "0:10", "2", "hpcopt", str(top / SCRIPT), "rates"))
     assert [row.directory for row in jobs.rows() if row.id == "30_1"] == [top / "1"]
 

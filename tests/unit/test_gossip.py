@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import hpcopt
-from hpcopt.comm.local import LocalPorts
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.ports import VERBS
 from hpcopt.config import resumable
 from hpcopt.errors import UserError

@@ -282,7 +282,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import hpcopt
-from hpcopt.storage import files
+from hpcopt.ground import files
 from hpcopt.storage.metrics import RunFile, Schema
 
 files.sync = lambda path: None  # how long the disk takes is not the question

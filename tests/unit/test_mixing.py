@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from hpcopt.errors import UserError
-from hpcopt.math import spectrum as module
+from hpcopt.math import mixing_rate as module
 from hpcopt.math.graphs import graph, torus_shape
 from hpcopt.math.mixing import Mixing, check, mixing
-from hpcopt.math.spectrum import DENSE
+from hpcopt.math.mixing_rate import DENSE
 
 STATIC = ("ring", "torus", "star", "complete", "erdos_renyi", "exponential")
 

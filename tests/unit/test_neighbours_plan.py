@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from hpcopt.comm.local import LocalPorts
-from hpcopt.comm.local_neighbours import LocalNeighbours
-from hpcopt.comm.neighbour_plan import plan, travelling
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.neighbours.schedule import schedule, travelling
+from hpcopt.ground.placement import Placement, block
 from hpcopt.math import averages
 from hpcopt.math.averages import Averages
 from hpcopt.math.mixing import mixing
-from hpcopt.placement import Placement, block
 
 TOPOLOGIES = ("ring", "torus", "star", "complete", "exponential", "erdos_renyi", "one_peer_exponential")
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
@@ -33,7 +33,7 @@ def test_plans_of_all_ranks_fit_together(topology, N, ranks):
     """What one sends the other expects, in the same order; nothing is sent that nobody needs."""
     numbers = np.arange(1.0, N + 1)
     for W in matrices(topology, N).matrices:
-        plans = [plan(W, placed(W, ranks, rank)) for rank in range(ranks)]
+        plans = [schedule(W, placed(W, ranks, rank)) for rank in range(ranks)]
         dense, owner = W.toarray(), Placement.even(N, ranks).owners
         for p, of_p in enumerate(plans):
             here = block(N, ranks, p)
@@ -66,23 +66,23 @@ def test_a_row_that_many_workers_need_travels_once_for_each_of_their_ranks():
     star = matrices("star", 9).at(
         0
     )  # three workers on a rank; everybody needs worker 0's row, and it everybody's
-    assert [plan(star, placed(star, 3, rank)).sent for rank in range(3)] == [2, 3, 3]
-    assert plan(star, placed(star, 3, 0)).sends == {1: (0,), 2: (0,)}
+    assert [schedule(star, placed(star, 3, rank)).sent for rank in range(3)] == [2, 3, 3]
+    assert schedule(star, placed(star, 3, 0)).sends == {1: (0,), 2: (0,)}
     assert travelling(matrices("complete", 12).at(0), Placement.even(12, 4)) == 12 * 3
     assert travelling(matrices("ring", 12).at(0), Placement.even(12, 4)) == 4 * 2
 
 
 def test_a_rank_without_workers_and_a_weight_of_zero_send_nothing():
     W = csr_array((np.array([0.5, 0.5, 0.0, 1.0]), np.array([0, 1, 0, 1]), np.array([0, 2, 4])), shape=(2, 2))
-    assert [plan(W, placed(W, 4, rank)).sent for rank in range(4)] == [0, 1, 0, 0]
-    assert plan(W, placed(W, 4, 3)).terms == ()
-    assert plan(W, placed(W, 4, 1)).terms == (((0, 1.0),),)
+    assert [schedule(W, placed(W, 4, rank)).sent for rank in range(4)] == [0, 1, 0, 0]
+    assert schedule(W, placed(W, 4, 3)).terms == ()
+    assert schedule(W, placed(W, 4, 1)).terms == (((0, 1.0),),)
 
 
 def test_a_large_ring_is_cheap_to_plan():
     W = matrices("ring", 4096).at(0)
     start = time.process_time()
-    assert plan(W, placed(W, 4096, 17)).sends == {16: (0,), 18: (0,)}
+    assert schedule(W, placed(W, 4096, 17)).sends == {16: (0,), 18: (0,)}
     assert time.process_time() - start < 0.1
 
 
@@ -132,7 +132,7 @@ def test_bytes_of_a_worker_do_not_grow_with_their_number(topology, rows):
 def test_many_terms_are_a_product_of_matrices_unless_the_order_matters():
     """Rows of others included; the sums are the same up to rounding."""
     W = mixing("complete", "metropolis", 40).at(0)
-    part = plan(W, placed(W, 2, 0))
+    part = schedule(W, placed(W, 2, 0))
     X, others = torch.randn(2, 20, 33, dtype=torch.float64)
     rows, want = torch.cat([X, others]), X.clone()
     Averages(part.terms, part.received, X, ordered=True).replace(want, others)
@@ -143,7 +143,7 @@ def test_many_terms_are_a_product_of_matrices_unless_the_order_matters():
     assert torch.allclose(gpu, want, rtol=0, atol=1e-14)
     assert torch.allclose(X, want, rtol=0, atol=1e-14)
     assert torch.allclose(X, torch.from_numpy(W.toarray())[:20] @ rows, rtol=0, atol=1e-14)
-    ring = plan(mixing("ring", "metropolis", 40).at(0), Placement.even(40, 2))
+    ring = schedule(mixing("ring", "metropolis", 40).at(0), Placement.even(40, 2))
     assert isinstance(Averages(ring.terms, ring.received, X, ordered=False)._sum, averages._Sparse)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.comm import overlap
-from hpcopt.comm.overlap import Overlapped
+from hpcopt.comm.reduce import buckets as overlap
+from hpcopt.comm.reduce.buckets import BucketedSum
 from hpcopt.problems.base import Draw, Share
 
 
@@ -22,7 +22,7 @@ def test_every_bucket_leaves_once_in_order_and_not_before_it_is_complete(monkeyp
         sent.append(len(part))
         part += 1
 
-    parts = Overlapped(vector, allreduce)
+    parts = BucketedSum(vector, allreduce)
     for start in reversed(range(0, size, 7)):
         vector[start : start + 7] = 1
         parts.ready(start, min(start + 7, size))
@@ -34,7 +34,7 @@ def test_every_bucket_leaves_once_in_order_and_not_before_it_is_complete(monkeyp
 def test_the_first_bucket_leaves_while_the_rest_is_computed(monkeypatch):
     monkeypatch.setattr(overlap, "BUCKET_BYTES", 80)
     left = threading.Event()
-    parts = Overlapped(np.zeros(20), lambda part: left.set())
+    parts = BucketedSum(np.zeros(20), lambda part: left.set())
     parts.ready(10, 20)
     assert left.wait(10)
     parts.finish()
@@ -44,7 +44,7 @@ def test_an_error_in_the_thread_is_raised_by_finish():
     def fails(part):
         raise ValueError("broken link")
 
-    parts = Overlapped(np.zeros(3), fails)
+    parts = BucketedSum(np.zeros(3), fails)
     with pytest.raises(ValueError, match="broken link"):
         parts.finish()
 

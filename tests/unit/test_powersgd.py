@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hpcopt
-from hpcopt.comm.contribution import Buffer
-from hpcopt.comm.local import LocalPorts
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.ports import allreduce_bytes
+from hpcopt.comm.reduce.contribution import Buffer
 from hpcopt.math.streams import stream
 from hpcopt.problems.base import Draw, Share
 

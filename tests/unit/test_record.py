@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.costs import EVALUATION, FILES, Clock, Totals
+from hpcopt.engine.meter import EVALUATION, FILES, Clock, Totals
 
 
 def test_the_clock_runs_during_steps_only():

@@ -211,9 +211,9 @@ def test_groups_are_folded_or_cut_and_go_on(tmp_path):
     assert method.paused == 2 * 2  # rounds 0, 3 and 6, and the checkpoint that a run would write
     hpcopt.run(method, problem(), out=tmp_path / "run", rounds=4, **KEYS)
     assert hpcopt.load(tmp_path / "run")["staleness/count"].values.tolist() == [1, 2, 3, 4]
-    known = hpcopt.names.METHODS | {"allreduce_sgd": f"{__name__}:AllreduceSGD"}
+    known = hpcopt.engine.names.METHODS | {"allreduce_sgd": f"{__name__}:AllreduceSGD"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hpcopt.names, "METHODS", known)
+        patch.setattr(hpcopt.engine.names, "METHODS", known)
         hpcopt.resume(tmp_path / "run", problem=problem(), overrides=("run.rounds=6",))
     for found in (tree, hpcopt.load(tmp_path / "run")):
         assert found["staleness/count"].values.tolist() == [1, 2, 3, 4 + 5 + 6]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.comm.global_topk import keep_largest
-from hpcopt.comm.local_sparse import LocalSparseSum
-from hpcopt.comm.sparse_plans import PLANS, Costs, Shape, bounds, sample, worker_cost
+from hpcopt.comm.sparse.costs import EXCHANGES, Costs, Shape, bounds, sample, worker_cost
+from hpcopt.comm.sparse.local import LocalSparseSum
+from hpcopt.comm.sparse.selection import keep_largest
 from hpcopt.math.topk import largest
 
 D, K, N = 200_000, 2000, 32
@@ -108,7 +108,7 @@ def test_indices_travel_as_32_bits_while_they_fit():
 
 def test_workers_bytes_are_those_of_the_leanest_plan():
     shape = Shape(1000, 4, 4)
-    each = {plan: worker_cost(plan, shape, 10, 10)[0] for plan in PLANS}
+    each = {plan: worker_cost(plan, shape, 10, 10)[0] for plan in EXCHANGES}
     assert each == {"allgather": 3 * 80, "owner": 2 * 0.75 * 80, "dense": 2 * 0.75 * (4000 + 125)}
     again = worker_cost("owner", Shape(1000, 4, 4, selects=True), 10, 10)[0]
     assert again == each["owner"] + 7 * 2 * 0.75 * 32 * 8  # seven histograms of 32 numbers

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.comm.local import LocalPorts
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Draw, Share
 

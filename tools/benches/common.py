@@ -17,10 +17,10 @@ from torch import Tensor
 
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
+from hpcopt.ground.placement import Placement
 from hpcopt.math.flat import Layout, buffer_of_rows
 from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
-from hpcopt.placement import Placement
 from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share
 
 Call = Callable[[], object]

@@ -17,13 +17,13 @@ from common import Call, sent_through
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.local import LocalPorts
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.ports import Counter, Ports
 from hpcopt.comm.staging import Staging
-from hpcopt.math.graphs import phases
+from hpcopt.ground.placement import Placement
+from hpcopt.math.graphs import doublings
 from hpcopt.math.mixing import mixing
-from hpcopt.placement import Placement
 
 TOPOLOGIES = ("ring", "one_peer_exponential", "exponential")
 ELEMENTS = 1_000_000
@@ -93,7 +93,7 @@ def vectors(what: str, N: int) -> float:
     """Vectors of d numbers that a worker sends in a round, by the twins."""
     X = torch.randn(N, SIMULATED_ELEMENTS)
     call, counter = one_round(LocalPorts(N, X[0]), X, what, N)
-    rounds = max(1, phases(N))
+    rounds = max(1, doublings(N))
     for round in range(rounds):
         call(round)
     return counter.bytes_workers / rounds / N / (4 * SIMULATED_ELEMENTS)
@@ -105,7 +105,7 @@ def in_a_row(what: str, N: int) -> int:
     An allreduce of long vectors is a reduce-scatter and an allgather: 2 (N - 1) messages of d/N numbers in a
     ring, or 2 ⌈log₂ N⌉ by halving and doubling.
     """
-    return {RING: 2 * (N - 1), TREE: 2 * phases(N)}.get(what, 1)
+    return {RING: 2 * (N - 1), TREE: 2 * doublings(N)}.get(what, 1)
 
 
 def simulated() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
-from hpcopt.placement import Placement
+from hpcopt.ground.placement import Placement
 from hpcopt.problems import models
 
 REPEATS = 7

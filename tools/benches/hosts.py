@@ -11,11 +11,11 @@ import torch.distributed
 from common import hosts, seconds, start_gloo
 from mpi4py import MPI
 
-from hpcopt.comm.reducer import MPIReducer
-from hpcopt.comm.ring import Ring
+from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable
-from hpcopt.placement import Placement
+from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Draw, Share
 
 ELEMENTS = 11_000_000  # float32: 44 MB

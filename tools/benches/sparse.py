@@ -12,8 +12,8 @@ from common import Given, Steps, hosts, in_turn, on_the_wire, ratios, seconds, s
 from mpi4py import MPI
 
 import hpcopt
-from hpcopt.comm.ring import Ring
-from hpcopt.comm.sparse_plans import PLANS, Shape
+from hpcopt.comm.reduce.ring import Ring
+from hpcopt.comm.sparse.costs import EXCHANGES, Shape
 from hpcopt.math import optimizers
 from hpcopt.math.topk import take
 from hpcopt.problems.base import Draw
@@ -93,7 +93,7 @@ def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[st
         f"selection {costs.select * problem.dim:.3f} s"
     ]
     best = costs.fastest(shape, k, entries)
-    for plan in PLANS:
+    for plan in EXCHANGES:
         own = Steps(comm, hpcopt.RegTopK(density=DENSITY, exchange=plan), problem, "auto", steps.ports.chosen)
         port = own.method._port
         count = repeats if plan == "dense" else QUICK

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from hpcopt.placement import block
-from hpcopt.storage import files
+from hpcopt.ground import files
+from hpcopt.ground.placement import block
 from hpcopt.storage.checkpoint import Checkpoints, Piece
 
 REPEATS = 7

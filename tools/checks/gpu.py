@@ -25,22 +25,22 @@ from mpi4py import MPI
 from torch import Tensor
 
 import hpcopt
-from hpcopt.comm.launcher import local_rank
-from hpcopt.comm.local import LocalReducer
-from hpcopt.comm.local_neighbours import LocalNeighbours
-from hpcopt.comm.local_sparse import LocalSparseSum
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.neighbours import MPINeighbours
-from hpcopt.comm.plans import Plan
+from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.neighbours.mpi import MPINeighbours
 from hpcopt.comm.ports import Neighbours, Reducer, SparseSum
-from hpcopt.comm.reducer import MPIReducer
-from hpcopt.comm.sparse_plans import PLANS
+from hpcopt.comm.reduce.choice import Reduction
+from hpcopt.comm.reduce.local import LocalReducer
+from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.sparse.costs import EXCHANGES
+from hpcopt.comm.sparse.local import LocalSparseSum
 from hpcopt.comm.staging import Staging, local_device
-from hpcopt.comm.world import world
+from hpcopt.control.launcher import local_rank
+from hpcopt.control.world import world
+from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest
 from hpcopt.methods.base import Method
-from hpcopt.placement import Placement
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
@@ -91,10 +91,11 @@ def check_reducer(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     placement, here = _placement(comm), Staging(torch.device("cpu"))
     for ordered, size, dtype in product((False, True), SIZES, ROUNDING):
         rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
-        plan: Plan = "ordered" if ordered else "mpi"
+        reduction: Reduction = "ordered" if ordered else "mpi"
         twin = LocalReducer(WORKERS, rows[0], ordered)
         reducers = [
-            MPIReducer(comm, placement, staged, rows[0].to(staged.device), plan) for staged in (here, staging)
+            MPIReducer(comm, placement, staged, rows[0].to(staged.device), reduction)
+            for staged in (here, staging)
         ]
         mine, own = rows[placement.here.start : placement.here.stop], reducers[0].own(size)
         cut = slice(own.start, own.stop)
@@ -141,7 +142,7 @@ VERBS: dict[str, tuple[Call, bool]] = {
 def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Every plan of `SparseSum`, selection included, against the twin on the CPU. Collective."""
     mine = _placement(comm).here
-    for exchange, select, size in product(PLANS, ("local", "global"), (5, 1_000_003)):
+    for exchange, select, size in product(EXCHANGES, ("local", "global"), (5, 1_000_003)):
         for dtype in ROUNDING:
             rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
             k = max(1, size // 1000)

@@ -24,7 +24,7 @@ Gradient = Callable[[Draw, Part], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Phase:
+class Stage:
     """Successive steps of one worker that move the same parameters.
 
     Attributes:
@@ -55,26 +55,26 @@ class LocalSteps:
     def __init__(self, problem: Problem, settings: OwnStepsTable) -> None:
         self._problem, self._settings = problem, settings
 
-    def phase(self, i: int, steps: int | None, epochs: int | None) -> Phase:
+    def stage(self, i: int, steps: int | None, epochs: int | None) -> Stage:
         """The steps of worker i (from 0 here) that move everything, as many as `count` says."""
         count = self.count(i, steps, epochs)
-        return Phase({"all": self._settings.lr}, range(count), count)
+        return Stage({"all": self._settings.lr}, range(count), count)
 
     def count(self, i: int, steps: int | None, epochs: int | None) -> int:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
         return (steps or DEFAULT_STEPS) if epochs is None else epochs * self._problem.batches_per_epoch(i)
 
-    def assign(self, phases: list[list[Phase]], X: Tensor, ports: Ports) -> None:
+    def assign(self, stages: list[list[Stage]], X: Tensor, ports: Ports) -> None:
         """Takes what each worker here does in a round, for `make_all`. Collective.
 
         Args:
-            phases: of each worker here.
+            stages: of each worker here.
             X: (n, d), points to time the steps at; not changed.
             ports: remember what was fastest.
         """
-        self._phases = phases
+        self._stages = stages
         ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
-        if not self._settings.clip and self._problem.stackable() and all(p == phases[0] for p in phases):
+        if not self._settings.clip and self._problem.stackable() and all(p == stages[0] for p in stages):
             ways[STACKED] = lambda: self._try_stacked(X)
         samples = self._problem.samples
         self._stacked = ports.fastest("own_steps", ways) == STACKED
@@ -89,34 +89,34 @@ class LocalSteps:
             round: counted from 0.
         """
         if self._stacked:
-            for phase in self._phases[0]:
-                self._steps(X, M, phase, round, partial(self._problem.stacked_gradient, X))
+            for stage in self._stages[0]:
+                self._steps(X, M, stage, round, partial(self._problem.stacked_gradient, X))
             return
-        for i, phases in enumerate(self._phases):
-            for phase in phases:
-                self.make(i, X[i], M[i], phase, round)
+        for i, stages in enumerate(self._stages):
+            for stage in stages:
+                self.make(i, X[i], M[i], stage, round)
 
-    def make(self, i: int, x: Tensor, m: Tensor, phase: Phase, round: int) -> None:
+    def make(self, i: int, x: Tensor, m: Tensor, stage: Stage, round: int) -> None:
         """Makes the steps of worker i (from 0 here), in place.
 
         Args:
             i: the worker.
             x: its point, (d,).
             m: its momentum, (d,), or empty if there is none.
-            phase: which steps.
+            stage: which steps.
             round: counted from 0.
         """
-        self._steps(x, m, phase, round, partial(self._problem.gradient, i, x))
+        self._steps(x, m, stage, round, partial(self._problem.gradient, i, x))
 
-    def _steps(self, x: Tensor, m: Tensor, phase: Phase, round: int, gradient: Gradient) -> None:
+    def _steps(self, x: Tensor, m: Tensor, stage: Stage, round: int, gradient: Gradient) -> None:
         """At one point (d,) or at several (n, d)."""
         layout, settings = self._problem.layout, self._settings
         moved = []
-        for part, lr in phase.rates.items():
+        for part, lr in stage.rates.items():
             momentum = layout.tensors(m, part) if m.shape[-1] else []
             moved.append((layout.tensors(x, part), momentum, learning_rate(settings, round, lr)))
-        for step in phase.steps:
-            g = gradient(Draw(round, step, phase.of), phase.part)
+        for step in stage.steps:
+            g = gradient(Draw(round, step, stage.of), stage.part)
             for xs, ms, eta in moved:
                 sgd(settings, xs, g[: len(xs)], ms, eta)
                 g = g[len(xs) :]

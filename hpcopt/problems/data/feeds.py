@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hpcopt.problems.data.columns import Column
 
-    Progress = Callable[[int, int], None]
+    Report = Callable[[int, int], None]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Feed:
         return {self.split: self.x.shape[0] - moved}.get(split, moved)
 
 
-def write_feeds(out: Path, feeds: list[Feed], source: str, progress: Progress | None) -> None:
+def write_feeds(out: Path, feeds: list[Feed], source: str, progress: Report | None) -> None:
     """Makes the file ``out`` of all rows of the feeds; ``source`` is what it says it was made from.
 
     Raises:

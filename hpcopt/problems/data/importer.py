@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hpcopt.problems.data.columns import Column
-    from hpcopt.problems.data.feeds import Progress
+    from hpcopt.problems.data.feeds import Report
 
 __all__ = ["describe", "import_idx", "import_npz"]
 
@@ -31,7 +31,7 @@ IDX_NAME = re.compile(
 )
 
 
-def import_idx(source: Path, out: Path, progress: Progress | None = None) -> None:
+def import_idx(source: Path, out: Path, progress: Report | None = None) -> None:
     """Imports files of MNIST's format, of any rank and dtype, plain or .gz.
 
     Args:
@@ -55,7 +55,7 @@ def import_idx(source: Path, out: Path, progress: Progress | None = None) -> Non
 
 
 def import_npz(
-    source: Path, out: Path, progress: Progress | None = None, test_fraction: float | None = None
+    source: Path, out: Path, progress: Report | None = None, test_fraction: float | None = None
 ) -> None:
     """Imports an .npz file, compressed or not.
 

@@ -27,12 +27,12 @@ n of the worker's own share, with its proportions of labels (so ``unequal`` beco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.words import suggestion
 from hpcopt.math.streams import stream
 from hpcopt.problems.data.apportion import (
     apportion,
@@ -116,8 +116,7 @@ def partition(
 
 def _check(labels: NDArray[Any], workers: int, kind: str, alpha: float, samples: int | None) -> None:
     if kind not in KINDS:
-        close = get_close_matches(kind, KINDS, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
+        hint = suggestion(kind, KINDS, '"')
         raise UserError(f'problem.partition = "{kind}" is not known: allowed are {", ".join(KINDS)}{hint}')
     if not 1 <= workers <= len(labels):
         raise UserError(f"run.workers = {workers}: must be 1…{len(labels)}, the number of training rows")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.words import suggestion
 from hpcopt.problems.data.dataset import Dataset, assemble, moments_of
 from hpcopt.problems.data.hdf5 import open_hdf5
 from hpcopt.problems.data.idx import load_idx
@@ -46,8 +46,7 @@ def open_dataset(name_or_path: str) -> Dataset:
 def _hint(name: str) -> str:
     if Path(name).exists():
         return "; make one of this with `hpcopt data import`"
-    close = get_close_matches(name.lower().replace("_", "-"), BUILT_IN, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    return suggestion(name.lower().replace("_", "-"), BUILT_IN, '"')
 
 
 def _fashion_mnist() -> Dataset:

@@ -6,12 +6,13 @@ import os
 import resource
 import shutil
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground import files
+from hpcopt.ground.stamps import now
 from hpcopt.problems.data.dataset import Moments
 from hpcopt.problems.data.hdf5 import SCHEMA, VERSION, open_hdf5
 
@@ -83,7 +84,7 @@ def write_attributes(file: h5py.File, writers: dict[str, SplitWriter], source: s
         mean=moments.mean,
         std=moments.std,
         source=source,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
     )
     labels = [file[name]["y"] for name in writers]
     whole = all(y.ndim == 1 and y.dtype.kind in "iub" for y in labels)
@@ -114,11 +115,11 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
         _reserve(spare, out, nbytes)
         with h5py.File(partial, "x", driver="sec2", locking=False) as file, _room_to_close(partial, spare):
             yield file
-        _sync(partial)
+        files.force(partial)
         open_hdf5(partial)
         _refuse_existing(out)  # someone else may have been quicker
         partial.rename(out)
-        _sync(out.parent)
+        files.force(out.parent)
     except (OSError, RuntimeError) as error:  # h5py's ways to say that writing failed
         number = getattr(error, "errno", None)
         raise UserError(f"{out}: cannot be written ({os.strerror(number) if number else error})") from error
@@ -162,11 +163,3 @@ def _room_to_close(partial: Path, spare: Path) -> Iterator[None]:
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already, and is not overwritten")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

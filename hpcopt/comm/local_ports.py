@@ -1,0 +1,54 @@
+"""The ports' in-process twins: all N workers here, no MPI. The oracle in tests of parallel runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.opened import Opened
+from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
+from hpcopt.comm.reduce.local import LocalReducer
+from hpcopt.comm.sparse.local import LocalSparseSum
+
+if TYPE_CHECKING:
+    from hpcopt.math.mixing import Mixing
+
+
+class LocalPorts:
+    """`Ports` for one process that holds all workers.
+
+    Args:
+        workers: N.
+        like: a vector (d,) like the model.
+        ordered, ranks: see `LocalReducer`.
+    """
+
+    def __init__(self, workers: int, like: Tensor, ordered: bool = False, ranks: int = 1) -> None:
+        self._workers, self._ordered, self._ranks = workers, ordered, ranks
+        self.reduce: Reducer = LocalReducer(workers, like, ordered, ranks)
+        self._open = Opened(self.reduce)
+        self.chosen: dict[str, Any] = {}
+
+    def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
+        """See `Ports`."""
+        port = LocalSparseSum(self._workers, like, exchange, select, self._ranks, self._ordered)
+        return self._open.add("sparse", port)
+
+    def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
+        """See `Ports`."""
+        return self._open.add("neighbours", LocalNeighbours(like, mixing, self._ranks))
+
+    def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
+        """The first: nothing is timed here."""
+        return next(iter(ways))
+
+    def counters(self) -> dict[str, Counter]:
+        """The counter of every open port, by name."""
+        return self._open.counters()
+
+    def free(self) -> None:
+        """Frees all ports."""
+        self._open.free()

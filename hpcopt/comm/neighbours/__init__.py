@@ -1,0 +1,1 @@
+"""The `Neighbours` port: averages with the neighbours."""

@@ -1,0 +1,1 @@
+"""The `Reducer` port: dense sums over all workers."""

@@ -1,0 +1,1 @@
+"""The `SparseSum` port: sums of vectors of which every worker gives a few entries."""

@@ -1,0 +1,71 @@
+"""Stopping together: a signal or a limit on any rank becomes one agreed round on all, without barriers."""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcopt.control import signals
+
+# how often the ranks look at each other's wishes [s]; a signal takes effect within two of these
+WINDOW_SECONDS = 0.5
+MAX_WINDOW = 64
+
+
+class Stop(IntEnum):
+    """Why a run stops early; the larger one wins."""
+
+    NO = 0
+    TIME = 1
+    SIGNAL = 2
+
+
+class StopAgreement:
+    """One nonblocking reduction in flight at all times.
+
+    All ranks post their wishes at the end of the same round and read the result at the end of the same later
+    round, so they all stop there. The number of rounds between follows from the slowest rank's speed, which
+    travels in the same reduction. Collective over ``comm`` (duplicated) at agreed rounds only.
+    """
+
+    def __init__(self, comm: MPI.Comm, round: int) -> None:
+        self._catching = signals.catch()
+        self._comm = comm.Dup()
+        self._wish = Stop.NO
+        self._send, self._result = np.zeros(2), np.zeros(2)
+        self._request: MPI.Request | None = None
+        self._due, self._posted, self._since = round, round, time.perf_counter()
+
+    def ask(self, wish: Stop) -> None:
+        """Asks all ranks to stop. Local."""
+        self._wish = max(self._wish, wish)
+
+    def poll(self, round: int) -> Stop:
+        """To be called at the end of every round by every rank; the same answer everywhere."""
+        if round < self._due:
+            return Stop.NO
+        window = 1
+        if self._request is not None:
+            self._request.Wait()
+            if self._result[0] > 0:
+                self._request = None
+                return Stop(int(self._result[0]))
+            window = int(np.clip(WINDOW_SECONDS / max(self._result[1], 1e-9), 1, MAX_WINDOW))
+        if signals.received():
+            self.ask(Stop.SIGNAL)
+        now = time.perf_counter()
+        self._send[:] = self._wish, (now - self._since) / max(round - self._posted, 1)
+        self._request = self._comm.Iallreduce(self._send, self._result, MPI.MAX)
+        self._due, self._posted, self._since = round + window, round, now
+        return Stop.NO
+
+    def close(self) -> None:
+        """Completes what is in flight and gives the signals back. Collective."""
+        if self._request is not None:
+            self._request.Wait()
+        if self._catching:
+            signals.release()
+        self._comm.Free()

@@ -1,0 +1,146 @@
+"""Problem, ports and method of a config, on all ranks in agreement, ready for the first round."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpcopt.comm.staging import local_device
+from hpcopt.control.launcher import local_rank
+from hpcopt.engine.meter import uncounted
+from hpcopt.errors import UserError
+from hpcopt.ground.placement import Placement
+from hpcopt.problems.base import Share
+from hpcopt.storage import provenance
+
+if TYPE_CHECKING:
+    from hpcopt.config import RunConfig
+    from hpcopt.config.run import RunTable
+    from hpcopt.engine.meter import OpenPorts
+    from hpcopt.engine.ranks import Ranks
+    from hpcopt.methods.base import Method, State
+    from hpcopt.problems.base import Problem, Recipe
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a config comes to on this rank; complete, and not released by itself.
+
+    Attributes:
+        config: the whole config.
+        ranks: all of the run.
+        problem: the workers here.
+        ports: what the method communicates through.
+        device: where the numbers are, and how they reach MPI, in words.
+        method: started.
+        state: the method's, of round 0 or as restored.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    problem: Problem
+    ports: OpenPorts
+    device: str
+    method: Method[Any, Any]
+    state: State
+
+
+def set_threads(run: RunTable) -> None:
+    """One torch thread if the bits matter, else as many as the job gives each rank. Local."""
+    torch.set_num_threads(1 if run.deterministic else int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def bind(ranks: Ranks, config: RunConfig, recipe: Recipe) -> Problem:
+    """The problem of this rank's workers, with the same start everywhere. Collective.
+
+    Raises:
+        UserError: there is no such device, or what the recipe describes cannot be had.
+    """
+    run = config.run
+    with ranks.agreed():
+        device = local_device(run.device, local_rank())
+        here = Placement.even(run.workers, ranks.count, ranks.rank).here
+        problem = recipe.bind(Share(here, run.workers, run.seed, DTYPES[run.dtype or "float64"], device))
+    # a user's factory may build another start on every rank, and nothing would be right after that
+    if ranks.different(problem.initial().cpu().numpy()):
+        raise UserError(
+            f"[problem] kind = {config.problem.kind!r}: the ranks begin with different parameters; seed "
+            "whatever is random where the model is built (torch.manual_seed)"
+        )
+    return problem
+
+
+def begin(
+    ranks: Ranks,
+    config: RunConfig,
+    problem: Problem,
+    ports: OpenPorts,
+    method: Method[Any, Any],
+    device: str,
+    beat: Callable[[str], None] = lambda where: None,
+) -> Built:
+    """Starts the method. Collective.
+
+    Args:
+        ranks, config, problem, ports, method, device: see `Built`.
+        beat: is told what comes next.
+
+    Raises:
+        UserError: the method's settings do not fit the problem.
+    """
+    _settle(problem, ports)
+    beat("the method's start")
+    with ranks.agreed():
+        method.prepare(problem)
+    return Built(config, ranks, problem, ports, device, method, method.start(problem, ports))
+
+
+def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, Any]:
+    """The root attributes of a run's results. Collective.
+
+    Args:
+        built: the run.
+        host: where this rank is.
+        libraries: versions that Python does not know, by name.
+    """
+    places = built.ranks.each((host, _cores()))
+    ranks_of = Counter(name for name, _ in places)
+    return (
+        built.config.identity()
+        | provenance.software(libraries)
+        | {
+            "dim": built.problem.dim,
+            "rows": built.problem.total_rows,
+            "ranks": built.ranks.count,
+            "hosts": json.dumps(sorted(ranks_of)),
+            "ranks_per_host": json.dumps([ranks_of[name] for name in sorted(ranks_of)]),
+            "cores": len({(name, core) for name, cores in places for core in cores}),
+            "config": json.dumps(built.config.tables()),
+            "chosen": json.dumps(built.ports.chosen),
+            "notes": "\n".join(built.method.notes()),
+            "device": built.device,
+        }
+    )
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use; where the system does not say, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _settle(problem: Problem, ports: OpenPorts) -> None:
+    """Gives the problem the sum of its statistics over all workers; costs no metric anything."""
+    rows = problem.statistics()
+    if rows is not None:
+        with uncounted(problem, ports):
+            problem.settle(ports.reduce.sum(rows))

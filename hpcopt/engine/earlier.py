@@ -1,0 +1,83 @@
+"""What earlier jobs of a run have left: its newest checkpoint, and what the run cost until then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hpcopt.engine.build import Built
+from hpcopt.engine.meter import Totals
+from hpcopt.engine.reporter import Reporter
+from hpcopt.engine.rundir import RunDirectory
+from hpcopt.errors import UserError
+from hpcopt.methods.base import Held
+from hpcopt.storage.state import check_fits, restore
+
+BUFFERS = "problem_buffers"
+
+
+class Earlier:
+    """The newest intact checkpoint, where there is one. Every method is collective.
+
+    Args:
+        directory: the run's.
+        reporter: tells what was found.
+        resuming: whether to look for one at all.
+    """
+
+    def __init__(self, directory: RunDirectory, reporter: Reporter, resuming: bool) -> None:
+        self._directory, self._reporter, self._resuming = directory, reporter, resuming
+        self._found: tuple[Path, dict[str, Any]] | None = None
+
+    def chosen(self) -> Mapping[str, Any]:
+        """Looks for the checkpoint; gives what an earlier job chose by measuring, nothing if there was none.
+
+        Raises:
+            UserError: every checkpoint is damaged, or it is that of another run.
+        """
+        self._found = self._newest() if self._resuming else None
+        return self._found[1]["chosen"] if self._found is not None else {}
+
+    def restore(self, built: Built) -> Totals | None:
+        """Takes the checkpoint over; gives what the run cost until then.
+
+        Raises:
+            UserError: it holds something else than this run has.
+        """
+        if self._found is None:
+            return None
+        path, meta = self._found
+        if tuple(meta["layout"]["names"]) != built.problem.layout.names:
+            raise UserError(
+                f"{path}: holds other parameters than the problem has now, or in another order (private ones "
+                "are last): the model or problem.private has changed; start another run"
+            )
+        tensors = tensors_of(built)
+        check_fits(self._directory.comm, path, meta, tensors)
+        restore(self._directory.comm, path, tensors)
+        built.state.round = meta["round"]
+        self._reporter.say(f"{path}: going on from round {built.state.round}")
+        return Totals(**meta["totals"])
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        found = self._directory.checkpoints.newest()
+        if found is None:
+            self._reporter.say(f"{self._directory.path}: no checkpoint yet, starting from round 0")
+            return None
+        path, meta, warnings = found
+        for warning in warnings:
+            self._reporter.say(f"warning: {warning}")
+        for key, mine in self._directory.config.identity().items():
+            if meta[key] != mine:
+                raise UserError(
+                    f"{path}: was written with {key} = {meta[key]!r}, but the config says {mine!r}"
+                )
+        return path, meta
+
+
+def tensors_of(built: Built) -> dict[str, tuple[Held, Tensor]]:
+    """Everything that a checkpoint holds."""
+    return built.state.tensors() | {BUFFERS: (Held.PER_WORKER, built.problem.buffers)}

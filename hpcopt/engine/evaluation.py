@@ -1,0 +1,97 @@
+"""What a state is worth: numbers of the whole run and of every worker, the same on every rank."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from hpcopt.engine.ranks import Floats, Ranks
+    from hpcopt.methods.base import Method
+    from hpcopt.problems.base import Evaluation, Problem
+
+Values = dict[str, float]
+Rows = dict[str, "Floats"]
+
+
+class Evaluator:
+    """Evaluates a method's models. Sums over workers run in their order, so that ranks change no bit.
+
+    Args:
+        ranks: all of the run.
+        problem, method: what is evaluated.
+    """
+
+    def __init__(self, ranks: Ranks, problem: Problem, method: Method[Any, Any]) -> None:
+        self._ranks, self._problem, self._method = ranks, problem, method
+
+    def evaluate(self, state: Any, model: torch.Tensor) -> tuple[Values, Rows]:
+        """Numbers of the whole run, and those of every worker, (N,). Collective.
+
+        Args:
+            state: the method's.
+            model: its `Method.model`.
+        """
+        others = self._method.others(state)
+        values, rows = self._at(model)
+        for name, X in others.items():
+            more_values, more_rows = self._at(X)
+            values |= {f"{name}_{measure}": value for measure, value in more_values.items()}
+            rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
+        if self._problem.newcomers is not None:
+            one = model if model.ndim == 1 else others["global"]
+            evaluation = self._problem.newcomers.evaluate(one, self._mean_buffers())
+            values |= {f"new_worker_{name}": value for name, value in self._means(evaluation)[0].items()}
+        return values | self._method.metrics(state), rows
+
+    def _at(self, X: torch.Tensor) -> tuple[Values, Rows]:
+        problem, common = self._problem, X.ndim == 1
+        if common:
+            self._check_same(X)
+        buffers = self._mean_buffers() if common else None
+        evaluation = problem.evaluate(X, buffers)
+        if problem.optimum is not None:
+            distance = ((X - problem.optimum) ** 2).sum(-1).expand(problem.share.n)
+            evaluation.add("distance", distance, torch.ones(problem.share.n))
+        values, rows = self._means(evaluation)
+        if problem.optimal_value is not None:
+            values["gap"] = values["loss"] - problem.optimal_value
+        for name, part in problem.scores(X, buffers).items():
+            values[name] = problem.score(name, torch.from_numpy(self._ranks.rows(part.numpy())))
+        personal = {"loss"} if common else set(rows)
+        return values, {name: row for name, row in rows.items() if name in personal}
+
+    def _check_same(self, X: torch.Tensor) -> None:
+        """A model that all ranks hold must be the same bits everywhere, or nothing that follows is right."""
+        numbers = torch.nan_to_num(X)  # ranks may have different nans: that is for the loss to tell
+        different = self._ranks.different(numbers.cpu().numpy())
+        if different:
+            raise RuntimeError(f"the parameters on ranks {different} are not those of rank 0")
+
+    def _means(self, evaluation: Evaluation) -> tuple[Values, Rows]:
+        # a rank without any of the workers that evaluated does not know what they measured
+        names = next(filter(None, self._ranks.each(list(evaluation.values))))
+        none = torch.empty(0, dtype=torch.float64)
+        measured = [
+            kind.get(name, none) for name in names for kind in (evaluation.values, evaluation.weights)
+        ]
+        table = self._ranks.rows(torch.stack(measured, dim=1).numpy())
+        rows = {name: table[:, 2 * i] for i, name in enumerate(names)}
+        weights = {name: table[:, 2 * i + 1] for i, name in enumerate(names)}
+        return {name: _mean(row, weights[name]) for name, row in rows.items()}, rows
+
+    def _mean_buffers(self) -> torch.Tensor | None:
+        buffers = self._problem.buffers
+        if not buffers.shape[1]:
+            return None
+        rows = self._ranks.rows(buffers.cpu().double().numpy())
+        return torch.from_numpy(rows.mean(0)).to(buffers)
+
+
+def _mean(row: Floats, weights: Floats) -> float:
+    # a worker of weight 0 has nothing to say, and may say so with NaN
+    total = float((np.where(weights > 0, row, 0.0) * weights).sum())
+    return total / (float(weights.sum()) or math.nan)

@@ -1,0 +1,240 @@
+"""One job of a run over MPI: checked, built, looped and released by all ranks in agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.mpi_ranks import MPIRanks
+from hpcopt.comm.staging import Staging
+from hpcopt.config import RunConfig
+from hpcopt.control.agree import agree, agreed
+from hpcopt.control.stopping import Stop, StopAgreement
+from hpcopt.control.watchdog import Watchdog
+from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
+from hpcopt.engine.earlier import Earlier, tensors_of
+from hpcopt.engine.loop import NOT_FINITE, SIGNAL, TIME, Run, loop, room
+from hpcopt.engine.own_metrics import Metric, load
+from hpcopt.engine.record import Record, Recorder
+from hpcopt.engine.reporter import Reporter
+from hpcopt.engine.rundir import RunDirectory
+from hpcopt.errors import HpcoptError, Interrupted, NotFinite
+from hpcopt.ground.placement import Placement
+from hpcopt.methods.base import Method
+from hpcopt.problems.base import Recipe
+from hpcopt.storage import provenance
+from hpcopt.storage.state import pieces_of
+
+
+def execute(
+    comm: MPI.Comm,
+    config: RunConfig,
+    out: Path,
+    method: Method[Any, Any],
+    recipe: Recipe,
+    metrics: Sequence[Metric | str] = (),
+    *,
+    resuming: bool = False,
+) -> Path:
+    """Runs a job from the first check to the last record; see `hpcopt.run`. Collective.
+
+    Args:
+        comm: all ranks of the job.
+        config: the whole config.
+        out: the run's directory.
+        method: what to run.
+        recipe: on which problem.
+        metrics: the user's own functions, where they need not be imported.
+        resuming: go on with what the directory holds.
+    """
+    directory = RunDirectory(comm, out, config)
+    reporter = Reporter(out, config.run.rounds, comm.rank == 0)
+    with ExitStack() as opened:
+        watchdog = Watchdog(_name(comm), config.run.stall_seconds)
+        opened.callback(watchdog.stop)
+        _check_workers(comm, config.run.workers)
+        if resuming and _already_finished(directory, reporter):
+            return directory.metrics
+        set_threads(config.run)
+        with agreed(comm):
+            own = load(config.run.metrics, metrics)
+        if not resuming:
+            directory.claim()
+        earlier = Earlier(directory, reporter, resuming)
+        built = build(opened, comm, config, method, recipe, watchdog.beat, earlier.chosen)
+        for note in method.notes():
+            reporter.say(note)
+        before = earlier.restore(built)
+        directory.write_config()
+        watchdog.beat("the first evaluation")
+        run = Run.of(built, own, before)
+        first = run.measure()
+        job = _open(opened, built, run.recorder, directory, reporter, watchdog, first)
+        job.end(loop(run, first, job))
+    return directory.metrics
+
+
+def build(
+    opened: ExitStack,
+    comm: MPI.Comm,
+    config: RunConfig,
+    method: Method[Any, Any],
+    recipe: Recipe,
+    beat: Callable[[str], None] = lambda where: None,
+    chosen: Callable[[], Mapping[str, Any]] = dict,
+) -> Built:
+    """Problem, ports and method of a config, on all ranks, before the first round. Collective.
+
+    Args:
+        opened: frees the ports when it is closed.
+        comm: all ranks.
+        config, method, recipe: see `execute`.
+        beat: is told what comes next.
+        chosen: asked once the problem is there: what an earlier job chose by measuring.
+
+    Raises:
+        UserError: there is no such device, or the method's settings do not fit the problem.
+    """
+    ranks, run = MPIRanks(comm), config.run
+    beat("building the problem")
+    problem = bind(ranks, config, recipe)
+    staging = Staging(problem.share.device)
+    reduction = "ordered" if run.deterministic else run.reduction
+    placement = Placement.even(run.workers, comm.size, comm.rank)
+    ports = MPIPorts(comm, placement, staging, problem.initial(), reduction, run.overlap, chosen())
+    in_agreement(opened, ports.free)
+    device = f"{staging.device} ({staging.description})"
+    return begin(ranks, config, problem, ports, method, device, beat)
+
+
+def in_agreement(opened: ExitStack, release: Callable[[], None]) -> None:
+    """Releases something at the end, unless a bug ends this rank alone: the others will not come along."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, HpcoptError):
+            release()
+
+    opened.push(leave)
+
+
+class Job:
+    """A run on its ranks, complete: what surrounds the loop.
+
+    Args:
+        built: what runs.
+        recorder: counts what it costs.
+        directory: open.
+        reporter, watchdog, stopping: tell the user, look for progress, listen to signals.
+        first: the record that the job begins with.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        recorder: Recorder,
+        directory: RunDirectory,
+        reporter: Reporter,
+        watchdog: Watchdog,
+        stopping: StopAgreement,
+        first: Record,
+    ) -> None:
+        self._built, self._recorder, self._directory = built, recorder, directory
+        self._reporter, self._stopping, self._last = reporter, stopping, first
+        self.beat, self.made = watchdog.beat, reporter.round
+
+    def stop(self, round: int, late: bool) -> str:
+        """See `Host`."""
+        if late:
+            self._stopping.ask(Stop.TIME)
+        return {Stop.NO: "", Stop.TIME: TIME, Stop.SIGNAL: SIGNAL}[self._stopping.poll(round)]
+
+    def keep(self, record: Record) -> None:
+        """See `Host`."""
+        self._last = record
+        self._directory.append(record)
+        self._reporter.record(record)
+
+    def save(self) -> None:
+        """See `Host`."""
+        built, directory, round = self._built, self._directory, self._built.state.round
+        directory.flush()  # records up to a checkpoint must outlive it
+        meta = built.config.identity() | {
+            "totals": asdict(self._recorder.costs.totals()),
+            "chosen": built.ports.chosen,
+            "model": built.method.model_field,
+            "layout": asdict(built.problem.layout),
+        }
+        path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
+        self._reporter.event("checkpoint", round=round, path=str(path))
+
+    def end(self, reason: str) -> None:
+        """Leaves the files as the reason asks. Collective.
+
+        Raises:
+            Interrupted: a signal came; `resume` goes on from the checkpoint just written.
+            NotFinite: the loss is no number.
+        """
+        directory, reporter, round = self._directory, self._reporter, self._built.state.round
+        if reason == SIGNAL:
+            reporter.event("interrupted", round=round)
+            raise Interrupted(
+                f"stopped by a signal after round {round}; the checkpoint is written. "
+                f"Go on with: hpcopt resume {directory.path}"
+            )
+        directory.finish(reason, round)
+        reporter.event("end", stopped_by=reason, round=round)
+        if reason == NOT_FINITE:
+            raise NotFinite(
+                f"the training loss is {self._last['metrics/loss']} at round {round}; the metrics so far are "
+                f"in {directory.metrics}. A smaller learning rate may help"
+            )
+        reporter.summary(self._last, directory.metrics)
+
+
+def _name(comm: MPI.Comm) -> str:
+    return f"rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}"
+
+
+def _check_workers(comm: MPI.Comm, workers: int) -> None:
+    agree(
+        comm,
+        comm.size <= workers,
+        f"[run] workers = {workers}, but there are {comm.size} ranks; every rank hosts at least one worker: "
+        f"start at most {workers} ranks or set run.workers to at least {comm.size}",
+    )
+
+
+def _already_finished(directory: RunDirectory, reporter: Reporter) -> bool:
+    last = directory.finished_at()
+    if last is not None:
+        reporter.say(f"{directory.path}: already finished at round {last}")
+    return last is not None
+
+
+def _open(
+    opened: ExitStack,
+    built: Built,
+    recorder: Recorder,
+    directory: RunDirectory,
+    reporter: Reporter,
+    watchdog: Watchdog,
+    first: Record,
+) -> Job:
+    """Opens run.h5 with room for every record, tells the user, and listens to signals. Collective."""
+    in_agreement(opened, directory.close)
+    in_agreement(opened, reporter.close)
+    round = built.state.round
+    about = attributes(built, MPI.Get_processor_name(), {"mpi": MPI.Get_library_version().split(",")[0]})
+    about |= {"end": "", "stopped_by": ""}
+    job = provenance.job() | {"round": round, "ranks": built.ranks.count}
+    directory.open_metrics(recorder.schema(first, room(built.config.run)), round, about, job)
+    reporter.start(job)
+    stopping = StopAgreement(directory.comm, round)
+    in_agreement(opened, stopping.close)
+    return Job(built, recorder, directory, reporter, watchdog, stopping, first)

@@ -1,0 +1,167 @@
+"""The one loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpcopt.engine.meter import FILES, Clock, Costs
+from hpcopt.engine.record import Record, Recorder
+
+if TYPE_CHECKING:
+    from hpcopt.config.run import RunTable
+    from hpcopt.engine.build import Built
+    from hpcopt.engine.meter import Totals
+    from hpcopt.engine.own_metrics import Metric
+    from hpcopt.methods.base import Method
+
+ROUNDS, METHOD, TIME, TARGET = "rounds", "method", "max_seconds", "target_loss"
+"""why a run is over"""
+SIGNAL, NOT_FINITE = "signal", "not finite"
+"""why it ends before that"""
+
+
+class Host(Protocol):
+    """What surrounds the loop: a job with files and signals, or a process that keeps records in memory."""
+
+    def beat(self, where: str) -> None:
+        """There is progress; what comes next."""
+
+    def made(self, round: int) -> None:
+        """A round is made."""
+
+    def stop(self, round: int, late: bool) -> str:
+        """Whether to stop early: `TIME`, `SIGNAL` or nothing, the same on every rank. Collective.
+
+        Args:
+            round: just made.
+            late: this rank's clock has passed max_seconds.
+        """
+
+    def keep(self, record: Record) -> None:
+        """Takes a record. Collective."""
+
+    def save(self) -> None:
+        """Writes a checkpoint, where there are files. Collective."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop moves.
+
+    Attributes:
+        settings: of the [run] table.
+        method, state: whose rounds are made.
+        recorder: makes the records.
+    """
+
+    settings: RunTable
+    method: Method[Any, Any]
+    state: Any
+    recorder: Recorder
+
+    @classmethod
+    def of(cls, built: Built, metrics: Mapping[str, Metric], before: Totals | None = None) -> Run:
+        """A run that was built, with the user's own metrics, by name, and with what earlier jobs cost."""
+        costs = Costs(built.ranks, built.problem, built.ports, Clock(built.problem.share.device), before)
+        recorder = Recorder(built.ranks, built.problem, built.method, built.ports, costs, metrics)
+        return cls(built.config.run, built.method, built.state, recorder)
+
+    @property
+    def clock(self) -> Clock:
+        """The optimisation clock, and what it does not count."""
+        return self.recorder.costs.clock
+
+    def rest(self) -> None:
+        """Nothing is in flight afterwards, and the clock stands still. Collective."""
+        self.method.pause(self.state)
+        self.clock.pause()
+
+    def measure(self) -> Record:
+        """A record of the state as it is. Collective."""
+        self.rest()
+        return self.recorder.record(self.state)
+
+
+def loop(run: Run, first: Record, host: Host) -> str:
+    """Makes rounds until the run is over, and gives the reason. Collective.
+
+    Args:
+        run: what is moved, from the round that its state is in.
+        first: a record of that; kept if it is round 0, otherwise an earlier job has kept it.
+        host: what surrounds it.
+    """
+    settings, state, clock = run.settings, run.state, run.clock
+    begins = state.round == 0
+    if begins:
+        _keep(run, first, host)
+        if not _finite(first):
+            return NOT_FINITE
+    ended = _over(settings, state.round) or _reached(settings, first)
+    if ended and begins:
+        _save(run, host)
+    while not ended:
+        host.beat(f"round {state.round + 1}")
+        clock.start()
+        info = run.method.step(state)
+        state.round += 1
+        host.made(state.round)
+        stop = host.stop(state.round, late=_late(settings, clock))
+        ended = _over(settings, state.round, info.done, stop)
+        if ended or _due(settings.evaluate_every, state.round):
+            host.beat(f"the evaluation after round {state.round}")
+            record = run.measure()
+            _keep(run, record, host)
+            if not _finite(record):
+                return NOT_FINITE
+            ended = ended or _reached(settings, record)
+        if ended or stop == SIGNAL or _due(settings.checkpoint_every, state.round):
+            _save(run, host)
+        if stop == SIGNAL and not ended:
+            return SIGNAL
+    return ended
+
+
+def _keep(run: Run, record: Record, host: Host) -> None:
+    with run.clock.during(FILES):
+        host.keep(record)
+
+
+def _save(run: Run, host: Host) -> None:
+    run.rest()
+    host.beat(f"the checkpoint of round {run.state.round}")
+    with run.clock.during(FILES):
+        host.save()
+
+
+def _due(every: int, round: int) -> bool:
+    return every > 0 and round % every == 0
+
+
+def _late(settings: RunTable, clock: Clock) -> bool:
+    return settings.max_seconds is not None and clock.now() > settings.max_seconds
+
+
+def room(settings: RunTable) -> int:
+    """How many records a job makes at most: the grid's, that of round 0, and the last, off the grid."""
+    return settings.rounds // settings.evaluate_every + 3
+
+
+def _over(settings: RunTable, round: int, done: bool = False, stop: str = "") -> str:
+    """Why this is the last round; empty if it is not."""
+    if round >= settings.rounds:
+        return ROUNDS
+    if done:
+        return METHOD
+    return TIME if stop == TIME else ""
+
+
+def _reached(settings: RunTable, record: Record) -> str:
+    target = settings.target_loss
+    return TARGET if target is not None and record["metrics/loss"] <= target else ""
+
+
+def _finite(record: Record) -> bool:
+    return math.isfinite(record["metrics/loss"])

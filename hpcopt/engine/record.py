@@ -1,0 +1,120 @@
+"""One record per evaluation: what a run has cost until then, and what its state is worth."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcopt.engine.evaluation import Evaluator
+from hpcopt.engine.meter import EVALUATION, SPREAD, Costs, Totals, uncounted
+from hpcopt.engine.own_metrics import Metric, OwnMetrics, check_names
+from hpcopt.storage.schema import Schema
+
+if TYPE_CHECKING:
+    from hpcopt.engine.meter import OpenPorts
+    from hpcopt.engine.ranks import Ranks
+    from hpcopt.methods.base import Group, Method
+    from hpcopt.problems.base import Problem
+
+Record = dict[str, Any]
+"""column -> value, the same on every rank"""
+
+DIMS = {
+    "metrics": ("record",),
+    "workers": ("record", "worker"),
+    "ports": ("record", "port"),
+    "phases": ("record", "phase"),
+}
+PORTS = ("calls", "bytes", "payload", "seconds")
+
+
+class Recorder:
+    """Turns a state into records. Collective.
+
+    Args:
+        ranks: all of the run.
+        problem, method, ports: what is measured.
+        costs: counts what it costs.
+        metrics: the user's own, by name.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        problem: Problem,
+        method: Method[Any, Any],
+        ports: OpenPorts,
+        costs: Costs,
+        metrics: Mapping[str, Metric],
+    ) -> None:
+        self.costs = costs
+        self._ranks, self._problem, self._method, self._ports = ranks, problem, method, ports
+        self._evaluator, self._own = Evaluator(ranks, problem, method), OwnMetrics(ranks, metrics)
+        # as they were at the last record
+        self._totals = Totals(0.0, 0.0, {})
+        self._groups: dict[str, Group] = {}
+
+    def record(self, state: Any) -> Record:
+        """Evaluates a state; costs are those until here.
+
+        Raises:
+            UserError: one of the user's own metrics is none; on every rank.
+        """
+        self._totals = totals = self.costs.totals()
+        with self.costs.clock.during(EVALUATION), uncounted(self._problem, self._ports):
+            model = self._method.model(state)
+            values, rows = self._evaluator.evaluate(state, model)
+            own_values, own_rows = self._own.measure(self._problem, model)
+            self._groups = self._method.groups(state)
+            record = {"metrics/round": state.round} | self._costs(totals)
+            record |= {f"metrics/{name}": value for name, value in values.items()}
+            check_names(own_values, (name.removeprefix("metrics/") for name in record))
+            record |= {f"metrics/{name}": value for name, value in own_values.items()}
+        record |= {f"workers/{name}": row for name, row in (rows | own_rows).items()}
+        record |= _table("ports", totals.ports, PORTS) | _table("phases", totals.phases, SPREAD)
+        for name, group in self._groups.items():
+            record |= {f"{name}/{column}": group.kept(column) for column in group.columns}
+        return record
+
+    def schema(self, record: Record, records: int) -> Schema:
+        """What follows from the last record: columns, room for so many records, coordinates. Local."""
+        dims = DIMS | {name: group.dims for name, group in self._groups.items()}
+        dimensions: dict[str, list[Any]] = {
+            "worker": list(range(self._problem.share.total)),
+            "port": list(self._totals.ports),
+            "phase": list(self._totals.phases),
+        }
+        for group in self._groups.values():
+            sizes = np.shape(next(iter(group.columns.values())))
+            dimensions |= {d: list(range(size)) for d, size in zip(group.dims[1:], sizes[1:], strict=True)}
+        return Schema(
+            columns={column: dims[column.partition("/")[0]] for column in record},
+            capacity={"record": records} | {g.dims[0]: g.capacity for g in self._groups.values()},
+            dimensions=dimensions,
+        )
+
+    def _costs(self, totals: Totals) -> Record:
+        ports = totals.ports.values()
+        return {
+            "metrics/seconds": totals.seconds,
+            "metrics/epochs": totals.gradients / self._problem.total_rows,
+            "metrics/gradients": totals.gradients,
+            "metrics/bytes_sent": sum(port["bytes"] for port in ports),
+            "metrics/bytes_workers": sum(port["bytes_workers"] for port in ports),
+            "metrics/passes": sum(port["passes"] for port in ports),
+            "metrics/peak_memory": float(self._ranks.largest(np.array([_peak_memory()]))[0]),
+        }
+
+
+def _table(group: str, rows: Mapping[str, Mapping[str, float]], keys: tuple[str, ...]) -> Record:
+    return {f"{group}/{key}": [row[key] for row in rows.values()] for key in keys}
+
+
+def _peak_memory() -> float:
+    """The most memory that this process ever had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,0 +1,128 @@
+"""A run's directory: config.toml, run.h5, checkpoints/, log.jsonl, kept by all ranks of a job together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from hpcopt.config import RunConfig, dump
+from hpcopt.control.agree import agreed
+from hpcopt.errors import UserError
+from hpcopt.ground import files
+from hpcopt.ground.stamps import now
+from hpcopt.storage.checkpoint import Checkpoints
+from hpcopt.storage.metrics import RunFile, Schema, read_header
+
+
+class RunDirectory:
+    """The directory of one run. Every method is collective; rank 0 touches the files.
+
+    Args:
+        comm: all ranks of the job.
+        path: the directory.
+        config: the run's config.
+    """
+
+    def __init__(self, comm: MPI.Comm, path: Path, config: RunConfig) -> None:
+        self.path, self.comm, self.config = path, comm, config
+        self.metrics = path / "run.h5"
+        self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
+        self._file: RunFile | None = None  # on rank 0 only
+
+    def claim(self) -> None:
+        """Makes the directory of a new run.
+
+        Raises:
+            UserError: it holds a run already, or cannot be written.
+        """
+
+        def make() -> None:
+            try:
+                names = ("config.toml", "run.h5", "checkpoints")
+                taken = any((self.path / name).exists() for name in names)
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", error)
+                raise UserError(f"{self.path}: cannot be made ({reason})") from None
+            if taken:
+                raise UserError(
+                    f"{self.path}: already holds a run; go on with it by `hpcopt resume {self.path}`, "
+                    "or choose another directory with --out"
+                )
+
+        self._on_rank_0(make)
+
+    def write_config(self) -> None:
+        """Writes config.toml as it is run, every default filled in."""
+
+        def write() -> None:
+            with files.replacing(self.path / "config.toml") as partial:
+                partial.write_text(dump(self.config), encoding="utf-8")
+
+        self._on_rank_0(write)
+
+    def finished_at(self) -> int | None:
+        """The last round of a run that is complete, where the config asks for no more; else None."""
+        header = self._on_rank_0(lambda: read_header(self.metrics)) or {}
+        if not header.get("stopped_by"):
+            return None
+        by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
+        unchanged = header["config"] == json.dumps(self.config.tables())
+        last = int(header["last_round"])
+        return last if last >= self.config.run.rounds or (by_itself and unchanged) else None
+
+    def open_metrics(self, schema: Schema, round: int, attributes: dict[str, Any], job: Any) -> None:
+        """Opens run.h5 with the schema's room; an earlier job's records up to ``round`` stay.
+
+        Raises:
+            UserError: it cannot be written, or the earlier job's file is missing.
+        """
+        flush_seconds = self.config.run.flush_seconds
+
+        def make() -> RunFile:
+            earlier = read_header(self.metrics)
+            about = attributes | {"start": earlier.get("start", now())}
+            about["jobs"] = json.dumps([*json.loads(earlier.get("jobs", "[]")), job])
+            if round == 0:
+                return RunFile.create(self.metrics, schema, about, flush_seconds)
+            return RunFile.reopen(self.metrics, schema, about, flush_seconds, round)
+
+        with agreed(self.comm):
+            if self.comm.rank == 0:
+                self._file = make()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Appends a record, the same on every rank, to run.h5."""
+        with agreed(self.comm):
+            if self._file is not None:
+                self._file.append(record)
+
+    def flush(self) -> None:
+        """Forces the records to the disk."""
+        with agreed(self.comm):
+            if self._file is not None:
+                self._file.flush()
+
+    def finish(self, stopped_by: str, round: int) -> None:
+        """Cuts run.h5 to its records and says how the run ended."""
+        end = {"end": now(), "stopped_by": stopped_by, "last_round": round}
+        with agreed(self.comm):
+            if self._file is not None:
+                self._file.finish(end)
+
+    def close(self) -> None:
+        """Leaves run.h5 as it is. Local."""
+        if self._file is not None:
+            self._file.close()
+
+    def _on_rank_0(self, work: Callable[[], Any]) -> Any:
+        """Does local work on rank 0; its result, or its `HpcoptError`, comes to every rank."""
+        result = None
+        with agreed(self.comm):
+            if self.comm.rank == 0:
+                result = work()
+        return self.comm.bcast(result)

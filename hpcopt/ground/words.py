@@ -1,0 +1,18 @@
+"""Words that messages have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def suggestion(word: str, allowed: Iterable[str], quote: str = "'") -> str:
+    """ "; did you mean …?" where one of the allowed words is close; else nothing.
+
+    Args:
+        word: what the user wrote.
+        allowed: what may be written.
+        quote: around the word that is suggested: values of a config have '"'.
+    """
+    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {quote}{close[0]}{quote}?" if close else ""
