@@ -168,7 +168,7 @@ def test_batches_go_once_through_the_rows_in_an_epoch(rows: int, size: int | str
     assert torch.equal(again.select(0, Draw(0)), epochs[0][:count])
 
 
-def test_a_shared_or_aligned_row_is_not_copied() -> None:
+def test_one_model_or_an_aligned_row_is_not_copied() -> None:
     X = torch.zeros(2, 8, dtype=torch.float64)
     assert row(X[0], 1).data_ptr() == X.data_ptr()
     assert row(X, 1).data_ptr() == X[1].data_ptr()

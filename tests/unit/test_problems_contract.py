@@ -111,7 +111,7 @@ def numbers(problem: Problem, X: Tensor) -> dict[str, Tensor]:
     return found | weights | {f"evaluated {name}": value for name, value in evaluation.values.items()}
 
 
-def test_one_shared_point_counts_for_all_workers(recipe: Recipe) -> None:
+def test_one_model_counts_for_all_workers(recipe: Recipe) -> None:
     problem = bound(recipe)
     x = points(problem, 1)[0]
     X = x.expand(N, -1).contiguous()

@@ -50,7 +50,7 @@ def test_gradient_is_plain_autograds(name: str) -> None:
     assert torch.allclose(plain(flat), plain(x))
 
 
-def test_parameters_are_views_of_the_shared_point_and_gradients_of_the_result() -> None:
+def test_parameters_are_views_of_the_model_and_gradients_of_the_result() -> None:
     problem = bind(Network(mlp(), cross_entropy, TRAIN, workers=2))
     x, out = problem.initial(), torch.zeros(problem.dim, dtype=torch.float64)
     seen = []
@@ -113,7 +113,7 @@ def test_augmentation_is_seeded_and_for_training_only() -> None:
     assert torch.equal(noisy.evaluate(x).values["test_loss"], plain.evaluate(x).values["test_loss"])
 
 
-def test_evaluation_of_a_shared_point_is_that_of_the_whole_data_set() -> None:
+def test_evaluation_of_one_model_is_that_of_the_whole_data_set() -> None:
     problem = bind(Network(mlp(), cross_entropy, TRAIN, TEST, workers=3, weights="rows", partition="unequal"))
     x = problem.initial()
     model = copy.deepcopy(problem._module.module)
@@ -141,7 +141,7 @@ def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
 
 
 def test_adjusted_logits_know_how_often_a_worker_has_each_class() -> None:
-    """In losses, gradients and the workers' own test rows; a shared point is tested with the bare logits."""
+    """In losses, gradients and the workers' own test rows; one for all is tested with the bare logits."""
     made = mlp()
     arrays = {"train": TRAIN, "test": TEST, "workers": 2, "partition": "dirichlet", "alpha": 0.3}
     problem = bind(Network(made, cross_entropy, **arrays, batch_size="full", logit_adjustment=0.7))
