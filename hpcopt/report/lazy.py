@@ -29,8 +29,22 @@ def tree_of(records: Records) -> xarray.DataTree:
         for group, columns in groups.items()
     }
     tree = xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=records.attributes), **datasets})
-    tree.set_close(records.close)
+    tree.set_close(_Close(records))
     return tree
+
+
+class _Close:
+    """Closes files; a copy of the tree, which has the numbers, has none to close."""
+
+    def __init__(self, *files: Records) -> None:
+        self._files = files
+
+    def __call__(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Close, ()
 
 
 class _Columns(BackendEntrypoint):
@@ -56,6 +70,10 @@ class _Lazy(BackendArray):
 
     def __init__(self, column: Column) -> None:
         self._column, self.shape, self.dtype = column, column.shape, column.place.dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, here or in another process, has the numbers instead."""
+        return indexing.NumpyIndexingAdapter, (self._column[:],)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
         found: NDArray[Any] = indexing.explicit_indexing_adapter(

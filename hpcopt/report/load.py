@@ -23,7 +23,7 @@ def load(path: str | Path) -> xarray.DataTree:
 
         Numbers are read when they are first asked for, from the file that was opened here: it stays readable
         when the run goes on, finishes or is removed. ``tree.load()`` reads everything; ``tree.close()``, or a
-        ``with`` around it, closes the file.
+        ``with`` around it, closes the file. A copy of it, in another process too, has the numbers in memory.
 
     Raises:
         UserError: there is no run.h5 that this hpcopt can read.

@@ -49,6 +49,10 @@ class Opened(io.RawIOBase):
         self._at += done
         return done
 
+    def __reduce__(self) -> Any:
+        """An open file cannot be copied."""
+        raise TypeError("an open file cannot be copied")
+
     def close(self) -> None:
         """See `io.RawIOBase`."""
         if not self.closed:

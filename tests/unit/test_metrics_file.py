@@ -1,6 +1,7 @@
 """run.h5: readable in every state that a killed job can leave, cut and extended without a gap."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -243,7 +244,10 @@ def test_results_outlive_what_becomes_of_the_file_and_are_never_stale(path, file
     path.unlink()
     assert early["workers/loss"].values.tolist() == [[r, r + 1, r + 2] for r in range(4)]
     assert early["workers/loss"][::-2, [2, 0]].values.tolist() == [[5, 3], [3, 1]]
+    elsewhere = pickle.loads(pickle.dumps(early))
     early.close()
+    elsewhere.close()
+    assert elsewhere["ports/bytes"].values[:, 0].tolist() == [0, 8, 16, 24]
     with pytest.raises(ValueError, match="closed"):
         early["ports/bytes"].load()
 
