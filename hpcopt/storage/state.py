@@ -68,7 +68,7 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]
-    agree(comm, not different, f"{path}: holds another state than this run's: {'; '.join(different)}")
+    agree(comm, not different, f"{path}: holds other arrays than this run's state: {'; '.join(different)}")
 
 
 def restore(comm: MPI.Comm, path: Path, tensors: Tensors) -> None:
