@@ -13,7 +13,7 @@ from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agreed
 from hpcopt.engine.job import execute
-from hpcopt.engine.names import config_in_python, method_of
+from hpcopt.engine.names import config_in_python, filled_in, method_of
 from hpcopt.engine.own_metrics import Metric, replaced
 from hpcopt.errors import UserError
 from hpcopt.methods.base import Method
@@ -48,7 +48,8 @@ def run(
         Interrupted: a signal came; `resume` goes on from the checkpoint.
     """
     config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
-    return execute(comm or MPI.COMM_SELF, config, Path(out), method, problem, metrics)
+    with filled_in(method, config):
+        return execute(comm or MPI.COMM_SELF, config, Path(out), method, problem, metrics)
 
 
 def resume(

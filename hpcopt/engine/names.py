@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hpcopt.config import RunConfig, check_table, from_tables
@@ -40,6 +41,16 @@ def config_in_python(
         "problem": {"kind": IN_PYTHON, "recipe": type(problem).__name__},
     }
     return from_tables(tables, caller, method.table)
+
+
+@contextmanager
+def filled_in(method: Method[Any, Any], config: RunConfig) -> Iterator[None]:
+    """Within, the method's settings are the run's, whose defaults may depend on other keys (`lr_horizon`)."""
+    given, method.settings = method.settings, config.method
+    try:
+        yield
+    finally:
+        method.settings = given
 
 
 def method_of(config: RunConfig) -> Method[Any, Any]:

@@ -126,3 +126,14 @@ class RunDirectory:
             if self.comm.rank == 0:
                 result = work()
         return self.comm.bcast(result)
+
+
+def _unchanged(before: dict[str, dict[str, Any]], config: RunConfig) -> bool:
+    """Whether a config asks for the same run; keys that it did not have then were at their defaults."""
+    now = config.tables()
+    for name, table in now.items():
+        fields = type(getattr(config, name)).model_fields
+        defaults = {key: fields[key].default for key in table.keys() & fields.keys()}
+        if defaults | before[name] != defaults | table:
+            return False
+    return True

@@ -14,7 +14,7 @@ import torch
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
 from hpcopt.engine.loop import TIME, Run, loop, room
-from hpcopt.engine.names import config_in_python
+from hpcopt.engine.names import config_in_python, filled_in
 from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.ranks import OneRank
 from hpcopt.engine.record import Record
@@ -87,7 +87,7 @@ def simulate(
         UserError: a setting is wrong.
     """
     config = config_in_python("hpcopt.simulate", method, problem, metrics, {"rounds": rounds} | settings)
-    with _threads(config):
+    with _threads(config), filled_in(method, config):
         built = _build(config, method, problem)
         run = Run.of(built, load(config.run.metrics, metrics))
         start, first = now(), run.measure()

@@ -7,6 +7,7 @@ symbol    name    shape     meaning
 x_i       X       (n, d)    worker i's parameters
 y_i       Y       (n, d)    its estimate of the mean over the workers of ∇f_j(x_j), which is the mean of y
 ∇f_i      G       (n, d)    its gradient of the last round
+          before  (n, d)    X just before it was last mixed (empty unless asked for)
 W                 (N, N)    mixing matrix of the round
 
 With a constant η and full batches all workers go to a minimum of Σ f_n, which D-PSGD does not; W must be
@@ -38,6 +39,7 @@ class GradientTrackingState(State):
     X: Tensor = per_worker()
     Y: Tensor = per_worker()
     G: Tensor = per_worker()
+    before: Tensor = per_worker()
 
 
 class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
@@ -55,7 +57,8 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
         self._neighbours = self._gossip.open(ports, problem.initial())
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
-        return GradientTrackingState(X=X, Y=Y, G=G)
+        kept = problem.dim if self.settings.before_mixing else 0
+        return GradientTrackingState(X=X, Y=Y, G=G, before=X[:, :kept].clone())
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
@@ -72,14 +75,17 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
                 last_p.copy_(g)
             # x_i ← x_i − η y_i
             x.add_(y, alpha=-eta)
+        if self.settings.before_mixing:
+            state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j
         self._neighbours.mix(state.X, state.round)
         self._neighbours.mix(state.Y, state.round)
         return StepInfo()
 
     def others(self, state: GradientTrackingState) -> dict[str, Tensor]:
-        """The mean of the workers' models, as "global"."""
-        return {"global": self._consensus.mean(state.X)}
+        """The mean of the workers' models, as "global", and the models "before_mixing"."""
+        mean = {"global": self._consensus.mean(state.X)}
+        return mean | {"before_mixing": state.before} if self.settings.before_mixing else mean
 
     def metrics(self, state: GradientTrackingState) -> dict[str, float]:
         """``consensus``."""

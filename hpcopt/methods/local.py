@@ -3,7 +3,6 @@
 symbol    name    shape     meaning
 x_i       X       (n, d)    worker i's parameters
           M       (n, d)    its momentum (empty if there is none)
-          before  (n, 0)    nothing: states of methods with models of the workers' own have it
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ class LocalState(State):
 
     X: Tensor = per_worker()
     M: Tensor = per_worker()
-    before: Tensor = per_worker()
 
 
 class Local(Method[LocalTable, LocalState]):
@@ -45,7 +43,7 @@ class Local(Method[LocalTable, LocalState]):
         ]
         self._steps.assign(plan, X, ports)
         M = problem.rows_of(problem.dim if settings.momentum else 0).zero_()
-        return LocalState(X=X, M=M, before=X[:, :0].clone())
+        return LocalState(X=X, M=M)
 
     def step(self, state: LocalState) -> StepInfo:
         """One round."""

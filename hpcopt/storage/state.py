@@ -54,7 +54,7 @@ def pieces_of(comm: MPI.Comm, tensors: Tensors) -> list[Piece]:
 
 
 def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Tensors) -> None:
-    """Checks that a checkpoint holds exactly the arrays that this state has. Collective.
+    """Checks that a checkpoint holds exactly the arrays that this state has, but for empty ones. Collective.
 
     Raises:
         UserError: it does not, on every rank.
@@ -62,7 +62,8 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
     wanted = {
         name: [total, *tensors[name][1].shape[1:]] for name, (total, _) in global_rows(comm, tensors).items()
     }
-    found: dict[str, list[int]] = meta["arrays"]
+    wanted = {name: shape for name, shape in wanted.items() if 0 not in shape}
+    found: dict[str, list[int]] = {name: shape for name, shape in meta["arrays"].items() if 0 not in shape}
     different = [
         f"{name} {found.get(name, 'is not there')}, here {wanted.get(name, 'is none')}"
         for name in sorted(wanted.keys() | found.keys())
@@ -73,6 +74,8 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
 
 def restore(comm: MPI.Comm, path: Path, tensors: Tensors) -> None:
     """Fills tensors, in place, with the rows of a checkpoint that fits and is intact. Collective."""
-    for name, (_, mine) in global_rows(comm, tensors).items():
-        rows = np.ascontiguousarray(format.read_rows(path, name, mine.start, mine.stop))
-        tensors[name][1].copy_(torch.from_numpy(rows))
+    for name, (total, mine) in global_rows(comm, tensors).items():
+        tensor = tensors[name][1]
+        if 0 not in (total, *tensor.shape[1:]):
+            rows = np.ascontiguousarray(format.read_rows(path, name, mine.start, mine.stop))
+            tensor.copy_(torch.from_numpy(rows))

@@ -326,7 +326,7 @@ def test_rates_follow_one_schedule():
     assert torch.equal(one.X, other.X)
 
 
-@pytest.mark.parametrize("method", [hpcopt.DePRL, hpcopt.DPSGD, hpcopt.FedAvg])
+@pytest.mark.parametrize("method", [hpcopt.DePRL, hpcopt.DPSGD, hpcopt.FedAvg, hpcopt.GradientTracking])
 def test_models_before_the_last_mixing(method):
     task, N = network(workers=4, classes_per_worker=3), 4
     way = method(lr=LR, before_mixing=True, **({} if method is hpcopt.FedAvg else {"topology": "complete"}))

@@ -220,3 +220,15 @@ def test_groups_are_folded_or_cut_and_go_on(tmp_path):
         assert found["staleness/count"].dtype == np.int64
         assert found["spectrum/eigenvalue"].values.tolist() == [[1.5, -1.5], [2, -2], [2.5, -2.5]]
         assert found["spectrum/eigenvalue"].dims == ("refresh", "pair")
+
+
+def test_defaults_that_depend_on_the_run_hold_in_python_too(tmp_path):
+    """A cosine falls over the run's rounds, in each of two runs of one method object."""
+    method, problem = hpcopt.AllreduceSGD(schedule="cosine"), hpcopt.Quadratic(2, "power", 5)
+    for rounds in (8, 3):
+        losses = hpcopt.simulate(method, problem, rounds, evaluate_every=1)["metrics/loss"].values
+        assert (np.diff(losses) < 0).all()
+        given = hpcopt.AllreduceSGD(schedule="cosine", lr_horizon=rounds)
+        same = hpcopt.run(given, problem, out=tmp_path / str(rounds), rounds=rounds, evaluate_every=1)
+        assert np.array_equal(losses, hpcopt.load(same)["metrics/loss"])
+    assert method.settings.lr_horizon is None
