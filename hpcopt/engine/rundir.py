@@ -71,7 +71,7 @@ class RunDirectory:
         if not header.get("stopped_by"):
             return None
         by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
-        unchanged = header["config"] == json.dumps(self.config.tables())
+        unchanged = _unchanged(json.loads(header["config"]), self.config)
         last = int(header["last_round"])
         return last if last >= self.config.run.rounds or (by_itself and unchanged) else None
 
