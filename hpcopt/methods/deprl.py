@@ -63,7 +63,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
         self._steps, self._consensus = LocalSteps(problem, self.settings), Consensus(problem, ports, "shared")
         self._neighbours = self._gossip.open(ports, problem.initial()[self._shared])
         X = problem.rows_of(problem.dim).copy_(problem.initial())
-        self._steps.assign([self._plan(i) for i in range(problem.share.n)], X, ports)
+        self._steps.assign(self._plan, X, ports)
         M = problem.rows_of(problem.dim if self.settings.momentum else 0).zero_()
         kept = self._shared if self.settings.before_mixing else slice(0)
         return DePRLState(X=X, M=M, before=X[:, kept].clone())

@@ -55,11 +55,8 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
         self._neighbours = self._gossip.open(ports, problem.initial())
         X = problem.rows_of(d).copy_(problem.initial())
-        plan = [
-            [self._steps.stage(i, settings.local_steps, settings.local_epochs)]
-            for i in range(problem.share.n)
-        ]
-        self._steps.assign(plan, X, ports)
+        steps = settings.local_steps, settings.local_epochs
+        self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
         M = problem.rows_of(d if settings.momentum else 0).zero_()
         return DPSGDState(X=X, M=M, before=X[:, : d if settings.before_mixing else 0].clone())
 

@@ -37,11 +37,8 @@ class Local(Method[LocalTable, LocalState]):
         settings = self.settings
         self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
-        plan = [
-            [self._steps.stage(i, settings.local_steps, settings.local_epochs)]
-            for i in range(problem.share.n)
-        ]
-        self._steps.assign(plan, X, ports)
+        steps = settings.local_steps, settings.local_epochs
+        self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
         M = problem.rows_of(problem.dim if settings.momentum else 0).zero_()
         return LocalState(X=X, M=M)
 

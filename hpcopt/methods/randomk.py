@@ -16,11 +16,11 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import RandomKTable
 from hpcopt.math.flat import buffer
-from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.math.streams import stream
+from hpcopt.math.topk import take
 from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
-from hpcopt.methods.parts.sparsify import EntryCount, ErrorMemory, densities
-from hpcopt.problems.base import Draw, Problem
+from hpcopt.methods.parts.error_feedback import ErrorFeedback, densities
+from hpcopt.problems.base import Problem
 
 
 @dataclass(kw_only=True)
@@ -38,46 +38,35 @@ class RandomK(Method[RandomKTable, RandomKState]):
     """One allreduce of k numbers per round, no indices."""
 
     def start(self, problem: Problem, ports: Ports) -> RandomKState:
-        """See `Method`.
-
-        Raises:
-            UserError: k is larger than the number of parameters.
-        """
-        self._problem, self._reduce = problem, ports.reduce
-        self._count = EntryCount(self.settings, problem.layout, self.settings.density)
-        self._memory, self._update = ErrorMemory(problem), FirstOrderUpdate(self.settings)
-        x = problem.initial().clone()
-        m, v = self._update.moments(x)
-        e = self._memory.empty(problem.dim if self._count.most else 0)
-        self._g = buffer((problem.dim,), like=x).zero_()
-        return RandomKState(x=x, m=m, v=v, e=e, counts=torch.zeros(2, dtype=torch.int64))
+        """See `Method`; raises `UserError` if k is larger than the number of parameters."""
+        self._reduce, self._seed = ports.reduce, problem.share.seed
+        self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self.settings.density)
+        self._g = buffer((problem.dim,), like=problem.initial()).zero_()
+        return RandomKState(**self._feedback.begin())
 
     def step(self, state: RandomKState) -> StepInfo:
         """One round: what each worker has, what it sends, what it keeps, what comes back."""
-        k, draw = self._count.at(state.round), Draw(state.round)
-        if k == self._problem.dim:
-            g = self._reduce.gradient(self._problem, state.x, draw)
-            self._update(state.x, g, state.m, state.v, state.round)
-            state.counts.fill_(k)
+        k = self._feedback.count.at(state.round)
+        if k == len(state.x):
+            self._feedback.dense_round(state)
             return StepInfo()
         # a = ε + g
-        a = self._memory.accumulate(state.e, state.x, draw)
+        a = self._feedback.accumulate(state)
         # s = k entries at random
         s = self._draw(state.round).to(a.device)
         # send a on s; ε = a − s∘a
-        sent = self._memory.take(a, s.expand(len(a), -1))
+        sent = take(a, s.expand(len(a), -1))
         # g = Σ s∘a_n
         self._g.zero_()[s] = self._reduce.sum(sent)
-        state.counts.fill_(k)
         # x ← x − η g
-        self._update(state.x, self._g, state.m, state.v, state.round, s)
+        self._feedback.apply(state, self._g, s, k)
         return StepInfo()
 
     def _draw(self, round: int) -> Tensor:
         """k entries of all parameters, or of each tensor, (k,) int64, ascending."""
-        generator = stream(self._problem.share.seed, "randomk", round)
+        generator, count = stream(self._seed, "randomk", round), self._feedback.count
         chosen, start = [], 0
-        for size, k in zip(self._count.sizes, self._count.parts(round), strict=True):
+        for size, k in zip(count.sizes, count.parts(round), strict=True):
             draw = generator.choice(size, k, replace=False, shuffle=False)
             chosen.append(torch.from_numpy(draw).sort().values + start)
             start += size
@@ -85,4 +74,4 @@ class RandomK(Method[RandomKTable, RandomKState]):
 
     def metrics(self, state: RandomKState) -> dict[str, float]:
         """``density`` and ``density_union``."""
-        return densities(state.counts, len(state.x))
+        return densities(state)

@@ -31,11 +31,11 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import RegTopKTable
-from hpcopt.math.optimizers import FirstOrderUpdate
-from hpcopt.math.topk import survival
+from hpcopt.math.entries import Largest
+from hpcopt.math.topk import survival, take
 from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
-from hpcopt.methods.parts.sparsify import AUTO, EntryCount, ErrorMemory, Largest, densities, entries_sent
-from hpcopt.problems.base import Draw, Problem
+from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, densities, last_sent
+from hpcopt.problems.base import Problem
 
 
 @dataclass(kw_only=True)
@@ -56,61 +56,38 @@ class RegTopK(Method[RegTopKTable, RegTopKState]):
     """Score = |a| · tanh(|1 + Δ|/μ); one sum of sparse vectors per round."""
 
     def start(self, problem: Problem, ports: Ports) -> RegTopKState:
-        """See `Method`.
-
-        Raises:
-            UserError: k is larger than the number of parameters.
-        """
-        settings = self.settings
-        self._problem, self._reduce = problem, ports.reduce
-        self._sparse = ports.sparse_sum(problem.initial(), settings.exchange, settings.select)
-        density = self._sparse.affordable(AUTO) if settings.density == "auto" else settings.density
-        self._count = EntryCount(settings, problem.layout, density)
-        self._largest, self._memory = Largest(self._count), ErrorMemory(problem)
-        self._update = FirstOrderUpdate(settings)
-        x = problem.initial().clone()
-        m, v = self._update.moments(x)
-        e = self._memory.empty(problem.dim if self._count.most else 0)
-        kept = (problem.share.n, self._count.most)
-        return RegTopKState(
-            x=x,
-            m=m,
-            v=v,
-            e=e,
-            counts=torch.zeros(2, dtype=torch.int64),
-            s=torch.zeros(kept, dtype=torch.int64, device=x.device),
-            sent=x.new_zeros(kept),
-            back=x.new_zeros(kept),
-        )
+        """See `Method`; raises `UserError` if k is larger than the number of parameters."""
+        self._exchange = SparseExchange(self.settings, problem, ports)
+        self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self._exchange.density)
+        self._largest = Largest(self._feedback.count)
+        begin, kept = self._feedback.begin(), (problem.share.n, self._feedback.count.most)
+        x = begin["x"]
+        s = torch.zeros(kept, dtype=torch.int64, device=x.device)
+        return RegTopKState(**begin, s=s, sent=x.new_zeros(kept), back=x.new_zeros(kept))
 
     def step(self, state: RegTopKState) -> StepInfo:
         """One round: what each worker has, what it sends, what it keeps, what comes back."""
-        k, draw = self._count.at(state.round), Draw(state.round)
-        if k == self._problem.dim:
-            g = self._reduce.gradient(self._problem, state.x, draw)
-            self._update(state.x, g, state.m, state.v, state.round)
-            state.counts.fill_(k)
+        k = self._feedback.count.at(state.round)
+        if k == len(state.x):
+            self._feedback.dense_round(state)
             return StepInfo()
         # a = ε + g
-        a = self._memory.accumulate(state.e, state.x, draw)
+        a = self._feedback.accumulate(state)
         # s = the k largest |a| · tanh(|1 + Δ| / μ)
         s = self._choose(a, state)
         # send the raw a on s; ε = a − s∘a
-        sent = self._memory.take(a, s)
+        sent = take(a, s)
         # g = Σ s_n∘a_n
-        aggregate = self._sparse.sum(s, sent, expected=entries_sent(state.counts, len(state.x))[1])
-        if self.settings.select == "global":
-            self._memory.put_back(state.e, s, sent, aggregate)
+        g = self._exchange.sum(state, s, sent)
         # the next round's s_n, â_n and g_prev
-        state.s[:, :k], state.sent[:, :k], state.back[:, :k] = s, sent, aggregate.dense[s]
-        state.counts[0], state.counts[1] = k, len(aggregate.support)
+        state.s[:, :k], state.sent[:, :k], state.back[:, :k] = s, sent, g.dense[s]
         # x ← x − η g
-        self._update(state.x, aggregate.dense, state.m, state.v, state.round, aggregate.support)
+        self._feedback.apply(state, g.dense, g.support, k)
         return StepInfo()
 
     def _choose(self, a: Tensor, state: RegTopKState) -> Tensor:
         """Where the k largest scores are; a holds the scores meanwhile, where they differ from it."""
-        last = slice(0, entries_sent(state.counts, len(state.x))[0])
+        last = slice(0, last_sent(state)[0])
         s, sent, back = state.s[:, last], state.sent[:, last], state.back[:, last]
         raw = a.gather(1, s)
         # Δ = (g_prev − ω_n â) / (ω_n â) on the entries this worker sent last round, or over ω_n a
@@ -122,4 +99,4 @@ class RegTopK(Method[RegTopKTable, RegTopKState]):
 
     def metrics(self, state: RegTopKState) -> dict[str, float]:
         """``density`` and ``density_union``."""
-        return densities(state.counts, len(state.x))
+        return densities(state)

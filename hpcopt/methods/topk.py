@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import TopKTable
-from hpcopt.math.optimizers import FirstOrderUpdate
+from hpcopt.math.entries import Largest
+from hpcopt.math.topk import take
 from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
-from hpcopt.methods.parts.sparsify import AUTO, EntryCount, ErrorMemory, Largest, densities, entries_sent
-from hpcopt.problems.base import Draw, Problem
+from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, densities
+from hpcopt.problems.base import Problem
 
 
 @dataclass(kw_only=True)
@@ -45,46 +45,30 @@ class TopK(Method[TopKTable, TopKState]):
     """Score = |a|; one sum of sparse vectors per round."""
 
     def start(self, problem: Problem, ports: Ports) -> TopKState:
-        """See `Method`.
-
-        Raises:
-            UserError: k is larger than the number of parameters.
-        """
-        settings = self.settings
-        self._problem, self._reduce = problem, ports.reduce
-        self._sparse = ports.sparse_sum(problem.initial(), settings.exchange, settings.select)
-        density = self._sparse.affordable(AUTO) if settings.density == "auto" else settings.density
-        self._count = EntryCount(settings, problem.layout, density)
-        self._largest, self._memory = Largest(self._count), ErrorMemory(problem)
-        self._update = FirstOrderUpdate(settings)
-        x = problem.initial().clone()
-        m, v = self._update.moments(x)
-        e = self._memory.empty(problem.dim if self._count.most else 0)
-        return TopKState(x=x, m=m, v=v, e=e, counts=torch.zeros(2, dtype=torch.int64))
+        """See `Method`; raises `UserError` if k is larger than the number of parameters."""
+        self._exchange = SparseExchange(self.settings, problem, ports)
+        self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self._exchange.density)
+        self._largest = Largest(self._feedback.count)
+        return TopKState(**self._feedback.begin())
 
     def step(self, state: TopKState) -> StepInfo:
         """One round: what each worker has, what it sends, what it keeps, what comes back."""
-        k, draw = self._count.at(state.round), Draw(state.round)
-        if k == self._problem.dim:
-            g = self._reduce.gradient(self._problem, state.x, draw)
-            self._update(state.x, g, state.m, state.v, state.round)
-            state.counts.fill_(k)
+        k = self._feedback.count.at(state.round)
+        if k == len(state.x):
+            self._feedback.dense_round(state)
             return StepInfo()
         # a = ε + g
-        a = self._memory.accumulate(state.e, state.x, draw)
+        a = self._feedback.accumulate(state)
         # s = the k largest |a|
         s = self._largest(a, state.round)
         # send a on s; ε = a − s∘a
-        sent = self._memory.take(a, s)
+        sent = take(a, s)
         # g = Σ s_n∘a_n
-        aggregate = self._sparse.sum(s, sent, expected=entries_sent(state.counts, len(state.x))[1])
-        if self.settings.select == "global":
-            self._memory.put_back(state.e, s, sent, aggregate)
-        state.counts[0], state.counts[1] = k, len(aggregate.support)
+        g = self._exchange.sum(state, s, sent)
         # x ← x − η g
-        self._update(state.x, aggregate.dense, state.m, state.v, state.round, aggregate.support)
+        self._feedback.apply(state, g.dense, g.support, k)
         return StepInfo()
 
     def metrics(self, state: TopKState) -> dict[str, float]:
         """``density`` and ``density_union``."""
-        return densities(state.counts, len(state.x))
+        return densities(state)

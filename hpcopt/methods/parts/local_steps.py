@@ -64,15 +64,15 @@ class LocalSteps:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
         return (steps or DEFAULT_STEPS) if epochs is None else epochs * self._problem.batches_per_epoch(i)
 
-    def assign(self, stages: list[list[Stage]], X: Tensor, ports: Ports) -> None:
+    def assign(self, plan: Callable[[int], list[Stage]], X: Tensor, ports: Ports) -> None:
         """Takes what each worker here does in a round, for `make_all`. Collective.
 
         Args:
-            stages: of each worker here.
+            plan: the stages of worker i (from 0 here).
             X: (n, d), points to time the steps at; not changed.
             ports: remember what was fastest.
         """
-        self._stages = stages
+        self._stages = stages = [plan(i) for i in range(len(X))]
         ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
         if not self._settings.clip and self._problem.stackable() and all(p == stages[0] for p in stages):
             ways[STACKED] = lambda: self._try_stacked(X)

@@ -96,7 +96,7 @@ def _watch(case: Case) -> dict[str, Any]:
 
     import hpcopt
     from hpcopt.math.topk import UNSENT
-    from hpcopt.methods.parts.sparsify import entries_sent
+    from hpcopt.methods.parts.error_feedback import last_sent
     from hpcopt.methods.regtopk import RegTopKState
 
     class Watched(hpcopt.RegTopK):
@@ -104,14 +104,14 @@ def _watch(case: Case) -> dict[str, Any]:
 
         def step(self, state: RegTopKState) -> hpcopt.StepInfo:
             if state.round % EVERY == 0:
-                gradients = self._problem.gradients(state.x, hpcopt.Draw(state.round))
+                gradients = self._feedback._problem.gradients(state.x, hpcopt.Draw(state.round))
                 unit = torch.nn.functional.normalize(gradients, dim=1)
                 cosines.append((unit @ unit.T).numpy()[np.triu_indices(len(unit), 1)])
             return super().step(state)
 
         def _choose(self, a: Tensor, state: RegTopKState) -> Tensor:
             plain, chosen = self._largest(a, state.round), super()._choose(a, state)
-            last = slice(0, entries_sent(state.counts, len(state.x))[0])
+            last = slice(0, last_sent(state)[0])
             s, sent, back = state.s[:, last], state.sent[:, last], state.back[:, last]
             if s.shape[1]:
                 ratios.append(torch.where(sent == 0, UNSENT, (back / sent).abs()).flatten().numpy())

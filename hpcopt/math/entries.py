@@ -1,8 +1,6 @@
-"""What sparsifiers with error feedback hold: how many entries are sent, which, and what stays behind.
+"""How many entries of a gradient sparsifiers send, and which are the largest.
 
-Everything that belongs to worker n is kept multiplied by its weight ω_n, so that aggregates are plain sums.
-
-Error feedback: Stich, Cordonnier & Jaggi, NeurIPS 2018. Density warm-up: Lin et al., ICLR 2018.
+Density warm-up: Lin et al., "Deep gradient compression", ICLR 2018.
 """
 
 from __future__ import annotations
@@ -13,16 +11,11 @@ import torch
 from torch import Tensor
 
 from hpcopt.errors import UserError
-from hpcopt.math.flat import Layout, buffer
-from hpcopt.math.topk import largest, take
-from hpcopt.problems.base import Draw, Problem
+from hpcopt.math.topk import largest
 
 if TYPE_CHECKING:
-    from hpcopt.comm.ports import Aggregate
     from hpcopt.config.methods import SparsifiedTable
-
-AUTO = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""densities from which "auto" chooses"""
+    from hpcopt.math.flat import Layout
 
 
 class EntryCount:
@@ -80,47 +73,6 @@ class Largest:
             chosen.append(largest(scores[:, start : start + size], k) + start)
             start += size
         return torch.cat(chosen, dim=1) if len(chosen) > 1 else chosen[0]
-
-
-class ErrorMemory:
-    """ε: what workers have accumulated and not sent, in a tensor e (n, d) of the method's state.
-
-    Args:
-        problem: the workers here.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-
-    def empty(self, dim: int) -> Tensor:
-        """Zeros, (n, dim)."""
-        return buffer((self._problem.share.n, dim), like=self._problem.initial()).zero_()
-
-    def accumulate(self, e: Tensor, x: Tensor, draw: Draw) -> Tensor:
-        """a = ε + g, in place: e, to which ω_n ∇f_n(x) was added."""
-        return self._problem.gradients(x, draw, weighted=True, out=e)
-
-    def take(self, a: Tensor, s: Tensor) -> Tensor:
-        """The entries s (n, k) of a, which leave it: (n, k); what stays is ε = a − s∘a."""
-        return take(a, s)
-
-    def put_back(self, e: Tensor, s: Tensor, sent: Tensor, g: Aggregate) -> None:
-        """What the sum g has dropped of ``sent`` goes back to ε, and counts as not sent (0)."""
-        dropped = ~g.holds(s)
-        e.scatter_(1, s, sent * dropped)
-        sent.masked_fill_(dropped, 0)
-
-
-def entries_sent(counts: Tensor, dim: int) -> tuple[int, int]:
-    """Entries that each worker sent last round and entries of their sum; (0, 0) if it was dense."""
-    sent, union = counts.tolist()
-    return (0, 0) if sent == dim else (sent, union)
-
-
-def densities(counts: Tensor, dim: int) -> dict[str, float]:
-    """Last round's entries as fractions of d: those that each worker sent, and those of the sum."""
-    sent, union = counts.tolist()
-    return {"density": sent / dim, "density_union": union / dim}
 
 
 def _nearest(value: float) -> int:
