@@ -98,7 +98,7 @@ class SparseExchange:
         self.density = self._port.affordable(AUTO) if settings.density == "auto" else settings.density
 
     def sum(self, state: Sparse, s: Tensor, sent: Tensor) -> Aggregate:
-        """Σ_n sent_n on s_n, (n, k) both; what a global selection drops goes back to ε and becomes 0 in sent."""
+        """Σ_n sent_n on s_n, (n, k) both. What a global selection drops goes back to ε, and is 0 in sent."""
         g = self._port.sum(s, sent, expected=last_sent(state)[1])
         if self._selects:
             dropped = ~g.holds(s)
