@@ -1,6 +1,7 @@
 # The public names: what type checkers see, and what is loaded when it is first used.
 from .api import resume as resume
 from .api import run as run
+from .comm.ports import Ports as Ports
 from .config.base import Table as Table
 from .engine.simulation import simulate as simulate
 from .errors import HpcoptError as HpcoptError
@@ -9,6 +10,7 @@ from .errors import NotFinite as NotFinite
 from .errors import NothingToResume as NothingToResume
 from .errors import UserError as UserError
 from .methods.allreduce_sgd import AllreduceSGD as AllreduceSGD
+from .methods.base import Group as Group
 from .methods.base import Method as Method
 from .methods.base import State as State
 from .methods.base import StepInfo as StepInfo
@@ -25,6 +27,8 @@ from .methods.randomk import RandomK as RandomK
 from .methods.regtopk import RegTopK as RegTopK
 from .methods.topk import TopK as TopK
 from .problems.base import Draw as Draw
+from .problems.base import Problem as Problem
+from .problems.base import Share as Share
 from .problems.linear_regression import LinearRegression as LinearRegression
 from .problems.network import Network as Network
 from .problems.objective import Objective as Objective

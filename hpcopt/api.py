@@ -55,7 +55,7 @@ def run(
 def resume(
     directory: str | Path,
     *,
-    method: type[Method[Any, Any]] | None = None,
+    method: type[Method[Any, Any]] | Method[Any, Any] | None = None,
     problem: Recipe | None = None,
     metrics: Sequence[Metric | str] = (),
     comm: MPI.Comm | None = None,
@@ -87,7 +87,8 @@ def resume(
         known = replaced(config.run.metrics, metrics)
         config = replace(config, run=config.run.model_copy(update={"metrics": known}))
         recipe = problem or config.problem.recipe()
-        way = method(config.method) if method else method_of(config)
+        kind = method if method is None or isinstance(method, type) else type(method)
+        way = method_of(config) if kind is None else kind(config.method)
     return execute(comm, config, directory, way, recipe, metrics, resuming=True)
 
 

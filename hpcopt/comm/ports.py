@@ -113,10 +113,10 @@ class Contribution(Protocol):
         """Adds ω_n ∇²f_n(x) v of every worker here; x and v are (d,) or (n, d). Gives itself."""
 
     def sum(self) -> Tensor:
-        """The sum over all workers, (m,), the same bits on every rank, until the next `of`. Collective."""
+        """The sum over all workers, (m,), the same bits everywhere; until this is used again. Collective."""
 
     def scatter(self) -> Tensor:
-        """This rank's slice of the sum, as `Reducer.own` says. Collective."""
+        """This rank's slice of the sum, as `Reducer.own` says; new memory. Collective."""
 
 
 class Reducer(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,6 +18,15 @@ class Table(BaseModel):
     fixed: ClassVar[frozenset[str]] = frozenset()
     """keys that a run cannot change when it goes on, because what it carries along depends on them"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, values: Any) -> Any:
+        """A tuple is written as a list in TOML."""
+        tuples = {key for key, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        if not tuples or not isinstance(values, dict):
+            return values
+        return {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in values.items()}
 
 
 class LearningRate(Table):

@@ -18,7 +18,6 @@ _REASONS = {
     "string_type": "must be a string in quotes",
     "list_type": "must be a list",
     "finite_number": "must be a finite number",
-    "missing": "is missing",
 }
 # pydantic's words for the types that a key may have
 _TYPE = re.compile(r"int|float|str|bool|constrained-\w+|(list|literal)\[.*\]")
@@ -40,6 +39,8 @@ def _explain(table: type[BaseModel], details: list[Any]) -> str:
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(table.model_fields))
         return f"{key}: unknown key{suggestion(key, table.model_fields)}; allowed: {allowed}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing"
     reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
     return f"{key} = {detail['input']!r}: {reason}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -122,7 +123,22 @@ def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table
     assert run is not None
     assert method is not None
     assert problem is not None
-    return _resolve(RunConfig(run, method, problem))
+    config = _resolve(RunConfig(run, method, problem))
+    _fail(source, _unwritable(config))
+    return config
+
+
+def _unwritable(config: RunConfig) -> list[str]:
+    """The values of a user's own keys that config.toml and run.h5 cannot hold."""
+    errors = []
+    for name, table in config.tables().items():
+        for key, value in table.items():
+            try:
+                json.dumps(value)
+            except TypeError:
+                allowed = "a number, a string, true or false, or a list of such"
+                errors.append(f"[{name}] {key} = {value!r}: must be {allowed}")
+    return errors
 
 
 def dump(config: RunConfig) -> str:
@@ -227,7 +243,7 @@ def _resolve(config: RunConfig) -> RunConfig:
         changes["dtype"] = "float32" if config.problem.kind == "network" else "float64"
     if run.out is None:
         kind = config.problem.kind.replace(":", ".")
-        changes["out"] = f"runs/{run.method}-{kind}-seed{run.seed}"
+        changes["out"] = f"runs/{run.method.replace(':', '.')}-{kind}-seed{run.seed}"
     if isinstance(method, LearningRate) and method.lr_horizon is None:
         # so that a run extended later keeps the schedule that it began with
         method = method.model_copy(update={"lr_horizon": max(run.rounds, 1)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -45,13 +45,21 @@ def _table(name: str, table: type[Table], values: dict[str, Any]) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    words = _literals(field.annotation)
-    return f" [{' | '.join(json.dumps(word) for word in words)}]" if words else ""
+    words = [json.dumps(word) for word in _literals(field.annotation)]
+    if words and int in _leaves(field.annotation):
+        words.insert(0, "a whole number")
+    return f" [{' | '.join(words)}]" if words else ""
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """The types that a value may have, those within a list left out."""
+    if get_origin(annotation) in (list, Literal):
+        return [get_origin(annotation)]
+    parts = get_args(annotation)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [annotation]
 
 
 def _literals(annotation: Any) -> list[Any]:
-    from typing import Literal, get_args, get_origin
-
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [word for part in get_args(annotation) for word in _literals(part)]

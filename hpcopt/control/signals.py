@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,8 @@ def catch() -> bool:
     Returns:
         Whether that is new; who began it calls `release`, or leaves it until the process ends.
     """
-    if _previous:
+    # Python gives signals to the main thread alone; a run in another one goes without
+    if _previous or threading.current_thread() is not threading.main_thread():
         return False
     for number in STOPPING:
         _previous[number] = signal.signal(number, _remember)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpcopt.methods.base import Method, State
     from hpcopt.problems.base import Problem, Recipe
 
+BUFFERS = "problem_buffers"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -65,6 +66,9 @@ def bind(ranks: Ranks, config: RunConfig, recipe: Recipe) -> Problem:
         UserError: there is no such device, or what the recipe describes cannot be had.
     """
     run = config.run
+    made_for = getattr(recipe, "workers", run.workers)  # a recipe of the user's need not say
+    if made_for != run.workers:
+        raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
     with ranks.agreed():
         device = local_device(run.device, local_rank())
         here = Placement.even(run.workers, ranks.count, ranks.rank).here
@@ -100,7 +104,21 @@ def begin(
     beat("the method's start")
     with ranks.agreed():
         method.prepare(problem)
-    return Built(config, ranks, problem, ports, device, method, method.start(problem, ports))
+    state = method.start(problem, ports)
+    _check_state(state)
+    return Built(config, ranks, problem, ports, device, method, state)
+
+
+def _check_state(state: State) -> None:
+    """What checkpoints could not hold is told before the first round, not after the last."""
+    for name, (_, tensor) in state.tensors().items():
+        where = f"{type(state).__name__}.{name}"
+        if not isinstance(tensor, torch.Tensor) or not tensor.ndim or tensor.dtype is torch.bfloat16:
+            raise UserError(
+                f"{where}: is {tensor!r}; a state holds tensors of at least one dimension, of NumPy's types"
+            )
+        if name == BUFFERS:
+            raise UserError(f"{where}: checkpoints keep the problem's buffers under this name; take another")
 
 
 def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, Any]:

@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hpcopt.engine.build import Built
+from hpcopt.engine.build import BUFFERS, Built
 from hpcopt.engine.meter import Totals
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import UserError
 from hpcopt.methods.base import Held
 from hpcopt.storage.state import check_fits, restore
-
-BUFFERS = "problem_buffers"
 
 
 class Earlier:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hpcopt.engine.own_metrics import check_names
+from hpcopt.errors import UserError
+
 if TYPE_CHECKING:
     from hpcopt.engine.ranks import Floats, Ranks
     from hpcopt.methods.base import Method
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 Values = dict[str, float]
 Rows = dict[str, "Floats"]
+
+RESERVED = ("round", "seconds", "epochs", "gradients", "bytes_sent", "bytes_workers", "passes", "peak_memory")
+"""metrics of what a run costs"""
 
 
 class Evaluator:
@@ -45,7 +51,19 @@ class Evaluator:
             one = model if model.ndim == 1 else others["global"]
             evaluation = self._problem.newcomers.evaluate(one, self._mean_buffers())
             values |= {f"new_worker_{name}": value for name, value in self._means(evaluation)[0].items()}
-        return values | self._method.metrics(state), rows
+        return values | self._of_method(state, values), rows
+
+    def _of_method(self, state: Any, others: Values) -> Values:
+        found = self._method.metrics(state)
+        try:
+            own = {name: float(value) for name, value in found.items()}
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"the method's metrics: {found} are no numbers for the whole run") from None
+        check_names(own, (*others, *RESERVED), "the method's metrics")
+        different = self._ranks.different(np.nan_to_num(list(own.values())))
+        if different:
+            raise RuntimeError(f"the method's metrics on ranks {different} are not those of rank 0: {own}")
+        return own
 
     def _at(self, X: torch.Tensor) -> tuple[Values, Rows]:
         problem, common = self._problem, X.ndim == 1

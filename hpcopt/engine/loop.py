@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcopt.engine.meter import FILES, Clock, Costs
 from hpcopt.engine.record import Record, Recorder
+from hpcopt.errors import HpcoptError
 
 if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
     from hpcopt.engine.build import Built
     from hpcopt.engine.meter import Totals
     from hpcopt.engine.own_metrics import Metric
-    from hpcopt.methods.base import Method
+    from hpcopt.methods.base import Method, StepInfo
 
 ROUNDS, METHOD, TIME, TARGET = "rounds", "method", "max_seconds", "target_loss"
 """why a run is over"""
@@ -105,11 +106,11 @@ def loop(run: Run, first: Record, host: Host) -> str:
     while not ended:
         host.beat(f"round {state.round + 1}")
         clock.start()
-        info = run.method.step(state)
+        info = _step(run)
         state.round += 1
         host.made(state.round)
         stop = host.stop(state.round, late=_late(settings, clock))
-        ended = _over(settings, state.round, info.done, stop)
+        ended = _over(settings, state.round, info is not None and info.done, stop)
         if ended or _due(settings.evaluate_every, state.round):
             host.beat(f"the evaluation after round {state.round}")
             record = run.measure()
@@ -122,6 +123,13 @@ def loop(run: Run, first: Record, host: Host) -> str:
         if stop == SIGNAL and not ended:
             return SIGNAL
     return ended
+
+
+def _step(run: Run) -> StepInfo | None:
+    try:
+        return run.method.step(run.state)
+    except HpcoptError as error:  # nobody has agreed on it: other ranks may wait for this one
+        raise RuntimeError(f"the method's step raised {type(error).__name__}: {error}") from error
 
 
 def _keep(run: Run, record: Record, host: Host) -> None:

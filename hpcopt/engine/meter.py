@@ -179,11 +179,12 @@ class Costs:
 
 @contextmanager
 def uncounted(problem: Problem, ports: OpenPorts) -> Iterator[None]:
-    """What the ports and the problem do within costs no metric anything."""
-    samples = problem.samples
+    """What the ports and the problem do within costs no metric anything, and leaves no trace."""
+    samples, buffers = problem.samples, problem.buffers.clone()
     before = {name: replace(counter) for name, counter in ports.counters().items()}
     yield
     problem.samples = samples
+    problem.buffers.copy_(buffers)
     for name, counter in ports.counters().items():
         vars(counter).update(vars(before.get(name, Counter())))
 

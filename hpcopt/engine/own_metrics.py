@@ -87,6 +87,7 @@ class OwnMetrics:
             with self._ranks.agreed():
                 found = _results(name, function(problem, model), problem.share.n)
             self._check_agreement(name, found)
+            check_names(found, values)
             here = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
             everywhere = {key: self._ranks.rows(value[:, None])[:, 0] for key, value in here.items()}
             rows |= everywhere
@@ -107,11 +108,11 @@ class OwnMetrics:
                 )
 
 
-def check_names(own: Iterable[str], built_in: Iterable[str]) -> None:
-    """Raises `UserError` where a metric is called as one that hpcopt has itself."""
-    taken = sorted(set(own) & set(built_in))
+def check_names(own: Iterable[str], others: Iterable[str], whose: str = "run.metrics") -> None:
+    """Raises `UserError` where a metric is called as another one is."""
+    taken = sorted(set(own) & set(others))
     if taken:
-        raise UserError(f'run.metrics: hpcopt itself has a metric "{taken[0]}" here; rename your function')
+        raise UserError(f'{whose}: a metric "{taken[0]}" is recorded already; give this one another name')
 
 
 def _place(metric: Metric) -> str:
@@ -141,6 +142,8 @@ def _results(name: str, result: Any, n: int) -> dict[str, float | Floats]:
         return {}
     if isinstance(result, Mapping):
         parts = {f"{name}_{key}": value for key, value in result.items()}
+        if len(parts) < len(result):
+            raise UserError(f"run.metrics: {name} gave two entries of one name: {list(result)}")
         return {key: _number_or_row(key, value, n) for key, value in parts.items()}
     return {name: _number_or_row(name, result, n)}
 

@@ -12,6 +12,7 @@ import numpy as np
 from hpcopt.engine.evaluation import Evaluator
 from hpcopt.engine.meter import EVALUATION, SPREAD, Costs, Totals, uncounted
 from hpcopt.engine.own_metrics import Metric, OwnMetrics, check_names
+from hpcopt.errors import UserError
 from hpcopt.storage.schema import Schema
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ class Recorder:
             values, rows = self._evaluator.evaluate(state, model)
             own_values, own_rows = self._own.measure(self._problem, model)
             self._groups = self._method.groups(state)
+            check_groups(self._groups)
             record = {"metrics/round": state.round} | self._costs(totals)
             record |= {f"metrics/{name}": value for name, value in values.items()}
-            check_names(own_values, (name.removeprefix("metrics/") for name in record))
+            taken = (name.removeprefix("metrics/") for name in record)
+            check_names(own_values, taken)
             record |= {f"metrics/{name}": value for name, value in own_values.items()}
         record |= {f"workers/{name}": row for name, row in (rows | own_rows).items()}
         record |= _table("ports", totals.ports, PORTS) | _table("phases", totals.phases, SPREAD)
@@ -108,6 +111,25 @@ class Recorder:
             "metrics/passes": sum(port["passes"] for port in ports),
             "metrics/peak_memory": float(self._ranks.largest(np.array([_peak_memory()]))[0]),
         }
+
+
+def check_groups(groups: Mapping[str, Group]) -> None:
+    """Raises `UserError` where a method's groups are none, or get into each other's way or into hpcopt's."""
+    sizes: dict[str, int] = {}
+    for name, group in groups.items():
+        shapes = {np.shape(column) for column in group.columns.values()}
+        own = len(shapes) == 1 and len(group.dims) == len(next(iter(shapes)))
+        hpcopts = {dim for dims in DIMS.values() for dim in dims} & set(group.dims)
+        if name in DIMS or hpcopts or not own:
+            raise UserError(
+                f"the method's group {name}: needs a name, dimensions of its own and columns of that shape; "
+                f"it has {group.dims} and {sorted(shapes)}"
+            )
+        for dim, size in zip(group.dims[1:], next(iter(shapes))[1:], strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise UserError(
+                    f"the method's group {name}: another one has a dimension {dim} of {sizes[dim]}"
+                )
 
 
 def _table(group: str, rows: Mapping[str, Mapping[str, float]], keys: tuple[str, ...]) -> Record:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.config.run import RunTable
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
 from hpcopt.engine.loop import TIME, Run, loop, room
 from hpcopt.engine.names import config_in_python, filled_in
@@ -19,6 +20,7 @@ from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.ranks import OneRank
 from hpcopt.engine.record import Record
 from hpcopt.engine.reporter import Reporter
+from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
 from hpcopt.storage.schema import RECORD, Schema, dtype_of, group_of, missing, unit_of
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from hpcopt.config import RunConfig
     from hpcopt.methods.base import Method, S, State
     from hpcopt.problems.base import Recipe
+
+
+SETTINGS = ("seed", "evaluate_every", "dtype", "device", "deterministic", "target_loss", "max_seconds")
+"""keys of the [run] table that mean something where there are neither ranks nor files"""
 
 
 @overload
@@ -86,6 +92,10 @@ def simulate(
     Raises:
         UserError: a setting is wrong.
     """
+    meaningless = sorted((settings.keys() & RunTable.model_fields.keys()) - {*SETTINGS})
+    if meaningless:
+        names = ", ".join(meaningless)
+        raise UserError(f"hpcopt.simulate: {names}: means nothing here; allowed: {', '.join(SETTINGS)}")
     config = config_in_python("hpcopt.simulate", method, problem, metrics, {"rounds": rounds} | settings)
     with _threads(config), filled_in(method, config):
         built = _build(config, method, problem)

@@ -41,9 +41,13 @@ def load_own(key: str, place: str, what: str) -> Any:
     if not module_name or not name:
         raise UserError(f'{key} = "{place}": your own {what} is written "package.module:{what}"')
     module = _import(key, place, module_name)
-    found = getattr(module, name, None)
-    if not callable(found) and module_name == "__main__":
-        raise UserError(f'{key} = "{place}": was defined in a script; go on from Python, in that script')
+    found: Any = module
+    for part in name.split("."):  # a class may stand in another one
+        found = getattr(found, part, None)
+    if not callable(found) and (module_name == "__main__" or "<locals>" in name):
+        raise UserError(
+            f'{key} = "{place}": was defined in a script or a function; go on from Python, where it is'
+        )
     if not callable(found):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(

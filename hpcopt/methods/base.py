@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
+from hpcopt.config import check_table
 from hpcopt.config.base import Table
+from hpcopt.errors import UserError
 from hpcopt.problems.base import Problem
 
 
@@ -124,13 +126,19 @@ class Method(ABC, Generic[T, S]):
     def __init_subclass__(cls, **options: Any) -> None:
         """Takes `table` from the class's declaration."""
         super().__init_subclass__(**options)
-        for base in getattr(cls, "__orig_bases__", ()):
+        if "table" in vars(cls):
+            return
+        for base in vars(cls).get("__orig_bases__", ()):
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, Table):
                     cls.table = argument
 
     def __init__(self, settings: T | None = None, /, **keys: Any) -> None:
-        self.settings = self.table(**keys) if settings is None else settings  # type: ignore[assignment]
+        if not hasattr(type(self), "table"):
+            name = type(self).__name__
+            raise TypeError(f"class {name} has to say what its settings are: Method[Settings, State]")
+        given = check_table(self.table, keys, type(self).__name__) if settings is None else settings
+        self.settings = given  # type: ignore[assignment]
 
     def prepare(self, problem: Problem) -> None:
         """Checks, before `start` and locally, what may be wrong on some ranks only (a file, say).
@@ -149,7 +157,10 @@ class Method(ABC, Generic[T, S]):
 
     @abstractmethod
     def step(self, state: S) -> StepInfo:
-        """Makes one round, in place; the loop counts `State.round`. Collective."""
+        """Makes one round, in place; the loop counts `State.round`. Collective.
+
+        What it raises ends the job, with the traceback of the rank that raised it.
+        """
 
     def pause(self, state: S) -> None:
         """Brings to rest whatever is in flight; called before every record and checkpoint. Collective."""
@@ -160,7 +171,13 @@ class Method(ABC, Generic[T, S]):
         The former has the same bits on every rank and is tested on all test rows, the latter on the workers'
         own. Collective, outside the clock.
         """
-        return state.tensors()[self.model_field][1]
+        tensors = state.tensors()
+        if self.model_field not in tensors:
+            raise UserError(
+                f"{type(self).__name__}: its state has no tensor {self.model_field} to be the model: name "
+                "another in model_field, or write model(state)"
+            )
+        return tensors[self.model_field][1]
 
     def others(self, state: S) -> dict[str, Tensor]:
         """More models to evaluate; what is measured there is recorded as NAME_MEASURE.

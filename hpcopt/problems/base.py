@@ -47,6 +47,11 @@ class Draw:
     step: int = 0
     of: int = 1
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where there is no such step: it would be the mini-batch of another round."""
+        if not 0 <= self.step < self.of:
+            raise ValueError(f"Draw({self.round}, {self.step}, {self.of}): step must be 0 to {self.of - 1}")
+
     @property
     def index(self) -> int:
         """Position in the worker's sequence of mini-batches."""

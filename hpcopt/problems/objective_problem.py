@@ -42,7 +42,8 @@ class ObjectiveProblem(OneByOne):
 
     def initial(self) -> Tensor:
         """See `Problem`."""
-        return self._tensor(self.objective.initial(self.share.seed))
+        start = self._tensor(self.objective.initial(self.share.seed))
+        return start.clone().to(self.share.dtype)  # who gets it may change it
 
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """See `Problem`."""
@@ -124,7 +125,18 @@ class ObjectiveProblem(OneByOne):
             if any(len(column) != rows for column in data):
                 lengths = ", ".join(str(len(column)) for column in data)
                 raise UserError(f"{kind}: worker {worker} has {rows} rows, but its data have {lengths}")
+        if not self.total_rows:
+            raise UserError(f"{kind}: no worker has a row")
         if self.share.n:
-            loss = self._loss(0, start, Draw(0))
-            if not isinstance(loss, Tensor) or loss.shape != ():
-                raise UserError(f"{kind}: the loss must be a scalar tensor, the mean over the rows")
+            try:
+                loss = self._loss(0, start, Draw(0))
+                if not isinstance(loss, Tensor) or loss.shape != ():
+                    raise UserError(f"{kind}: the loss must be a scalar tensor, the mean over the rows")
+                self.objective.add_gradient(self._zeros(d), 1.0, start, *self._batch(0, Draw(0)))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                shapes = ", ".join(
+                    f"{tuple(column.shape)} {column.dtype}" for column in self._batch(0, Draw(0))
+                )
+                raise UserError(
+                    f"{kind}: loss, gradient and data do not fit together: x ({d},), rows {shapes}: {error}"
+                ) from error

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import xarray
 
 
+SMALL_BYTES = 16 << 20
+"""hundreds of runs may be loaded at once without as many open files"""
+
+
 def load(path: str | Path) -> xarray.DataTree:
     """A run's results, also while it runs or after it was killed.
 
@@ -21,9 +25,10 @@ def load(path: str | Path) -> xarray.DataTree:
         The groups of run.h5, cut to what is valid when it is called: ``load("runs/mine")["metrics/loss"]``.
         The root's ``attrs`` hold config and provenance.
 
-        Numbers are read when they are first asked for, from the file that was opened here: it stays readable
-        when the run goes on, finishes or is removed. ``tree.load()`` reads everything; ``tree.close()``, or a
-        ``with`` around it, closes the file. A copy of it, in another process too, has the numbers in memory.
+        A file of at most `SMALL_BYTES` is read at once. The numbers of a larger one are read when they are
+        first asked for, from the file that was opened here: it stays readable when the run goes on, finishes
+        or is removed. ``tree.load()`` reads everything; ``tree.close()``, or a ``with`` around it, closes the
+        file. A copy of it, in another process too, has the numbers in memory.
 
     Raises:
         UserError: there is no run.h5 that this hpcopt can read.
@@ -35,4 +40,8 @@ def load(path: str | Path) -> xarray.DataTree:
     file = path / "run.h5" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
-    return tree_of(Records(file))
+    tree = tree_of(Records(file))
+    if file.stat().st_size <= SMALL_BYTES:
+        tree.load()
+        tree.close()
+    return tree

@@ -13,6 +13,8 @@ from hpcopt.errors import UserError
 SCHEMA = "hpcopt-run"
 SCHEMA_VERSION = 2
 RECORD = "record"
+RECORDED = ("metrics", "workers", "ports", "phases")
+"""the groups that have a row for each record, and no array that a method keeps"""
 LAST_WRITTEN = "metrics/round"
 
 # a word of a column's name -> its unit; every other column is a pure number
@@ -110,8 +112,9 @@ def group_of(column: str) -> str:
 
 
 def dtype_of(column: str) -> type[np.generic]:
-    """float64, but for rounds and counts."""
-    return np.int64 if column == LAST_WRITTEN or column.endswith("/count") else np.float64
+    """float64, but for rounds, and for the counts of groups that a method keeps."""
+    counts = column.endswith("/count") and group_of(column) not in RECORDED
+    return np.int64 if column == LAST_WRITTEN or counts else np.float64
 
 
 def missing(dtype: Any) -> float:

@@ -424,5 +424,5 @@ def test_settings_that_say_the_same_are_refused():
         (hpcopt.DePRL, {"order": "together", "head_steps": 1}, "together"),
         (hpcopt.DPSGD, {"local_steps": 1, "local_epochs": 1}, "local_steps and local_epochs"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             method(**keys)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -234,7 +235,8 @@ def test_going_on_cuts_to_the_checkpoint_and_matches_by_name_and_label(path, fil
         RunFile.reopen(path, Schema(other, SCHEMA.capacity, SCHEMA.dimensions), {}, 5.0, up_to=2)
 
 
-def test_results_outlive_what_becomes_of_the_file_and_are_never_stale(path, file):
+def test_results_outlive_what_becomes_of_the_file_and_are_never_stale(path, file, monkeypatch):
+    monkeypatch.setattr("hpcopt.report.load.SMALL_BYTES", 0)  # as a large one
     early = hpcopt.load(path)
     first = early["metrics/loss"].values.tolist()
     file.append(record(4))
@@ -250,6 +252,17 @@ def test_results_outlive_what_becomes_of_the_file_and_are_never_stale(path, file
     assert elsewhere["ports/bytes"].values[:, 0].tolist() == [0, 8, 16, 24]
     with pytest.raises(ValueError, match="closed"):
         early["ports/bytes"].load()
+
+
+def test_hundreds_of_small_runs_are_loaded_at_once(path, file):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        trees = [hpcopt.load(path) for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    file.append(record(4))
+    assert all(len(tree["metrics/loss"]) == 4 for tree in trees)
 
 
 def foreign(path, **attributes):

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from mpi4py import MPI
 
 import hpcopt
@@ -117,7 +119,7 @@ def test_a_class_of_a_script_goes_on_in_that_script_only(tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     found = [hpcopt.load(f"{tmp_path}/run{name}")["metrics/loss"].values[-1] for name in ("", "-again")]
     assert found[0] == found[1]
-    with pytest.raises(UserError, match="was defined in a script; go on from Python, in that script"):
+    with pytest.raises(UserError, match="was defined in a script or a function; go on from Python"):
         hpcopt.resume(tmp_path / "run", problem=hpcopt.Quadratic(2, "power", 5))
 
 
@@ -127,3 +129,80 @@ def test_a_built_in_method_is_one_line_in_the_registry():
         assert method.__module__ == f"hpcopt.methods.{name}"
         assert method.table is METHOD_TABLES[name]
         assert method.__mro__[1] is hpcopt.Method
+
+
+def own(**parts):
+    """A method of the test's own that stands still, but for what is given."""
+
+    @dataclass(kw_only=True)
+    class State(hpcopt.State):
+        x: torch.Tensor = hpcopt.replicated()
+
+    class Still(hpcopt.Method[Settings, State]):
+        def start(self, problem, ports):
+            self.problem, self.reduce = problem, ports.reduce
+            return State(x=parts.get("x", problem.initial()))
+
+        def step(self, state):
+            return parts["step"](self, state) if "step" in parts else None
+
+        def metrics(self, state):
+            return parts.get("metrics", {})
+
+    return Still()
+
+
+class Settings(hpcopt.Table):
+    """A tuple, which TOML writes as a list."""
+
+    steps: tuple[int, ...] = (10, 20)
+    """numbers"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        ({"metrics": {"loss": 1.0}}, UserError, 'method\'s metrics: a metric "loss" is recorded already'),
+        ({"metrics": {"bytes_sent": 1.0}}, UserError, '"bytes_sent" is recorded already'),
+        ({"metrics": {"a": torch.zeros(3)}}, UserError, "are no numbers"),
+        ({"x": torch.tensor(1.0)}, UserError, r"State\.x: is tensor\(1\.\)"),
+        ({"step": lambda *_: 1 / 0}, ZeroDivisionError, "division"),
+    ],
+)
+def test_what_a_method_does_wrong_is_told(parts, kind, message):
+    with pytest.raises(kind, match=message):
+        hpcopt.simulate(own(**parts), hpcopt.Quadratic(2, "power", 5), 2)
+
+
+def test_an_error_of_the_user_in_a_step_is_no_agreement_of_all_ranks():
+    def step(method, state):
+        raise UserError("bad luck")
+
+    with pytest.raises(RuntimeError, match="step raised UserError: bad luck"):
+        hpcopt.simulate(own(step=step), hpcopt.Quadratic(2, "power", 5), 2)
+
+
+def test_both_twins_give_new_memory_where_they_promise_it(tmp_path):
+    def step(method, state):
+        part = method.reduce.contribution(method.problem.dim)
+        a = part.add_gradients(method.problem, state.x).scatter()
+        b = part.add_gradients(method.problem, 2 * state.x).scatter()
+        state.x -= 0.1 * method.reduce.allgather(2 * a - b / 4, method.problem.dim)
+
+    problem = hpcopt.Quadratic(2, "power", 5)
+    simulated = hpcopt.simulate(own(step=step), problem, 5)["metrics/loss"].values
+    method = own(step=step)
+    run = hpcopt.load(hpcopt.run(method, problem, out=tmp_path / "run", rounds=5))
+    assert np.array_equal(run["metrics/loss"], simulated)
+    assert simulated[-1] < simulated[0]
+    resumed = hpcopt.resume(tmp_path / "run", problem=problem, method=method, overrides=("run.rounds=6",))
+    assert hpcopt.load(resumed)["metrics/round"].values[-1] == 6  # with a tuple in its config
+
+
+def test_a_subclass_may_have_a_table_of_its_own():
+    class Wider(hpcopt.AllreduceSGD):
+        table = Settings
+
+    assert Wider(steps=(1,)).settings.steps == (1,)
+    with pytest.raises(UserError, match="AllreduceSGD: momentun: unknown key; did you mean 'momentum'"):
+        hpcopt.AllreduceSGD(momentun=0.1)

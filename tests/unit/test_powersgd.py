@@ -190,7 +190,7 @@ def test_workers_in_other_processes_change_no_bit(rank):
             self.rows, self.workers = [], workers
 
         def contribution(self, size):
-            return Buffer(size, torch.empty(0), self.workers, self.sum, scatter=None)
+            return Buffer(size, torch.empty(0), self.workers, True, self.sum, scatter=None)
 
         def sum(self, rows):
             self.rows.append(rows.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +252,24 @@ def test_a_rank_may_have_no_worker(kind: str) -> None:
     statistics, theirs = problem.statistics(), somebody.statistics()
     assert theirs is statistics is None or statistics.shape == (0, theirs.shape[1])
     assert (problem.samples, problem.stackable()) == (0, False)
+
+
+def test_a_start_that_the_objective_keeps_is_not_trained():
+    class Kept(hpcopt.Objective):
+        dim: int = 3
+
+        @functools.cached_property
+        def start(self):
+            return torch.ones(3, dtype=torch.float64)
+
+        def initial(self, seed):
+            return self.start
+
+        def loss(self, x):
+            return x.square().sum()
+
+    problem = Kept(workers=2)
+    share = Share(range(2), 2, seed=0)
+    first = problem.bind(share).initial()
+    first.zero_()
+    assert problem.bind(share).initial().tolist() == [1.0, 1.0, 1.0]

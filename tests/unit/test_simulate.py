@@ -151,7 +151,7 @@ def word(problem, model):
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ([loss], 'itself has a metric "loss"'),
+        ([loss], 'a metric "loss" is recorded already'),
         ([matrix], r"matrix gave numbers of shape \(2, 3\).*\(5,\)"),
         ([word], "word gave 'much', which is no number"),
         ([lambda problem, model: 1.0], "has no name"),
@@ -232,3 +232,47 @@ def test_defaults_that_depend_on_the_run_hold_in_python_too(tmp_path):
         same = hpcopt.run(given, problem, out=tmp_path / str(rounds), rounds=rounds, evaluate_every=1)
         assert np.array_equal(losses, hpcopt.load(same)["metrics/loss"])
     assert method.settings.lr_horizon is None
+
+
+def test_a_metric_leaves_no_trace_and_names_are_taken_once():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+    data = torch.randn(40, 6), torch.randint(0, 2, (40,))
+    problem = hpcopt.Network(model, torch.nn.functional.cross_entropy, data, data, workers=2, batch_size=4)
+
+    def norm(problem, model):
+        return problem.gradients(model).norm(dim=1)
+
+    def count(problem, model):
+        return 0.5
+
+    def norm_x(problem, model):
+        return 1.0
+
+    plain, looked_at = (
+        hpcopt.simulate(hpcopt.AllreduceSGD(lr=0.1), problem, 4, evaluate_every=1, metrics=metrics)
+        for metrics in ([], [norm, count])
+    )
+    assert np.array_equal(plain["metrics/loss"], looked_at["metrics/loss"])
+    assert looked_at["metrics/count"].values.tolist() == [0.5] * 5
+    norm.__name__ = norm.__qualname__ = "norm"
+    both = [lambda_named("norm", lambda *_: {"x": 2.0}), norm_x]
+    with pytest.raises(UserError, match='a metric "norm_x" is recorded already'):
+        hpcopt.simulate(hpcopt.AllreduceSGD(lr=0.1), problem, 1, metrics=both)
+
+
+def lambda_named(name, function):
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+@pytest.mark.parametrize("setting", ["out", "overlap", "checkpoint_every"])
+def test_settings_that_mean_nothing_are_refused(setting):
+    with pytest.raises(UserError, match=f"{setting}: means nothing here"):
+        hpcopt.simulate(hpcopt.AllreduceSGD(), hpcopt.Quadratic(2, "power", 5), 1, **{setting: 1})
+
+
+def test_a_problem_of_other_workers_is_refused(tmp_path):
+    problem = hpcopt.Quadratic(2, "power", 5)
+    with pytest.raises(UserError, match="workers = 3, but the problem was made for 2 workers"):
+        hpcopt.run(hpcopt.AllreduceSGD(), problem, out=tmp_path / "run", rounds=1, workers=3)

@@ -19,7 +19,8 @@ class Buffer:
     Args:
         size: m.
         like: a tensor of the dtype and on the device.
-        workers: n, where every worker's vector stays by itself; None: they are added up as they come.
+        workers: n.
+        apart: every worker's vector stays by itself; otherwise they are added up as they come.
         sum: of a buffer, (m,) or (n, m), over all ranks; may overwrite it.
         scatter: this rank's slice of that.
 
@@ -27,14 +28,18 @@ class Buffer:
         memory: (m,) or (n, m).
     """
 
-    def __init__(self, size: int, like: Tensor, workers: int | None, sum: Total, scatter: Total) -> None:
-        self._apart = workers is not None
-        self.memory = buffer((size,) if workers is None else (workers, size), like)
+    def __init__(
+        self, size: int, like: Tensor, workers: int, apart: bool, sum: Total, scatter: Total
+    ) -> None:
+        self._workers, self._apart = workers, apart
+        self.memory = buffer((workers, size) if apart else (size,), like)
         self._sum, self._scatter = sum, scatter
         self._spent = True
 
     def of(self, i: int) -> Tensor:
         """See `Contribution`."""
+        if not 0 <= i < self._workers:
+            raise IndexError(f"worker {i} of {self._workers} here")
         self._begin()
         return self.memory[i] if self._apart else self.memory
 

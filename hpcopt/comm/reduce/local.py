@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -35,8 +36,8 @@ class LocalReducer:
 
     def contribution(self, size: int) -> Buffer:
         """See `Reducer`."""
-        workers = self._workers if self._ordered else None
-        return Buffer(size, self._like, workers, lambda part: self._sum(part, "sum"), self._scatter)
+        sum = partial(self._sum, verb="sum")
+        return Buffer(size, self._like, self._workers, self._ordered, sum, self._scatter)
 
     def sum(self, rows: Tensor) -> Tensor:
         """See `Reducer`."""
@@ -72,7 +73,7 @@ class LocalReducer:
 
     def _scatter(self, part: Tensor) -> Tensor:
         start = time.perf_counter()
-        total = self._total(part)
+        total = self._total(part).clone()
         self._count("scatter", start, total, gather_bytes, 0.5)
         return total
 

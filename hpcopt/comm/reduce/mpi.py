@@ -112,8 +112,7 @@ class MPIReducer:
     # --- sums -----------------------------------------------------------------------------------------------
 
     def _buffer(self, size: int) -> Buffer:
-        workers = self._placement.n if self._ordered else None
-        return Buffer(size, self._like, workers, self.total, self._scatter)
+        return Buffer(size, self._like, self._placement.n, self._ordered, self.total, self._scatter)
 
     def _own_part(self, rows: Tensor) -> Tensor:
         return rows.contiguous() if self._ordered else rows.sum(0)
