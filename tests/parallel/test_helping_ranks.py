@@ -17,7 +17,11 @@ from hpcopt.problems.base import Share
 
 pytestmark = pytest.mark.mpi
 N = 4
-KEYS = {"topk": {"density": 0.3, "select": "global"}, "regtopk": {"density": 0.2}, "dpsgd": {"overlap": True}}
+KEYS = {
+    "topk": {"density": 0.3, "select": "global", "exchange": "owner"},
+    "regtopk": {"density": 0.2, "exchange": "allgather"},
+    "dpsgd": {"overlap": True},
+}
 NETWORK = {"kind": "network", "dataset": "digits", "hidden": [8]}
 OBJECTIVE = {"kind": "linear_regression", "dim": 9, "rows_per_worker": 7, "batch_size": 3}
 

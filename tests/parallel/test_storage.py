@@ -91,7 +91,7 @@ ROWS = [3, 0, 4, 1, 2]
 """of each of five workers"""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Toy(State):
     """A state of every kind of tensor."""
 
@@ -118,18 +118,18 @@ class Toy(State):
             for shape in ((3,), (5, 4), (sum(ROWS),), (11,), (11, 2))
         )
         return cls(
-            9,
-            mean,
-            models[mine.start : mine.stop],
-            duals[starts[mine.start] : starts[mine.stop]],
-            vector[own.start : own.stop],
-            pairs[own.start : own.stop],
+            round=9,
+            mean=mean,
+            models=models[mine.start : mine.stop],
+            duals=duals[starts[mine.start] : starts[mine.stop]],
+            vector=vector[own.start : own.stop],
+            pairs=pairs[own.start : own.stop],
         )
 
     def cleared(self):
         """The same shapes without content."""
         return type(self)(
-            0, **{name: torch.full_like(t, torch.nan) for name, (_, t) in self.tensors().items()}
+            round=0, **{name: torch.full_like(t, torch.nan) for name, (_, t) in self.tensors().items()}
         )
 
 
@@ -171,6 +171,6 @@ def test_a_state_of_other_totals_is_refused_on_every_rank(comm, mpi_tmp_path):
     path, meta, _ = checkpoints.newest()
     if comm.rank == comm.size - 1:  # one of its workers has another row now
         state.duals = torch.cat([state.duals, torch.zeros(1, dtype=torch.float64)])
-    with pytest.raises(UserError, match=r"this run's: duals \[10\], here \[11\]$"):
+    with pytest.raises(UserError, match=r"this run's state: duals \[10\], here \[11\]$"):
         check_fits(comm, path, meta, state.tensors())
     comm.Barrier()

@@ -191,7 +191,9 @@ class MPISparseSum:
         """All ranks' segments of this rank's range, and how many entries left this rank. Collective."""
         ranks, me = self._comm.size, self._comm.rank
         cut = self._bounds(segments)
-        edges = np.array([np.searchsorted(segment["index"], cut) for segment in segments])
+        edges = np.array([np.searchsorted(segment["index"], cut) for segment in segments]).reshape(
+            -1, len(cut)
+        )
         counts = np.diff(edges, axis=1)  # of each segment for each owner
         incoming = np.empty(sum(self._segments), np.int64)
         self._comm.Alltoallv(
@@ -201,7 +203,7 @@ class MPISparseSum:
         received = [np.empty(of_rank.sum(), self._shape.record) for of_rank in lengths]
         requests: list[MPI.Request] = []
         for rank in ((me + step) % ranks for step in range(ranks)):  # not all to the same one at once
-            leaving = np.concatenate([s[e[rank] : e[rank + 1]] for s, e in zip(segments, edges, strict=True)])
+            leaving = self._joined([s[e[rank] : e[rank + 1]] for s, e in zip(segments, edges, strict=True)])
             if rank == me:
                 received[rank] = leaving
                 continue
@@ -217,7 +219,7 @@ class MPISparseSum:
 
     def _bounds(self, segments: list[Records]) -> NDArray[np.int64]:
         """Ranges of the owners, balanced over what all ranks have to give. Collective."""
-        own = sample(np.sort(np.concatenate([segment["index"] for segment in segments])))
+        own = sample(np.sort(self._joined(segments)["index"]))
         samples = np.empty((self._comm.size, len(own)), np.int64)
         self._comm.Allgather(own, samples)
         return bounds(samples, self._comm.size, self._shape.dim)
@@ -239,9 +241,13 @@ class MPISparseSum:
         starts = np.cumsum([0, *of_ranks])
         itemsize = self._shape.record.itemsize
         counts = [int(lengths[a:b].sum()) * itemsize for a, b in pairwise(starts)]
-        own = np.concatenate(segments).view(np.uint8)
+        own = self._joined(segments).view(np.uint8)
         gather.allgather(self._comm, own, everything.view(np.uint8), counts)
         return np.split(everything, np.cumsum(lengths)[:-1])
+
+    def _joined(self, segments: list[Records]) -> Records:
+        """One after the other; a rank without workers may have none."""
+        return np.concatenate([np.empty(0, self._shape.record), *segments])
 
     def _records(self, where: Tensor, what: Tensor) -> Records:
         records = np.empty(len(where), self._shape.record)
