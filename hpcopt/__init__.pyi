@@ -10,13 +10,8 @@ from .errors import NotFinite as NotFinite
 from .errors import NothingToResume as NothingToResume
 from .errors import UserError as UserError
 from .methods.allreduce_sgd import AllreduceSGD as AllreduceSGD
-from .methods.base import Group as Group
 from .methods.base import Method as Method
-from .methods.base import State as State
 from .methods.base import StepInfo as StepInfo
-from .methods.base import per_worker as per_worker
-from .methods.base import replicated as replicated
-from .methods.base import sliced as sliced
 from .methods.deprl import DePRL as DePRL
 from .methods.dpsgd import DPSGD as DPSGD
 from .methods.fedavg import FedAvg as FedAvg
@@ -36,3 +31,8 @@ from .problems.quadratic import Quadratic as Quadratic
 from .problems.toy_logistic import ToyLogistic as ToyLogistic
 from .report.export import export as export
 from .report.load import load as load
+from .state import Group as Group
+from .state import State as State
+from .state import per_worker as per_worker
+from .state import replicated as replicated
+from .state import sliced as sliced

@@ -1,1 +1,1 @@
-"""Communication: the ports that methods use, and what keeps a job of many ranks together."""
+"""Communication: the ports that methods use, over MPI and in one process."""

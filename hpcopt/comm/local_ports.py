@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
-from hpcopt.comm.reduce.local import LocalReducer
-from hpcopt.comm.sparse.local import LocalSparseSum
+from hpcopt.comm.reduce.local_reducer import LocalReducer
+from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.neighbours.mpi import MPINeighbours
+from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
 from hpcopt.comm.reduce.choice import choose
-from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.sparse.costs import Costs
 from hpcopt.comm.sparse.measure import measure
-from hpcopt.comm.sparse.mpi import MPISparseSum
+from hpcopt.comm.sparse.mpi_sparse_sum import MPISparseSum
 from hpcopt.comm.staging import Staging
 from hpcopt.comm.timing import fastest
 from hpcopt.control.agree import agree_same

@@ -123,7 +123,7 @@ def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
     import torch
     from mpi4py import MPI
 
-    from hpcopt.comm.neighbours.mpi import MPINeighbours
+    from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
     from hpcopt.comm.staging import Staging
     from hpcopt.ground.placement import Placement
 

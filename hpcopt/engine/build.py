@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
-    from hpcopt.methods.base import Method, State
+    from hpcopt.methods.base import Method
     from hpcopt.problems.base import Problem, Recipe
+    from hpcopt.state import State
 
 BUFFERS = "problem_buffers"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

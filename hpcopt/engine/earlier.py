@@ -13,7 +13,7 @@ from hpcopt.engine.meter import Totals
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import UserError
-from hpcopt.methods.base import Held
+from hpcopt.state import Held
 from hpcopt.storage.state import check_fits, restore
 
 

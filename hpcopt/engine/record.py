@@ -18,8 +18,9 @@ from hpcopt.storage.schema import Schema
 if TYPE_CHECKING:
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
-    from hpcopt.methods.base import Group, Method
+    from hpcopt.methods.base import Method
     from hpcopt.problems.base import Problem
+    from hpcopt.state import Group
 
 Record = dict[str, Any]
 """column -> value, the same on every rank"""

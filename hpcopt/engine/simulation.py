@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     import xarray
 
     from hpcopt.config import RunConfig
-    from hpcopt.methods.base import Method, S, State
+    from hpcopt.methods.base import Method, S
     from hpcopt.problems.base import Recipe
+    from hpcopt.state import State
 
 
 SETTINGS = ("seed", "evaluate_every", "dtype", "device", "deterministic", "target_loss", "max_seconds")

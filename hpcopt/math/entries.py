@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.errors import UserError
+from hpcopt.math.streams import stream
 from hpcopt.math.topk import largest
 
 if TYPE_CHECKING:
@@ -73,6 +74,23 @@ class Largest:
             chosen.append(largest(scores[:, start : start + size], k) + start)
             start += size
         return torch.cat(chosen, dim=1) if len(chosen) > 1 else chosen[0]
+
+
+class Random:
+    """Draws entries that are the same for all workers, of all parameters or of each tensor."""
+
+    def __init__(self, count: EntryCount, seed: int) -> None:
+        self._count, self._seed = count, seed
+
+    def __call__(self, round: int) -> Tensor:
+        """k entries, (k,) int64, ascending."""
+        generator = stream(self._seed, "randomk", round)
+        chosen, start = [], 0
+        for size, k in zip(self._count.sizes, self._count.parts(round), strict=True):
+            draw = generator.choice(size, k, replace=False, shuffle=False)
+            chosen.append(torch.from_numpy(draw).sort().values + start)
+            start += size
+        return torch.cat(chosen)
 
 
 def _nearest(value: float) -> int:

@@ -11,7 +11,11 @@ from math import prod
 import numpy as np
 import torch
 
+from hpcopt.errors import UserError
+
 HUGE_PAGE = 2 << 20
+SHOWN = 12
+"""names in a message"""
 ALIGNMENT = 64
 """bytes to which torch aligns what it allocates on the CPU"""
 
@@ -110,3 +114,21 @@ class Layout:
             name: piece.view(*lead, *shape)
             for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
+
+
+def check_split(layout: Layout, who: str) -> None:
+    """Raises `UserError` where no parameter is private, or all are, which ``who`` cannot do with."""
+    if 0 < layout.n_shared < len(layout.names):
+        return
+    names = layout.names
+    listed = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
+    what = "matches no parameter" if layout.n_shared else "matches all parameters"
+    head, dot, _ = names[-1].rpartition(".")
+    such = f"{head}.*" if dot else names[-1]
+    hint = f'give patterns that match some of them, such as problem.private = ["{such}"]'
+    if len(names) == 1:
+        hint = 'a problem of one parameter has no head: take kind = "network" or one of your own'
+    raise UserError(
+        f"problem.private {what}: {who} needs some that stay with their worker (the head) and others that "
+        f"are shared. The parameters are {listed}; {hint}"
+    )

@@ -1,1 +1,1 @@
-"""The methods, one file per paper, and their baselines."""
+"""The methods and their baselines, one file each; what several of them hold is in `parts`."""

@@ -15,8 +15,9 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import AllreduceSGDTable
 from hpcopt.math.optimizers import FirstOrderUpdate
-from hpcopt.methods.base import Method, State, StepInfo, replicated
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
+from hpcopt.state import State, replicated
 
 
 @dataclass(kw_only=True)

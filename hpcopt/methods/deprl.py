@@ -27,11 +27,13 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import DePRLTable
-from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.math.agreement import agreeing
+from hpcopt.math.flat import check_split
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.consensus import Consensus
-from hpcopt.methods.parts.gossip import Gossip
 from hpcopt.methods.parts.local_steps import LocalSteps, Stage
-from hpcopt.problems.base import Problem, check_split
+from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker
 
 
 @dataclass(kw_only=True)
@@ -52,16 +54,17 @@ class DePRL(Method[DePRLTable, DePRLState]):
         """See `Method`.
 
         Raises:
-            UserError: no parameter is private, or all are; or as `Gossip`.
+            UserError: no parameter is private, or all are; or as `agreeing`.
         """
         check_split(problem.layout, "DePRL")
-        self._gossip = Gossip(self.settings, problem.share)
+        share = problem.share
+        self._mixing, self._note = agreeing(self.settings, share.total, share.seed)
 
     def start(self, problem: Problem, ports: Ports) -> DePRLState:
         """See `Method`."""
         self._shared = problem.layout.shared
         self._steps, self._consensus = LocalSteps(problem, self.settings), Consensus(problem, ports, "shared")
-        self._neighbours = self._gossip.open(ports, problem.initial()[self._shared])
+        self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         self._steps.assign(self._plan, X, ports)
         M = problem.rows_of(problem.dim if self.settings.momentum else 0).zero_()
@@ -70,7 +73,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
-        return [self._gossip.note]
+        return [self._note]
 
     def step(self, state: DePRLState) -> StepInfo:
         """One round."""

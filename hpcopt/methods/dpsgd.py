@@ -24,11 +24,12 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import DPSGDTable
-from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.math.agreement import agreeing
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.consensus import Consensus
-from hpcopt.methods.parts.gossip import Gossip
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker
 
 
 @dataclass(kw_only=True)
@@ -46,14 +47,15 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
     model_field = "X"
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`; raises as `Gossip`."""
-        self._gossip = Gossip(self.settings, problem.share)
+        """See `Method`; raises as `agreeing`."""
+        share = problem.share
+        self._mixing, self._note = agreeing(self.settings, share.total, share.seed)
 
     def start(self, problem: Problem, ports: Ports) -> DPSGDState:
         """See `Method`."""
         settings, d = self.settings, problem.dim
         self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
-        self._neighbours = self._gossip.open(ports, problem.initial())
+        self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(d).copy_(problem.initial())
         steps = settings.local_steps, settings.local_epochs
         self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
@@ -62,7 +64,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
-        return [self._gossip.note]
+        return [self._note]
 
     def step(self, state: DPSGDState) -> StepInfo:
         """One round."""

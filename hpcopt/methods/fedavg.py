@@ -23,9 +23,10 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import FedAvgTable
 from hpcopt.math.flat import buffer
-from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker, replicated
 
 
 @dataclass(kw_only=True)

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import GradientTrackingTable
+from hpcopt.math.agreement import agreeing
 from hpcopt.math.optimizers import learning_rate
-from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.consensus import Consensus
-from hpcopt.methods.parts.gossip import Gossip
 from hpcopt.problems.base import Draw, Problem
+from hpcopt.state import State, per_worker
 
 
 @dataclass(kw_only=True)
@@ -48,13 +49,14 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
     model_field = "X"
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`; raises as `Gossip`."""
-        self._gossip = Gossip(self.settings, problem.share, keeps_mean=True)
+        """See `Method`; raises as `agreeing`."""
+        share = problem.share
+        self._mixing, self._note = agreeing(self.settings, share.total, share.seed, keeps_mean=True)
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
         self._problem, self._consensus = problem, Consensus(problem, ports)
-        self._neighbours = self._gossip.open(ports, problem.initial())
+        self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
         kept = problem.dim if self.settings.before_mixing else 0
@@ -62,7 +64,7 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
-        return [self._gossip.note]
+        return [self._note]
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import LocalTable
-from hpcopt.methods.base import Method, State, StepInfo, per_worker
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker
 
 
 @dataclass(kw_only=True)

@@ -19,18 +19,19 @@ g       g       (d,)      P̂ Qᵀ for every matrix, the plain sum for every oth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import PowerSGDTable
-from hpcopt.math.flat import Layout, aligned, buffer
+from hpcopt.math.flat import aligned, buffer
+from hpcopt.math.low_rank import matrix, packed
 from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.math.streams import stream
-from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
+from hpcopt.state import State, per_worker, replicated
 
 
 @dataclass(kw_only=True)
@@ -116,30 +117,3 @@ class PowerSGD(Method[PowerSGDTable, PowerSGDState]):
             else:
                 g.copy_(P[name])
         return self._g
-
-
-def packed(layout: Layout, rank: int) -> tuple[Layout, Layout]:
-    """What is sent in a round's first and second allreduce.
-
-    Args:
-        layout: of the parameters.
-        rank: r.
-
-    Returns:
-        P (a, r) of every tensor that is sent as two factors, and all other tensors; Q (b, r) of the former.
-    """
-    first: list[tuple[str, tuple[int, ...]]] = []
-    second: list[tuple[str, tuple[int, ...]]] = []
-    for name, shape in zip(layout.names, layout.shapes, strict=True):
-        a, b = shape[0] if shape else 1, prod(shape[1:])
-        if len(shape) >= 2 and rank * (a + b) < a * b:
-            first.append((name, (a, rank)))
-            second.append((name, (b, rank)))
-        else:
-            first.append((name, shape))
-    return Layout.of(first), Layout.of(second)
-
-
-def matrix(tensor: Tensor) -> Tensor:
-    """A parameter tensor as a matrix (shape[0], everything else), a view."""
-    return tensor.view(len(tensor), -1)

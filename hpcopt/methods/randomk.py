@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import RandomKTable
+from hpcopt.math.entries import Random
 from hpcopt.math.flat import buffer
-from hpcopt.math.streams import stream
 from hpcopt.math.topk import take
-from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.error_feedback import ErrorFeedback, densities
 from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker, replicated
 
 
 @dataclass(kw_only=True)
@@ -39,8 +39,9 @@ class RandomK(Method[RandomKTable, RandomKState]):
 
     def start(self, problem: Problem, ports: Ports) -> RandomKState:
         """See `Method`; raises `UserError` if k is larger than the number of parameters."""
-        self._reduce, self._seed = ports.reduce, problem.share.seed
+        self._reduce = ports.reduce
         self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self.settings.density)
+        self._random = Random(self._feedback.count, problem.share.seed)
         self._g = buffer((problem.dim,), like=problem.initial()).zero_()
         return RandomKState(**self._feedback.begin())
 
@@ -53,7 +54,7 @@ class RandomK(Method[RandomKTable, RandomKState]):
         # a = ε + g
         a = self._feedback.accumulate(state)
         # s = k entries at random
-        s = self._draw(state.round).to(a.device)
+        s = self._random(state.round).to(a.device)
         # send a on s; ε = a − s∘a
         sent = take(a, s.expand(len(a), -1))
         # g = Σ s∘a_n
@@ -61,16 +62,6 @@ class RandomK(Method[RandomKTable, RandomKState]):
         # x ← x − η g
         self._feedback.apply(state, self._g, s, k)
         return StepInfo()
-
-    def _draw(self, round: int) -> Tensor:
-        """k entries of all parameters, or of each tensor, (k,) int64, ascending."""
-        generator, count = stream(self._seed, "randomk", round), self._feedback.count
-        chosen, start = [], 0
-        for size, k in zip(count.sizes, count.parts(round), strict=True):
-            draw = generator.choice(size, k, replace=False, shuffle=False)
-            chosen.append(torch.from_numpy(draw).sort().values + start)
-            start += size
-        return torch.cat(chosen)
 
     def metrics(self, state: RandomKState) -> dict[str, float]:
         """``density`` and ``density_union``."""

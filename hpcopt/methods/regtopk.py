@@ -33,9 +33,10 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import RegTopKTable
 from hpcopt.math.entries import Largest
 from hpcopt.math.topk import survival, take
-from hpcopt.methods.base import Method, State, StepInfo, per_worker, replicated
+from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, densities, last_sent
 from hpcopt.problems.base import Problem
+from hpcopt.state import State, per_worker, replicated
 
 
 @dataclass(kw_only=True)

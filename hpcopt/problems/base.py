@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
-from hpcopt.errors import UserError
 from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from hpcopt.math.flat import Layout
     from hpcopt.problems.newcomers import Newcomers
 
-SHOWN = 12
 Part = Literal["all", "shared", "private"]
 Ready = Callable[[int, int], None]
 
@@ -301,21 +299,3 @@ def row(X: Tensor, i: int) -> Tensor:
     X; so one row at a time is copied where need be, and a worker's numbers are the same in any process.
     """
     return aligned(X[i] if X.ndim > 1 else X)
-
-
-def check_split(layout: Layout, who: str) -> None:
-    """Raises `UserError` where no parameter is private, or all are, which ``who`` cannot do with."""
-    if 0 < layout.n_shared < len(layout.names):
-        return
-    names = layout.names
-    listed = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
-    what = "matches no parameter" if layout.n_shared else "matches all parameters"
-    head, dot, _ = names[-1].rpartition(".")
-    such = f"{head}.*" if dot else names[-1]
-    hint = f'give patterns that match some of them, such as problem.private = ["{such}"]'
-    if len(names) == 1:
-        hint = 'a problem of one parameter has no head: take kind = "network" or one of your own'
-    raise UserError(
-        f"problem.private {what}: {who} needs some that stay with their worker (the head) and others that "
-        f"are shared. The parameters are {listed}; {hint}"
-    )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
+from hpcopt.math.flat import check_split
 from hpcopt.problems import models
-from hpcopt.problems.base import check_split
 from hpcopt.problems.data import array_dataset, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.newcomers import Newcomers

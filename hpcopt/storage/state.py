@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpcopt.control.agree import agree
 from hpcopt.ground.placement import block
-from hpcopt.methods.base import Held
+from hpcopt.state import Held
 from hpcopt.storage import format
 from hpcopt.storage.checkpoint import Piece
 

@@ -12,8 +12,8 @@ from hpcopt.comm.staging import Staging
 from hpcopt.config import from_tables
 from hpcopt.config.methods import METHODS
 from hpcopt.ground.placement import Placement
-from hpcopt.methods.base import Held
 from hpcopt.problems.base import Share
+from hpcopt.state import Held
 
 pytestmark = pytest.mark.mpi
 N = 4

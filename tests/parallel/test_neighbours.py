@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.neighbours import mpi as neighbours
-from hpcopt.comm.neighbours.local import LocalNeighbours
-from hpcopt.comm.neighbours.mpi import MPINeighbours
+from hpcopt.comm.neighbours import mpi_neighbours as neighbours
+from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
+from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.neighbours.wire import Wire
 from hpcopt.comm.reduce import ring
 from hpcopt.comm.staging import Staging

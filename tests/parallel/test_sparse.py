@@ -13,7 +13,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.sparse import costs as sparse_plans
 from hpcopt.comm.sparse.costs import Costs
-from hpcopt.comm.sparse.local import LocalSparseSum
+from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement, block
 from hpcopt.problems.base import Share

@@ -9,7 +9,7 @@ import torch
 
 from hpcopt.errors import UserError
 from hpcopt.ground.placement import Placement, block, sizes
-from hpcopt.methods.base import State, per_worker, replicated, sliced
+from hpcopt.state import State, per_worker, replicated, sliced
 from hpcopt.storage import slab
 from hpcopt.storage.checkpoint import Checkpoints, Piece, allocate, write_pieces
 from hpcopt.storage.format import read_rows

@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_array
 
 from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.comm.neighbours.local import LocalNeighbours
+from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.neighbours.schedule import schedule, travelling
 from hpcopt.ground.placement import Placement, block
 from hpcopt.math import averages

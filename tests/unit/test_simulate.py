@@ -11,7 +11,7 @@ import xarray
 
 import hpcopt
 from hpcopt.errors import UserError
-from hpcopt.methods.base import Group
+from hpcopt.state import Group
 
 METHODS = [
     hpcopt.AllreduceSGD(lr=0.01, momentum=0.9),

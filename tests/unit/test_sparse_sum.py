@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpcopt.comm.sparse.costs import EXCHANGES, Costs, Shape, bounds, sample, worker_cost
-from hpcopt.comm.sparse.local import LocalSparseSum
+from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.sparse.selection import keep_largest
 from hpcopt.math.topk import largest
 

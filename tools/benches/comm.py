@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 from hpcopt.math.flat import buffer

@@ -11,7 +11,7 @@ import torch.distributed
 from common import hosts, seconds, start_gloo
 from mpi4py import MPI
 
-from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable

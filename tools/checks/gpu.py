@@ -26,14 +26,14 @@ from torch import Tensor
 
 import hpcopt
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.neighbours.local import LocalNeighbours
-from hpcopt.comm.neighbours.mpi import MPINeighbours
+from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
+from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.ports import Neighbours, Reducer, SparseSum
 from hpcopt.comm.reduce.choice import Reduction
-from hpcopt.comm.reduce.local import LocalReducer
-from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.local_reducer import LocalReducer
+from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.sparse.costs import EXCHANGES
-from hpcopt.comm.sparse.local import LocalSparseSum
+from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.control.world import world

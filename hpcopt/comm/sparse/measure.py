@@ -15,7 +15,7 @@ from hpcopt.math.topk import largest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hpcopt.comm.reduce.mpi import MPIReducer
+    from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 
 PIECE_BYTES, PIECES_BYTES = 2 << 20, 64 << 20
 """of each rank and of all ranks, at most, in the allgather that the bandwidth is measured with"""

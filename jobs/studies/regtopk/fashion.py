@@ -71,7 +71,7 @@ def sparse_bytes(density: float) -> int:
 
 def rank_bytes(rank: int) -> float:
     """Bytes that a worker sends per round with PowerSGD, by two allreduces."""
-    from hpcopt.methods.powersgd import packed
+    from hpcopt.math.low_rank import packed
 
     numbers = sum(layout.dim for layout in packed(layout(), rank))
     return 2 * 4 * numbers * (WORKERS - 1) / WORKERS

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcopt.comm import gather
 from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
-from hpcopt.comm.reduce.mpi import MPIReducer
+from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.sparse.costs import Costs, Shape, bits, bounds, bytes_of, sample, worker_cost
 from hpcopt.comm.sparse.selection import STEP_BYTES, keep_largest
 from hpcopt.ground.placement import Placement
