@@ -15,7 +15,6 @@ from hpcopt.comm.staging import local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.engine.meter import uncounted
 from hpcopt.errors import UserError
-from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Share
 from hpcopt.storage import provenance
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
+    from hpcopt.ground.placement import Placement
     from hpcopt.methods.base import Method
     from hpcopt.problems.base import Problem, Recipe
     from hpcopt.state import State
@@ -60,7 +60,7 @@ def set_threads(run: RunTable) -> None:
     torch.set_num_threads(1 if run.deterministic else int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-def bind(ranks: Ranks, config: RunConfig, recipe: Recipe) -> Problem:
+def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) -> Problem:
     """The problem of this rank's workers, with the same start everywhere. Collective.
 
     Raises:
@@ -72,8 +72,8 @@ def bind(ranks: Ranks, config: RunConfig, recipe: Recipe) -> Problem:
         raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
     with ranks.agreed():
         device = local_device(run.device, local_rank())
-        here = Placement.even(run.workers, ranks.count, ranks.rank).here
-        problem = recipe.bind(Share(here, run.workers, run.seed, DTYPES[run.dtype or "float64"], device))
+        dtype = DTYPES[run.dtype or "float64"]
+        problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
     # a user's factory may build another start on every rank, and nothing would be right after that
     if ranks.different(problem.initial().cpu().numpy()):
         raise UserError(

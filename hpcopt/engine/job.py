@@ -103,10 +103,10 @@ def build(
     """
     ranks, run = MPIRanks(comm), config.run
     beat("building the problem")
-    problem = bind(ranks, config, recipe)
+    placement = Placement.even(run.workers, comm.size, comm.rank)
+    problem = bind(ranks, placement, config, recipe)
     staging = Staging(problem.share.device)
     reduction = "ordered" if run.deterministic else run.reduction
-    placement = Placement.even(run.workers, comm.size, comm.rank)
     ports = MPIPorts(comm, placement, staging, problem.initial(), reduction, run.overlap, chosen())
     in_agreement(opened, ports.free)
     device = f"{staging.device} ({staging.description})"

@@ -21,6 +21,7 @@ from hpcopt.engine.ranks import OneRank
 from hpcopt.engine.record import Record
 from hpcopt.engine.reporter import Reporter
 from hpcopt.errors import UserError
+from hpcopt.ground.placement import Placement
 from hpcopt.ground.stamps import now
 from hpcopt.storage.schema import RECORD, Schema, dtype_of, group_of, missing, unit_of
 
@@ -163,7 +164,7 @@ def _threads(config: RunConfig) -> Iterator[None]:
 
 def _build(config: RunConfig, method: Method[Any, Any], recipe: Recipe) -> Built:
     ranks = OneRank()
-    problem = bind(ranks, config, recipe)
+    problem = bind(ranks, Placement.even(config.run.workers), config, recipe)
     ports = LocalPorts(config.run.workers, problem.initial(), ordered=config.run.deterministic)
     nowhere = replace(config, run=config.run.model_copy(update={"out": None}))
     return begin(ranks, nowhere, problem, ports, method, f"{problem.share.device} (one process)")
