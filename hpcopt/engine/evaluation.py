@@ -12,6 +12,7 @@ from hpcopt.engine.own_metrics import check_names
 from hpcopt.errors import UserError
 
 if TYPE_CHECKING:
+    from hpcopt.comm.ports import Reducer
     from hpcopt.engine.ranks import Floats, Ranks
     from hpcopt.methods.base import Method
     from hpcopt.problems.base import Evaluation, Problem
@@ -29,10 +30,11 @@ class Evaluator:
     Args:
         ranks: all of the run.
         problem, method: what is evaluated.
+        reduce: sums over the workers.
     """
 
-    def __init__(self, ranks: Ranks, problem: Problem, method: Method[Any, Any]) -> None:
-        self._ranks, self._problem, self._method = ranks, problem, method
+    def __init__(self, ranks: Ranks, problem: Problem, method: Method[Any, Any], reduce: Reducer) -> None:
+        self._ranks, self._problem, self._method, self._reduce = ranks, problem, method, reduce
 
     def evaluate(self, state: Any, model: torch.Tensor) -> tuple[Values, Rows]:
         """Numbers of the whole run, and those of every worker, (N,). Collective.
@@ -43,6 +45,9 @@ class Evaluator:
         """
         others = self._method.others(state)
         values, rows = self._at(model)
+        if model.ndim > 1 and "global" not in others:
+            others = {"global": self._mean_row(model)} | others
+            values["consensus"] = self._distance(model[:, self._problem.layout.part(self._method.agreed)])
         for name, X in others.items():
             more_values, more_rows = self._at(X)
             values |= {f"{name}_{measure}": value for measure, value in more_values.items()}
@@ -81,6 +86,18 @@ class Evaluator:
             values[name] = problem.score(name, torch.from_numpy(self._ranks.rows(part.numpy())))
         personal = {"loss"} if common else set(rows)
         return values, {name: row for name, row in rows.items() if name in personal}
+
+    def _mean_row(self, X: torch.Tensor) -> torch.Tensor:
+        """Of one row (m,) per worker, from the (n, m) here; every worker counts the same."""
+        return self._reduce.sum(X) / self._problem.share.total
+
+    def _distance(self, X: torch.Tensor) -> float:
+        """The mean over the workers of ‖x_i − x̄‖²."""
+        mean = self._mean_row(X)
+        squares = X.new_zeros(len(X), 1, dtype=torch.float64)
+        for square, x_i in zip(squares, X, strict=True):
+            square[0] = (x_i - mean).square_().sum(dtype=torch.float64)
+        return float(self._reduce.scalars(squares) / self._problem.share.total)
 
     def _check_same(self, X: torch.Tensor) -> None:
         """A model that all ranks hold must be the same bits everywhere, or nothing that follows is right."""

@@ -55,7 +55,8 @@ class Recorder:
     ) -> None:
         self.costs = costs
         self._ranks, self._problem, self._method, self._ports = ranks, problem, method, ports
-        self._evaluator, self._own = Evaluator(ranks, problem, method), OwnMetrics(ranks, metrics)
+        self._evaluator = Evaluator(ranks, problem, method, ports.reduce)
+        self._own = OwnMetrics(ranks, metrics)
         # as they were at the last record
         self._totals = Totals(0.0, 0.0, {})
         self._groups: dict[str, Group] = {}

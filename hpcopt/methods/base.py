@@ -12,7 +12,7 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config import check_table
 from hpcopt.config.base import Table
 from hpcopt.errors import UserError
-from hpcopt.problems.base import Problem
+from hpcopt.problems.base import Part, Problem
 from hpcopt.state import Group, State
 
 
@@ -40,11 +40,14 @@ class Method(ABC, Generic[T, S]):
     Attributes:
         table: the class of the settings.
         model_field: the state's tensor that holds the model or the workers' models.
+        agreed: where a worker has a model of its own, the part of its parameters that is to be the same for
+            all in the end; ``consensus`` tells how far it is from that.
         settings: as given, every default filled in.
     """
 
     table: ClassVar[type[Table]]
     model_field: ClassVar[str] = "x"
+    agreed: ClassVar[Part] = "all"
     settings: T
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -106,7 +109,8 @@ class Method(ABC, Generic[T, S]):
     def others(self, state: S) -> dict[str, Tensor]:
         """More models to evaluate; what is measured there is recorded as NAME_MEASURE.
 
-        Where `model` is not one for all workers, "global" is the one that stands for theirs.
+        Where `model` is not one for all workers, "global" is the one that stands for theirs: their mean, if
+        the method names no other.
 
         Collective, outside the clock; what is sent for it is not counted.
         """

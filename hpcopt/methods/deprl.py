@@ -30,7 +30,6 @@ from hpcopt.config.methods import DePRLTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.math.flat import check_split
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.methods.parts.local_steps import LocalSteps, Stage
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, per_worker
@@ -49,6 +48,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
     """Steps on the head, steps on the representation at the new head, and the representation is mixed."""
 
     model_field = "X"
+    agreed = "shared"
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`.
@@ -63,7 +63,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
     def start(self, problem: Problem, ports: Ports) -> DePRLState:
         """See `Method`."""
         self._shared = problem.layout.shared
-        self._steps, self._consensus = LocalSteps(problem, self.settings), Consensus(problem, ports, "shared")
+        self._steps = LocalSteps(problem, self.settings)
         self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         self._steps.assign(self._plan, X, ports)
@@ -112,13 +112,9 @@ class DePRL(Method[DePRLTable, DePRLState]):
         ]
 
     def others(self, state: DePRLState) -> dict[str, Tensor]:
-        """The mean of the workers' models, as "global", and the models "before_mixing"."""
-        points = {"global": self._consensus.mean(state.X)}
-        if self.settings.before_mixing:
-            points["before_mixing"] = state.X.clone()
-            points["before_mixing"][:, self._shared] = state.before
-        return points
-
-    def metrics(self, state: DePRLState) -> dict[str, float]:
-        """``consensus`` of the representations."""
-        return {"consensus": self._consensus.distance(state.X)}
+        """The models "before_mixing"."""
+        if not self.settings.before_mixing:
+            return {}
+        X = state.X.clone()
+        X[:, self._shared] = state.before
+        return {"before_mixing": X}

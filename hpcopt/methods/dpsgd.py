@@ -26,7 +26,6 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import DPSGDTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, per_worker
@@ -54,7 +53,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
     def start(self, problem: Problem, ports: Ports) -> DPSGDState:
         """See `Method`."""
         settings, d = self.settings, problem.dim
-        self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
+        self._steps = LocalSteps(problem, settings)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(d).copy_(problem.initial())
         steps = settings.local_steps, settings.local_epochs
@@ -82,10 +81,5 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         return StepInfo()
 
     def others(self, state: DPSGDState) -> dict[str, Tensor]:
-        """The mean of the workers' models, as "global", and the models "before_mixing"."""
-        mean = {"global": self._consensus.mean(state.X)}
-        return mean | {"before_mixing": state.before} if self.settings.before_mixing else mean
-
-    def metrics(self, state: DPSGDState) -> dict[str, float]:
-        """``consensus``."""
-        return {"consensus": self._consensus.distance(state.X)}
+        """The models "before_mixing"."""
+        return {"before_mixing": state.before} if self.settings.before_mixing else {}

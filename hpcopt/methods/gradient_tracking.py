@@ -28,7 +28,6 @@ from hpcopt.config.methods import GradientTrackingTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.math.optimizers import learning_rate
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import State, per_worker
 
@@ -55,7 +54,7 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        self._problem, self._consensus = problem, Consensus(problem, ports)
+        self._problem = problem
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
@@ -85,10 +84,5 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
         return StepInfo()
 
     def others(self, state: GradientTrackingState) -> dict[str, Tensor]:
-        """The mean of the workers' models, as "global", and the models "before_mixing"."""
-        mean = {"global": self._consensus.mean(state.X)}
-        return mean | {"before_mixing": state.before} if self.settings.before_mixing else mean
-
-    def metrics(self, state: GradientTrackingState) -> dict[str, float]:
-        """``consensus``."""
-        return {"consensus": self._consensus.distance(state.X)}
+        """The models "before_mixing"."""
+        return {"before_mixing": state.before} if self.settings.before_mixing else {}

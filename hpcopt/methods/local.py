@@ -14,7 +14,6 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import LocalTable
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.consensus import Consensus
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, per_worker
@@ -36,7 +35,7 @@ class Local(Method[LocalTable, LocalState]):
     def start(self, problem: Problem, ports: Ports) -> LocalState:
         """See `Method`."""
         settings = self.settings
-        self._steps, self._consensus = LocalSteps(problem, settings), Consensus(problem, ports)
+        self._steps = LocalSteps(problem, settings)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         steps = settings.local_steps, settings.local_epochs
         self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
@@ -48,11 +47,3 @@ class Local(Method[LocalTable, LocalState]):
         # x_i ← x_i − η ∇f_i(x_i), local_steps times
         self._steps.make_all(state.X, state.M, state.round)
         return StepInfo()
-
-    def others(self, state: LocalState) -> dict[str, Tensor]:
-        """The mean of the workers' models, as "global"."""
-        return {"global": self._consensus.mean(state.X)}
-
-    def metrics(self, state: LocalState) -> dict[str, float]:
-        """``consensus``."""
-        return {"consensus": self._consensus.distance(state.X)}

@@ -8,44 +8,28 @@ Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 180
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import RandomKTable
 from hpcopt.math.entries import Random
 from hpcopt.math.flat import buffer
 from hpcopt.math.topk import take
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.error_feedback import ErrorFeedback, densities
+from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseState, densities
 from hpcopt.problems.base import Problem
-from hpcopt.state import State, per_worker, replicated
 
 
-@dataclass(kw_only=True)
-class RandomKState(State):
-    """Parameters, moments and error memories."""
-
-    x: Tensor = replicated()
-    m: Tensor = replicated()
-    v: Tensor = replicated()
-    e: Tensor = per_worker()
-    counts: Tensor = replicated()
-
-
-class RandomK(Method[RandomKTable, RandomKState]):
+class RandomK(Method[RandomKTable, SparseState]):
     """One allreduce of k numbers per round, no indices."""
 
-    def start(self, problem: Problem, ports: Ports) -> RandomKState:
+    def start(self, problem: Problem, ports: Ports) -> SparseState:
         """See `Method`; raises `UserError` if k is larger than the number of parameters."""
         self._reduce = ports.reduce
         self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self.settings.density)
         self._random = Random(self._feedback.count, problem.share.seed)
         self._g = buffer((problem.dim,), like=problem.initial()).zero_()
-        return RandomKState(**self._feedback.begin())
+        return SparseState(**self._feedback.begin())
 
-    def step(self, state: RandomKState) -> StepInfo:
+    def step(self, state: SparseState) -> StepInfo:
         """One round: what each worker has, what it sends, what it keeps, what comes back."""
         k = self._feedback.count.at(state.round)
         if k == len(state.x):
@@ -63,6 +47,6 @@ class RandomK(Method[RandomKTable, RandomKState]):
         self._feedback.apply(state, self._g, s, k)
         return StepInfo()
 
-    def metrics(self, state: RandomKState) -> dict[str, float]:
+    def metrics(self, state: SparseState) -> dict[str, float]:
         """``density`` and ``density_union``."""
         return densities(state)

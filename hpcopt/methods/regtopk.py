@@ -34,20 +34,21 @@ from hpcopt.config.methods import RegTopKTable
 from hpcopt.math.entries import Largest
 from hpcopt.math.topk import survival, take
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, densities, last_sent
+from hpcopt.methods.parts.error_feedback import (
+    ErrorFeedback,
+    SparseExchange,
+    SparseState,
+    densities,
+    last_sent,
+)
 from hpcopt.problems.base import Problem
-from hpcopt.state import State, per_worker, replicated
+from hpcopt.state import per_worker
 
 
 @dataclass(kw_only=True)
-class RegTopKState(State):
-    """Parameters, moments, error memories, last round's masks, what was sent on them, what came back."""
+class RegTopKState(SparseState):
+    """And last round's masks, what was sent on them, and what came back."""
 
-    x: Tensor = replicated()
-    m: Tensor = replicated()
-    v: Tensor = replicated()
-    e: Tensor = per_worker()
-    counts: Tensor = replicated()
     s: Tensor = per_worker()
     sent: Tensor = per_worker()
     back: Tensor = per_worker()

@@ -17,42 +17,26 @@ Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 180
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import TopKTable
 from hpcopt.math.entries import Largest
 from hpcopt.math.topk import take
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, densities
+from hpcopt.methods.parts.error_feedback import ErrorFeedback, SparseExchange, SparseState, densities
 from hpcopt.problems.base import Problem
-from hpcopt.state import State, per_worker, replicated
 
 
-@dataclass(kw_only=True)
-class TopKState(State):
-    """Parameters, moments and error memories."""
-
-    x: Tensor = replicated()
-    m: Tensor = replicated()
-    v: Tensor = replicated()
-    e: Tensor = per_worker()
-    counts: Tensor = replicated()
-
-
-class TopK(Method[TopKTable, TopKState]):
+class TopK(Method[TopKTable, SparseState]):
     """Score = |a|; one sum of sparse vectors per round."""
 
-    def start(self, problem: Problem, ports: Ports) -> TopKState:
+    def start(self, problem: Problem, ports: Ports) -> SparseState:
         """See `Method`; raises `UserError` if k is larger than the number of parameters."""
         self._exchange = SparseExchange(self.settings, problem, ports)
         self._feedback = ErrorFeedback(self.settings, problem, ports.reduce, self._exchange.density)
         self._largest = Largest(self._feedback.count)
-        return TopKState(**self._feedback.begin())
+        return SparseState(**self._feedback.begin())
 
-    def step(self, state: TopKState) -> StepInfo:
+    def step(self, state: SparseState) -> StepInfo:
         """One round: what each worker has, what it sends, what it keeps, what comes back."""
         k = self._feedback.count.at(state.round)
         if k == len(state.x):
@@ -70,6 +54,6 @@ class TopK(Method[TopKTable, TopKState]):
         self._feedback.apply(state, g.dense, g.support, k)
         return StepInfo()
 
-    def metrics(self, state: TopKState) -> dict[str, float]:
+    def metrics(self, state: SparseState) -> dict[str, float]:
         """``density`` and ``density_union``."""
         return densities(state)

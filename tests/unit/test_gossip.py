@@ -12,6 +12,8 @@ import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.ports import VERBS
 from hpcopt.config import resumable
+from hpcopt.engine.evaluation import Evaluator
+from hpcopt.engine.ranks import OneRank
 from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
 from hpcopt.methods.parts.local_steps import LocalSteps
@@ -40,6 +42,10 @@ def started(method, task, **keys):
     ports = LocalPorts(task.share.n, task.initial(), **keys)
     method.prepare(task)
     return method.start(task, ports), ports
+
+
+def evaluated(method, task, state, ports):
+    return Evaluator(OneRank(), task, method, ports.reduce).evaluate(state, method.model(state))[0]
 
 
 def advance(method, state, rounds):
@@ -257,28 +263,30 @@ def test_heads_never_mix():
 def test_mixing_keeps_the_mean(topology):
     task = network(workers=4, classes_per_worker=3)
     method = hpcopt.DPSGD(lr=1e-300, topology=topology)
-    state, _ = started(method, task)
+    state, ports = started(method, task)
     state.X += torch.randn(state.X.shape, dtype=state.X.dtype)
     mean = state.X.mean(0)
-    apart = method.metrics(state)["consensus"]
+    apart = evaluated(method, task, state, ports)["consensus"]
     assert apart == pytest.approx(float(((state.X - mean) ** 2).sum(1).mean()), rel=1e-12)
     advance(method, state, 3)
     torch.testing.assert_close(state.X.mean(0), mean, rtol=0, atol=1e-14)
-    assert method.metrics(state)["consensus"] < apart
+    assert evaluated(method, task, state, ports)["consensus"] < apart
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_consensus_and_the_mean_model_are_those_of_all_workers(ordered):
     task = network()
     method = hpcopt.DePRL(lr=LR)
-    state, _ = started(method, task, ordered=ordered)
+    state, ports = started(method, task, ordered=ordered)
     advance(method, state, 2)
     kept = state.X.clone()
     phi = state.X[:, task.layout.shared]
     expected = float(((phi - phi.mean(0)) ** 2).sum(1).mean())
-    assert method.metrics(state) == {"consensus": pytest.approx(expected, rel=1e-12)}
-    mean = method.others(state)["global"]  # (d,): one model for all
-    torch.testing.assert_close(mean, state.X.mean(0), rtol=1e-12, atol=0)
+    values = evaluated(method, task, state, ports)
+    assert values["consensus"] == pytest.approx(expected, rel=1e-12)
+    mean = task.evaluate(state.X.mean(0))  # (d,): one model for all
+    global_loss = np.average(mean.values["loss"], weights=mean.weights["loss"])
+    assert values["global_loss"] == pytest.approx(global_loss, rel=1e-12)
     assert torch.equal(state.X, kept)
 
 

@@ -7,7 +7,8 @@ Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 180
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from hpcopt.math.entries import EntryCount
 from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.problems.base import Draw, Problem
+from hpcopt.state import State, per_worker, replicated
 
 if TYPE_CHECKING:
     from hpcopt.comm.ports import Aggregate, Ports, Reducer
@@ -25,15 +27,15 @@ AUTO = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 """densities from which "auto" chooses"""
 
 
-class Sparse(Protocol):
-    """The state of a sparsifier: parameters, moments, error memories, entries sent and of their sum."""
+@dataclass(kw_only=True)
+class SparseState(State):
+    """Parameters, moments, error memories, and how many entries were sent and are in their sum."""
 
-    round: int
-    x: Tensor
-    m: Tensor
-    v: Tensor
-    e: Tensor
-    counts: Tensor
+    x: Tensor = replicated()
+    m: Tensor = replicated()
+    v: Tensor = replicated()
+    e: Tensor = per_worker()
+    counts: Tensor = replicated()
 
 
 class ErrorFeedback:
@@ -59,23 +61,23 @@ class ErrorFeedback:
         self._problem, self._reduce, self._update = problem, reduce, FirstOrderUpdate(settings)
 
     def begin(self) -> dict[str, Any]:
-        """The tensors of a `Sparse` state of round 0; no memory where every round is dense."""
+        """The tensors of a `SparseState` of round 0; no memory where every round is dense."""
         x = self._problem.initial().clone()
         m, v = self._update.moments(x)
         e = buffer((self._problem.share.n, len(x) if self.count.most else 0), like=x).zero_()
         return {"x": x, "m": m, "v": v, "e": e, "counts": torch.zeros(2, dtype=torch.int64)}
 
-    def dense_round(self, state: Sparse) -> None:
+    def dense_round(self, state: SparseState) -> None:
         """The round of `allreduce_sgd`, where there is nothing to choose."""
         g = self._reduce.gradient(self._problem, state.x, Draw(state.round))
         self._update(state.x, g, state.m, state.v, state.round)
         state.counts.fill_(len(state.x))
 
-    def accumulate(self, state: Sparse) -> Tensor:
+    def accumulate(self, state: SparseState) -> Tensor:
         """a = ε + g: e itself, (n, d), to which ω_n ∇f_n(x) was added."""
         return self._problem.gradients(state.x, Draw(state.round), weighted=True, out=state.e)
 
-    def apply(self, state: Sparse, g: Tensor, support: Tensor, sent: int) -> None:
+    def apply(self, state: SparseState, g: Tensor, support: Tensor, sent: int) -> None:
         """x ← x − η g, g (d,) being zero outside of the support; ``sent``: entries that each worker sent."""
         self._update(state.x, g, state.m, state.v, state.round, support)
         state.counts[0], state.counts[1] = sent, len(support)
@@ -97,7 +99,7 @@ class SparseExchange:
         self._port = ports.sparse_sum(problem.initial(), settings.exchange, settings.select)
         self.density = self._port.affordable(AUTO) if settings.density == "auto" else settings.density
 
-    def sum(self, state: Sparse, s: Tensor, sent: Tensor) -> Aggregate:
+    def sum(self, state: SparseState, s: Tensor, sent: Tensor) -> Aggregate:
         """Σ_n sent_n on s_n, (n, k) both. What a global selection drops goes back to ε, and is 0 in sent."""
         g = self._port.sum(s, sent, expected=last_sent(state)[1])
         if self._selects:
@@ -107,13 +109,13 @@ class SparseExchange:
         return g
 
 
-def last_sent(state: Sparse) -> tuple[int, int]:
+def last_sent(state: SparseState) -> tuple[int, int]:
     """Entries that each worker sent last round and entries of their sum; (0, 0) if it was dense."""
     sent, union = state.counts.tolist()
     return (0, 0) if sent == len(state.x) else (sent, union)
 
 
-def densities(state: Sparse) -> dict[str, float]:
+def densities(state: SparseState) -> dict[str, float]:
     """Last round's entries as fractions of d: those that each worker sent, and those of the sum."""
     sent, union = state.counts.tolist()
     return {"density": sent / len(state.x), "density_union": union / len(state.x)}
