@@ -153,17 +153,33 @@ def jobs(
 
 @data.command("import")
 def data_import(
-    file: Annotated[Path, typer.Argument(help="An npz, or a directory or images file in idx format.")],
+    file: Annotated[Path, typer.Argument(help="Text, an npz, or a directory or images file in idx format.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to write.")],
-    format: Annotated[str, typer.Option(help="idx or npz.")],
+    format: Annotated[str, typer.Option(help="idx, npz or svmlight (sparse rows; plain, .gz, .bz2 or .xz).")],
+    test: Annotated[Path | None, typer.Option(help="svmlight: a file with the test rows.")] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="svmlight, npz: the part of the rows that becomes test rows.")
+    ] = None,
+    features: Annotated[
+        int | None, typer.Option(help="svmlight: the length of a row (else the largest index).")
+    ] = None,
 ) -> None:
     """Import a data set, in pieces, also one larger than memory."""
     from hpcopt.problems.data import importer
 
-    formats: dict[str, Callable[[Path, Path], Any]] = {"idx": importer.import_idx, "npz": importer.import_npz}
+    formats: dict[str, tuple[Callable[..., None], set[str]]] = {
+        "idx": (importer.import_idx, set()),
+        "npz": (importer.import_npz, {"test_fraction"}),
+        "svmlight": (importer.import_svmlight, {"test", "test_fraction", "features"}),
+    }
     if format not in formats:
-        raise UserError(f"--format {format}: allowed are idx and npz")
-    formats[format](file, out)
+        raise UserError(f"--format {format}: allowed are idx, npz and svmlight")
+    function, allowed = formats[format]
+    options = {"test": test, "test_fraction": test_fraction, "features": features}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - allowed:
+        raise UserError(f"--{name.replace('_', '-')} is not for --format {format}")
+    function(file, out, **given)
     _print_info(out)
 
 

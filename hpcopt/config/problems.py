@@ -81,9 +81,9 @@ class PartitionTable(ProblemTable):
     """How rows of a data set are spread over the workers; mixed into every problem that has one."""
 
     fixed = ProblemTable.fixed | {"partition", "alpha", "classes_per_worker", "samples_per_worker"}
-    partition: Literal["iid", "dirichlet", "classes", "unequal"] = "iid"
+    partition: Literal["iid", "dirichlet", "classes", "unequal", "blocks"] = "iid"
     """iid: shuffled evenly; dirichlet: label proportions from Dir(alpha); classes: each worker sees only
-    classes_per_worker classes; unequal: iid with sizes from Dir(alpha)"""
+    classes_per_worker classes; unequal: iid with sizes from Dir(alpha); blocks: contiguous rows, evenly"""
     alpha: Positive = 0.5
     """concentration of the Dirichlet distribution: small is heterogeneous"""
     classes_per_worker: Count = 2

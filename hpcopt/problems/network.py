@@ -17,7 +17,7 @@ from hpcopt.problems.newcomers import Newcomers
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Share
-    from hpcopt.problems.data import Partition
+    from hpcopt.problems.data import Dataset, Partition
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor], Tensor]
@@ -73,6 +73,7 @@ class Network:
             raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
         self.workers, self.table = workers, NetworkTable(workers=workers, **keys)
         self.data, self.model, self.loss, self.augment = array_dataset(train, test), model, loss, augment
+        _refuse_sparse(self.data, "train")
 
     def bind(self, share: Share) -> NetworkProblem:
         """This process's part; reads the rows of its workers.
@@ -120,6 +121,7 @@ class BuiltInNetwork(Network):
             UserError: no such data set, one without classes, or images that the model cannot take.
         """
         self.workers, self.table, self.data = table.workers, table, open_dataset(table.dataset)
+        _refuse_sparse(self.data, f'problem.dataset = "{table.dataset}"')
         self.loss, self.augment = nn.functional.cross_entropy, None
         if self.data.classes is None:
             raise UserError(
@@ -134,3 +136,8 @@ class BuiltInNetwork(Network):
         """See `Network`; the model starts from the seed."""
         models.initialise(self.model, share.seed)
         return super().bind(share)
+
+
+def _refuse_sparse(data: Dataset, name: str) -> None:
+    if data.sparse:
+        raise UserError(f'{name}: its rows are sparse, but kind = "network" needs dense ones')

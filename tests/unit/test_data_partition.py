@@ -36,7 +36,7 @@ def covers(parts, rows):
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=40),
     test=st.none() | st.lists(st.integers(0, 5), max_size=15),
     workers=st.integers(1, 12),
-    kind=st.sampled_from(["iid", "dirichlet", "classes", "unequal"]),
+    kind=st.sampled_from(["iid", "dirichlet", "classes", "unequal", "blocks"]),
     alpha=st.sampled_from([1e-300, 1e-8, 0.01, 0.5, 10.0, 1e300]),
     seed=st.integers(0, 2**40),
     data=st.data(),
@@ -84,6 +84,21 @@ def test_iid_is_even():
     few = split("iid", workers=7, samples_per_worker=50)
     assert sizes(few.train).tolist() == [50] * 7
     assert len(np.unique(np.concatenate(few.train))) == 350
+
+
+def test_blocks_are_contiguous():
+    parts = split("blocks", workers=7)
+    assert np.array_equal(np.concatenate(parts.train), np.arange(6000))
+    assert np.array_equal(np.concatenate(parts.test), np.arange(1000))
+    assert sizes(parts.train).tolist() == [858] + [857] * 6
+    assert sizes(parts.test).tolist() == [143] * 6 + [142]
+    few = split("blocks", workers=7, samples_per_worker=50)
+    assert [part.tolist() for part in few.train] == [part[:50].tolist() for part in parts.train]
+    assert sizes(few.test).tolist() == sizes(parts.test).tolist()
+    targets = partition(np.zeros((9, 2)), None, 4, kind="blocks", seed=1)
+    assert (sizes(targets.train).tolist(), targets.test) == ([3, 2, 2, 2], None)
+    with pytest.raises(UserError, match=r"samples_per_worker = 858: must be 1…857"):
+        split("blocks", workers=7, samples_per_worker=858)
 
 
 def test_dirichlet_test_rows_follow_training_rows():

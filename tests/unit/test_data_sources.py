@@ -226,7 +226,7 @@ def test_files_that_are_not_ours_are_named(tmp_path):
     with pytest.raises(UserError, match=r"b\.hdf5.*not a data file of hpcopt"):
         open_dataset(str(path))
     for change, message in (
-        (lambda file: file.attrs.update(schema_version=2), "schema version 2"),
+        (lambda file: file.attrs.update(schema_version=3), "schema version 3"),
         (lambda file: file.pop("train/y"), "damaged"),
         (lambda file: file.attrs.pop("mean"), "damaged"),
         (lambda file: file["train/y"].write_direct(np.full(1000, 9, np.uint8)), "classes"),

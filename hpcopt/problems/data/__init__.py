@@ -3,7 +3,8 @@
 Nothing here needs torch or MPI; h5py and scikit-learn are imported when a data set needs them.
 """
 
-from hpcopt.problems.data.dataset import Dataset, Split, array_dataset
+from hpcopt.problems.data.arrays import array_dataset
+from hpcopt.problems.data.dataset import Dataset, Split
 from hpcopt.problems.data.partition import Partition, partition
 from hpcopt.problems.data.sources import open_dataset
 

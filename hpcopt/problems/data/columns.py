@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def damage_is_user_error(name: str) -> Iterator[None]:
     """Turns what reading a damaged or absent file raises into one `UserError` that names the file."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, ValueError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, ValueError) as error:
         raise UserError(f"{name}: the file is damaged or cut short ({error})") from error
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hpcopt.errors import UserError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,6 +15,10 @@ if TYPE_CHECKING:
 
 class Split(Protocol):
     """The training or the test rows. Every rank has one of its own and reads its own rows."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether `read` gives a scipy.sparse matrix; then one row has shape (features,)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,6 +33,8 @@ class Split(Protocol):
 
     def read(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Only these rows, in the order asked, (len(rows), *shape), in the dtype they are stored in.
+
+        Sparse rows come as a scipy.sparse.csr_matrix in canonical form.
 
         Raises:
             IndexError: a row number is negative or past the end.
@@ -58,28 +62,10 @@ class Dataset:
     mean: float
     std: float
 
-
-class ArraySplit:
-    """Rows in memory."""
-
-    def __init__(self, x: NDArray[Any], labels: NDArray[Any]) -> None:
-        """Takes x (rows, *shape) and labels (rows, …) as they are, without a copy."""
-        self._x = x
-        self.labels = labels
-
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        return self._x.shape[1:]
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self._x)
-
-    def read(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """See `Split.read`; always a copy."""
-        rows = check_rows(rows, len(self))
-        return self._x[rows]
+    def sparse(self) -> bool:
+        """Whether rows are sparse; then mean = 0 and std = 1, for they are taken as they are."""
+        return self.train.sparse
 
 
 def check_rows(rows: NDArray[np.integer[Any]], available: int) -> NDArray[np.int64]:
@@ -94,68 +80,11 @@ def check_rows(rows: NDArray[np.integer[Any]], available: int) -> NDArray[np.int
     return rows.astype(np.int64)
 
 
-def array_dataset(train: tuple[Any, Any], test: tuple[Any, Any] | None = None) -> Dataset:
-    """A data set from arrays in memory, taken as they are: mean 0 and deviation 1, so nothing is rescaled.
-
-    Args:
-        train: (x, y) with x (rows, *shape) and y (rows, …): numpy arrays, torch tensors or nested lists.
-        test: the same for the test rows.
-
-    Raises:
-        UserError: x and y, or train and test, do not fit together.
-    """
-    train_x, train_y = _pair("train", train)
-    test_x, test_y = (None, None) if test is None else _pair("test", test)
-    if test_x is not None and test_x.shape[1:] != train_x.shape[1:]:
-        raise UserError(f"one row of test has shape {test_x.shape[1:]}, one of train {train_x.shape[1:]}")
-    return assemble("arrays", train_x, train_y, test_x, test_y, moments=(0.0, 1.0))
-
-
-def assemble(
-    name: str,
-    train_x: NDArray[Any],
-    train_y: NDArray[Any],
-    test_x: NDArray[Any] | None,
-    test_y: NDArray[Any] | None,
-    moments: tuple[float, float],
-) -> Dataset:
-    """A data set in memory; ``moments`` = (mean, std)."""
-    labels = [train_y] if test_y is None else [train_y, test_y]
-    classes = count_classes(labels)
-    if classes is not None:
-        labels = [y.astype(np.int64, copy=False) for y in labels]
-    train = ArraySplit(train_x, labels[0])
-    test = None if test_x is None else ArraySplit(test_x, labels[1])
-    return Dataset(name, train, test, classes, *moments)
-
-
 def count_classes(labels: Sequence[NDArray[Any]]) -> int | None:
     """1 + the largest label, or None if the targets (rows, …) are not class numbers 0, 1, …."""
     if any(y.ndim != 1 or y.dtype.kind not in "iub" or len(y) == 0 or y.min() < 0 for y in labels):
         return None
     return 1 + max(int(y.max()) for y in labels)
-
-
-def _pair(which: str, pair: tuple[Any, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    try:
-        x, y = (_as_array(part) for part in pair)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{which} must be a pair (x, y) of arrays: {error}") from error
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
-        raise UserError(
-            f"{which}: x of shape {x.shape} and y of shape {y.shape} must have equally many rows, at least 1"
-        )
-    return x, y
-
-
-def _as_array(part: Any) -> NDArray[Any]:
-    """A numpy array of an array, a list, or a tensor on any device (known by its methods, not its type)."""
-    if hasattr(part, "detach") and hasattr(part, "cpu"):
-        part = part.detach().cpu()
-    array = np.asarray(part)
-    if array.dtype.kind not in "buif":
-        raise TypeError(f"numbers are needed, not {array.dtype}")
-    return array
 
 
 class Moments:

@@ -1,4 +1,4 @@
-"""The HDF5 data file, schema "hpcopt-data" version 1.
+"""The HDF5 data file of dense rows, schema "hpcopt-data" version 1; 2: `hpcopt.problems.data.sparse`.
 
     /            attributes: schema = "hpcopt-data", schema_version = 1
                  mean, std     float64, of all numbers in train/x
@@ -18,14 +18,15 @@ without file locks, because a file under its final name is never written again.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.problems.data.data_file import SPARSE, open_readonly
 from hpcopt.problems.data.dataset import Dataset, check_rows
+from hpcopt.problems.data.sparse import describe_sparse, read_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
     import h5py
     from numpy.typing import NDArray
 
-SCHEMA = "hpcopt-data"
-VERSION = 1
 RUN_BYTES = 8 << 20  # the longest single read of a contiguous dataset
 GAP_BYTES = 64 << 10  # closer rows are fetched in one read, gap included
 
 
 class Hdf5Split:
     """Rows in a file, opened anew for every read, so a forgotten split holds nothing open."""
+
+    sparse = False
 
     def __init__(self, path: Path, group: str, shape: tuple[int, ...], labels: NDArray[Any]) -> None:
         """``shape`` is one row's; ``labels`` (rows, …) are held in memory."""
@@ -92,6 +93,8 @@ def open_hdf5(path: Path) -> Dataset:
     """
     with open_readonly(path) as file:
         attributes = file.attrs
+        if attributes["schema_version"] == SPARSE:
+            return read_sparse(path, file)
         classes = int(attributes["classes"]) if "classes" in attributes else None
         train = _split(path, file, "train", classes)
         test = _split(path, file, "test", classes) if "test" in file else None
@@ -118,7 +121,7 @@ def describe(path: Path) -> dict[str, Any]:
     Returns:
         path, bytes, schema_version, source, created, mean, std, classes (None if there are none) and, under
         "train" and "test" (None if absent): rows, shape (of one row), dtype, label_dtype and counts
-        (class -> rows; None without classes).
+        (class -> rows; None without classes). Of a file of sparse rows: `describe_sparse`.
 
     Raises:
         UserError: as `open_hdf5`.
@@ -126,6 +129,8 @@ def describe(path: Path) -> dict[str, Any]:
     dataset = open_hdf5(path)
     with open_readonly(path) as file:
         attributes = file.attrs
+        if dataset.sparse:
+            return describe_sparse(path, file, dataset)
         return {
             "path": str(path),
             "bytes": path.stat().st_size,
@@ -152,24 +157,3 @@ def _describe_split(group: h5py.Group, classes: int | None) -> dict[str, Any]:
         "label_dtype": str(group["y"].dtype),
         "counts": counts,
     }
-
-
-@contextmanager
-def open_readonly(path: Path) -> Iterator[h5py.File]:
-    """The file, checked to be ours; everything that goes wrong with it is a `UserError` that names it."""
-    import h5py  # with a parallel HDF5, importing it starts MPI: not before it is needed
-
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    try:
-        with h5py.File(path, "r", driver="sec2", locking=False) as file:
-            if file.attrs.get("schema") != SCHEMA:
-                raise UserError(f"{path}: not a data file of hpcopt; make one with `hpcopt data import`")
-            if int(file.attrs.get("schema_version", 0)) != VERSION:
-                raise UserError(f"{path}: schema version {file.attrs.get('schema_version')}, not {VERSION}")
-            yield file
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read (permission denied)") from error
-    # h5py tells damage in many ways; IndexError stays, for it is the caller's
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable data file: damaged or cut short? ({error})") from error

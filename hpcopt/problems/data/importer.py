@@ -1,4 +1,7 @@
-"""Makes the HDF5 data file from idx or .npz files, in bounded memory whatever their size."""
+"""Makes the HDF5 data file from idx or .npz files, in bounded memory whatever their size.
+
+Sparse data come by `hpcopt.problems.data.sparse_importer`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from hpcopt.problems.data.feeds import Feed, write_feeds
 from hpcopt.problems.data.hdf5 import describe
 from hpcopt.problems.data.idx import open_idx
 from hpcopt.problems.data.npz import npz_names, open_npz
+from hpcopt.problems.data.sparse_importer import import_svmlight
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from hpcopt.problems.data.columns import Column
     from hpcopt.problems.data.feeds import Report
 
-__all__ = ["describe", "import_idx", "import_npz"]
+__all__ = ["describe", "import_idx", "import_npz", "import_svmlight"]
 
 IDX_NAME = re.compile(
     r"(?P<prefix>.*)(?P<what>images|labels)[-.]idx\d+(?:[-.]ubyte)?(?P<gz>\.gz)?", re.IGNORECASE

@@ -8,20 +8,23 @@ Kinds (N workers, rows of a worker in ascending order):
   often (all of them if N · classes_per_worker allows; rows of the others are not used), and a class is split
   evenly among its workers.
 - ``unequal``: iid with sizes proportional to Dir(α), each at least 1.
+- ``blocks``: worker i has the i-th contiguous block of rows, one piece of the file; sizes differ by at most
+  one, larger ones first. A fair sample where rows lie in random order, as the import puts sparse ones.
 
 Every worker has at least one training row: where a label split leaves one empty, the worker with most rows
 (the first of them) gives it its last row.
 
-Test rows follow the training rows: evenly (iid), by size (unequal), or class by class in proportion to the
-training rows of that class on each worker; test rows of a class that nobody trains on are spread evenly.
-A worker may have no test rows.
+Test rows follow the training rows: evenly (iid, blocks), by size (unequal), or class by class in proportion
+to the training rows of that class on each worker; test rows of a class that nobody trains on are spread
+evenly. A worker may have no test rows.
 
 With ``samples_per_worker = n`` a worker has exactly n training rows. ``dirichlet``: worker i draws
 p_i ~ Dir(α) over the classes and n rows with these proportions, without replacement; workers draw
 independently, so they may share rows. Where a class has too few rows, the rest is drawn from the other
 classes in proportion to p_i. Its test rows, ⌊T/N⌋ of T or fewer where a class would run out, have the
 proportions of its training rows; workers may share these, too. With the other kinds the rows stay disjoint:
-n of the worker's own share, with its proportions of labels (so ``unequal`` becomes ``iid``).
+n of the worker's own share, with its proportions of labels (so ``unequal`` becomes ``iid``), or the first n
+of its block.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.placement import block
 from hpcopt.ground.words import suggestion
 from hpcopt.math.streams import stream
 from hpcopt.problems.data.apportion import (
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.int64]
 
-KINDS = ("iid", "dirichlet", "classes", "unequal")
+KINDS = ("iid", "dirichlet", "classes", "unequal", "blocks")
 UNUSED = -1
 
 
@@ -74,10 +78,10 @@ def partition(
     """Spreads rows over N workers; see the module for what each kind does.
 
     Args:
-        train_labels: (rows,) class numbers; for iid and unequal any targets (rows, …).
+        train_labels: (rows,) class numbers; for iid, unequal and blocks any targets (rows, …).
         test_labels: the same for the test rows, or None.
         workers: N.
-        kind: "iid", "dirichlet", "classes" or "unequal".
+        kind: "iid", "dirichlet", "classes", "unequal" or "blocks".
         alpha: α > 0, for dirichlet and unequal.
         classes_per_worker: for classes.
         samples_per_worker: n, or None to share out all rows.
@@ -87,6 +91,8 @@ def partition(
         UserError: the arguments do not fit the data; names the key and what is allowed.
     """
     _check(train_labels, workers, kind, alpha, samples_per_worker)
+    if kind == "blocks":
+        return _blocks(len(train_labels), test_labels, workers, samples_per_worker)
     if kind in ("iid", "unequal"):
         n = samples_per_worker
         return _by_size(
@@ -96,7 +102,7 @@ def partition(
         if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iub"):
             raise UserError(
                 f'problem.partition = "{kind}" needs class labels, but the targets are {labels.dtype} of '
-                f'shape {labels.shape}: use "iid" or "unequal"'
+                f'shape {labels.shape}: use "iid", "unequal" or "blocks"'
             )
     if kind == "dirichlet" and samples_per_worker is not None:
         return _sampled(train_labels, test_labels, workers, alpha, samples_per_worker, seed)
@@ -129,6 +135,17 @@ def _check(labels: NDArray[Any], workers: int, kind: str, alpha: float, samples:
             f'problem.samples_per_worker = {samples}: must be 1…{most} for partition = "{kind}" of '
             f"{len(labels)} rows over {workers} workers"
         )
+
+
+def _blocks(rows: int, test_labels: NDArray[Any] | None, workers: int, n: int | None) -> Partition:
+    train = [_range(block(rows, workers, worker))[:n] for worker in range(workers)]
+    if test_labels is None:
+        return Partition(train, None)
+    return Partition(train, [_range(block(len(test_labels), workers, worker)) for worker in range(workers)])
+
+
+def _range(rows: range) -> Rows:
+    return np.arange(rows.start, rows.stop)
 
 
 def _by_size(

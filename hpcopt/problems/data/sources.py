@@ -9,7 +9,8 @@ import numpy as np
 
 from hpcopt.errors import UserError
 from hpcopt.ground.words import suggestion
-from hpcopt.problems.data.dataset import Dataset, assemble, moments_of
+from hpcopt.problems.data.arrays import assemble
+from hpcopt.problems.data.dataset import Dataset, moments_of
 from hpcopt.problems.data.hdf5 import open_hdf5
 from hpcopt.problems.data.idx import load_idx
 

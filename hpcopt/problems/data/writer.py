@@ -13,8 +13,9 @@ import numpy as np
 from hpcopt.errors import UserError
 from hpcopt.ground import files
 from hpcopt.ground.stamps import now
+from hpcopt.problems.data.data_file import DENSE, SCHEMA
 from hpcopt.problems.data.dataset import Moments
-from hpcopt.problems.data.hdf5 import SCHEMA, VERSION, open_hdf5
+from hpcopt.problems.data.hdf5 import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ def write_attributes(file: h5py.File, writers: dict[str, SplitWriter], source: s
         raise UserError("x holds numbers too large for their mean and deviation")
     file.attrs.update(
         schema=SCHEMA,
-        schema_version=VERSION,
+        schema_version=DENSE,
         mean=moments.mean,
         std=moments.std,
         source=source,
@@ -105,11 +106,7 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
     """
     import h5py  # with a parallel HDF5, importing it starts MPI: not before it is needed
 
-    if out.suffix not in (".h5", ".hdf5"):
-        raise UserError(f"{out}: the name must end in .h5 or .hdf5")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: cannot be written, {out.parent} is not a directory")
-    _refuse_existing(out)
+    check_new(out)
     partial, spare = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("partial", "spare"))
     try:
         _reserve(spare, out, nbytes)
@@ -126,6 +123,15 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
     finally:
         for path in (partial, spare):
             path.unlink(missing_ok=True)
+
+
+def check_new(out: Path) -> None:
+    """Raises `UserError` where no file of this name can be made."""
+    if out.suffix not in (".h5", ".hdf5"):
+        raise UserError(f"{out}: the name must end in .h5 or .hdf5")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: cannot be written, {out.parent} is not a directory")
+    _refuse_existing(out)
 
 
 def _reserve(spare: Path, out: Path, nbytes: int) -> None:
