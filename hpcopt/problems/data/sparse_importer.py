@@ -70,7 +70,7 @@ def import_svmlight(
 ) -> None:
     """Imports svmlight text, plain or .gz, .bz2, .xz; the rows of each file are shuffled, always alike.
 
-    In memory are about 50 bytes per row, and 64 MB whatever the size (more where a single line is longer than
+    In memory are about 50 bytes per row, and 90 MB whatever the size (more where a single line is longer than
     1 MiB); a temporary file beside ``out`` takes as much room as ``out``.
 
     Args:
