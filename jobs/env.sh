@@ -18,6 +18,8 @@ export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Open MPI's wheel complains about every window through UCX; its own transports work
 export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}
+# where there is no fabric, libfabric's search for one costs every start a second
+if [ ! -e /sys/class/infiniband ] && [ ! -e /sys/class/cxi ]; then export OMPI_MCA_btl=${OMPI_MCA_btl:-^ofi}; fi
 # containers and test machines: mpirun as root, and more ranks than cores
 if [ "$(id -u)" = 0 ]; then
   export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1

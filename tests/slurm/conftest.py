@@ -15,11 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from customer import Customer
+from scenarios import SCENARIOS, Story
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTERS = Path("/var/lib")
@@ -161,6 +165,31 @@ def boxes(cluster: Cluster) -> Iterator[Callable[[str], Cluster]]:
     finally:
         for box in made:
             box.tool("down")
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A folder that all hosts see."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="test-jobs-", dir=ROOT / "runs"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenarios(
+    request: pytest.FixtureRequest, boxes: Callable[[str], Cluster], home: Path
+) -> Iterator[dict[str, Future[Story]]]:
+    """Scenario -> its future; those that a test of this session asks for run from the beginning."""
+    names = {item.name for item in request.session.items}
+    asked = [name for name in SCENARIOS if f"test_a_disturbed_job_finishes[{name}]" in names]
+
+    def story(name: str) -> Story:
+        return SCENARIOS[name](Customer(boxes(name.replace("_", "-")), home / name))
+
+    # the first mostly waits, the others follow one another: more ranks at once would only start more slowly
+    with ThreadPoolExecutor(2) as threads:
+        yield {name: threads.submit(story, name) for name in asked}
 
 
 @pytest.fixture

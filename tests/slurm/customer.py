@@ -109,7 +109,7 @@ class Customer:
             time.sleep(0.3)
         return answer
 
-    def until_round(self, run: Path, round: int, job: str, limit: float = 90) -> None:
+    def until_round(self, run: Path, round: int, job: str, limit: float = 150) -> None:
         """Waits for a checkpoint of this round or a later one."""
         checkpoints = run / "checkpoints"
 

@@ -1,4 +1,4 @@
-"""What happens to jobs: each scenario on a cluster of its own, all of them at the same time, from threads."""
+"""What happens to jobs: each scenario on a cluster of its own, from two threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from customer import SLOW, Customer
 
-SECONDS = 300  # for a disturbed job to end
+SECONDS = 600  # for a disturbed job to end; only against hanging
 # Slurm looks at the time limits every 30 s and may signal 30 s early: of two minutes, after 50 to 80 s
 SITE = "signal_seconds = 40\n"
 

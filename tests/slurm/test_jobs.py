@@ -1,15 +1,14 @@
 """hpcopt submit and hpcopt jobs as users have them: a queue, a time limit, preemption, lost nodes, odd names.
 
-What takes long happens at the same time: the scenarios begin first, in threads, and are looked at last.
+What takes long happens at the same time: the scenarios began with the session and are looked at last.
 """
 
 import itertools
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,30 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HANG = 20  # seconds; the promise is an error within 15
 # a problem with private parameters
 HEADED = {"kind": "network", "dataset": "digits", "hidden": [8], "batch_size": 8}
+SUBMITTED = ("allreduce_sgd", "regtopk", "deprl")  # dense sums, sparse ones, neighbours
+LONG = 240  # seconds for some jobs of four ranks; only against hanging
 RATES = ["0.01", "0.02", "0.05", "0.1"]
 HOSTILE = """it's "$(touch canary)" `touch canary`; touch canary & é #%j \\"""
-
-
-@pytest.fixture(scope="module")
-def home():
-    """A folder that all hosts see."""
-    (ROOT / "runs").mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="test-jobs-", dir=ROOT / "runs"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scenarios(request, boxes, home):
-    """Scenario -> its future; those that a test of this session asks for run from the beginning."""
-    names = [item.name for item in request.session.items if item.module is request.module]
-    asked = [name for name in SCENARIOS if f"test_a_disturbed_job_finishes[{name}]" in names]
-    with ThreadPoolExecutor(max(len(asked), 1)) as threads:
-        stories = {}
-        for name in asked:
-            customer = Customer(boxes(name.replace("_", "-")), home / name)
-            stories[name] = threads.submit(SCENARIOS[name], customer)
-        yield stories
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +38,9 @@ def customer(cluster, home, scenarios):
 @pytest.fixture(scope="module")
 def undisturbed(customer):
     """The slow problem's curve, in one go on one rank, without its pauses."""
-    config = customer.write("undisturbed", SLOW, run={"rounds": 800}, problem={"pause": 0.0})
+    config = customer.write(
+        "undisturbed", SLOW, run={"rounds": 800, "checkpoint_every": 0}, problem={"pause": 0.0}
+    )
     customer.succeed("hpcopt", "run", config, "--out", customer.home / "undisturbed")
     (curve,) = customer.look(customer.home / "undisturbed")
     return curve
@@ -160,18 +141,35 @@ def no_canary(customer):
 
 
 def test_every_method_as_under_mpirun(customer):
-    """All are queued first; they run while the same is run without Slurm."""
+    """One method of each port is submitted; all of them run in one job, and in one mpirun without Slurm."""
     configs = {}
     for method, table in METHOD_TABLES.items():
         settings = {"lr": 0.05} | ({"density": 0.5} if "density" in table.model_fields else {})
         tables = QUICK | {"method": settings} | ({"problem": HEADED} if method == "deprl" else {})
         configs[method] = customer.write(method, tables, run={"method": method})
-    jobs = {method: customer.submit(config) for method, config in configs.items()}
-    for method, job in jobs.items():
-        here = customer.home / f"{method}-mpirun"
-        customer.succeed("mpirun", "-n", 4, "hpcopt", "run", configs[method], "--out", here, limit=120)
-        customer.complete(job, limit=120)
-        found, expected = customer.look(customer.home / method, here)
+
+    def together(where):
+        runs = ((config, customer.home / f"{method}-{where}") for method, config in configs.items())
+        return ["python", "-m", "mpi4py", ROOT / "tests/slurm/methods.py", *itertools.chain(*runs)]
+
+    # one after another: ranks that wait for each other on crowded cores take many times as long
+    customer.succeed("mpirun", "-n", 4, *together("mpirun"), limit=LONG)
+    srun = shlex.join(map(str, ["srun", "--mpi=pmix", *together("srun")]))
+    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={customer.home}/together"]
+    every = customer.succeed("sbatch", "--parsable", *options, "--wrap", srun).strip()
+    customer.complete(every, limit=LONG)
+    jobs = {}
+    for method in SUBMITTED:
+        jobs[method] = customer.submit(configs[method])
+        customer.complete(jobs[method], limit=LONG)
+
+    under = {customer.home / f"{method}-srun": (method, every) for method in configs}
+    under |= {customer.home / method: (method, job) for method, job in jobs.items()}
+    looked = customer.look(*under, *(customer.home / f"{method}-mpirun" for method in configs))
+    references = dict(zip(configs, looked[len(under) :], strict=True))
+    for (method, job), found in zip(under.values(), looked, strict=False):
+        expected = references[method]
+        assert found["config"]["run"]["method"] == expected["config"]["run"]["method"] == method
         assert (found["ranks"], found["hosts"]) == (4, ["n1", "n2"]), method
         assert expected["ranks"] == 4
         assert len(expected["hosts"]) == 1
@@ -377,7 +375,7 @@ def controllers_of(cluster):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_disturbed_job_finishes(scenarios, undisturbed, name):
-    story = scenarios[name].result(timeout=400)
+    story = scenarios[name].result()  # whose every wait has its limit
     (found,) = story.customer.look(story.run)
     told = f"{found['jobs']}\n{status(story.run)}\n{story.customer.cluster.tails(story.record['StdOut'])}"
     same_curve(found, undisturbed)

@@ -124,7 +124,7 @@ def test_digits_every_sixth_row_is_test(monkeypatch):
     data, images = open_dataset("digits"), load_digits().images
     assert np.array_equal(data.test.read(np.arange(len(data.test)))[:, 0], images[5::6])
     assert (len(data.train), len(data.test), data.train.shape, data.classes) == (1498, 299, (1, 8, 8), 10)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("hpcopt.problems.data.sources.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hpcopt\[data\]"):
         open_dataset("digits")
 
