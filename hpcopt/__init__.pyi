@@ -24,6 +24,9 @@ from .methods.topk import TopK as TopK
 from .problems.base import Draw as Draw
 from .problems.base import Problem as Problem
 from .problems.base import Share as Share
+from .problems.linear import LeastSquares as LeastSquares
+from .problems.linear import Logistic as Logistic
+from .problems.linear import SquaredHinge as SquaredHinge
 from .problems.linear_regression import LinearRegression as LinearRegression
 from .problems.network import Network as Network
 from .problems.objective import Objective as Objective

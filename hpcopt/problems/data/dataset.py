@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class Split(Protocol):
-    """The training or the test rows. Every rank has one of its own and reads its own rows."""
+    """The training or the test rows. Every rank has one of its own and reads its own rows.
+
+    Attributes:
+        sparse: whether rows are read as a SciPy CSR matrix.
+    """
+
+    sparse: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +67,8 @@ class Dataset:
 
 class ArraySplit:
     """Rows in memory."""
+
+    sparse = False
 
     def __init__(self, x: NDArray[Any], labels: NDArray[Any]) -> None:
         """Takes x (rows, *shape) and labels (rows, …) as they are, without a copy."""

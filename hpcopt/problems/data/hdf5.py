@@ -43,6 +43,8 @@ GAP_BYTES = 64 << 10  # closer rows are fetched in one read, gap included
 class Hdf5Split:
     """Rows in a file, opened anew for every read, so a forgotten split holds nothing open."""
 
+    sparse = False
+
     def __init__(self, path: Path, group: str, shape: tuple[int, ...], labels: NDArray[Any]) -> None:
         """``shape`` is one row's; ``labels`` (rows, …) are held in memory."""
         self._path = path
