@@ -14,6 +14,7 @@ from .methods.base import Method as Method
 from .methods.base import StepInfo as StepInfo
 from .methods.deprl import DePRL as DePRL
 from .methods.dpsgd import DPSGD as DPSGD
+from .methods.fadl import FADL as FADL
 from .methods.fedavg import FedAvg as FedAvg
 from .methods.gradient_tracking import GradientTracking as GradientTracking
 from .methods.local import Local as Local

@@ -194,6 +194,49 @@ class DePRLTable(OverlapTable, OwnStepsTable):
         return self
 
 
+class LocalModelsTable(Table):
+    """How workers minimise their own models of the objective; mixed into every method that averages such steps."""
+
+    approximation: Literal["quadratic", "hybrid", "nonlinear", "linear"] = "quadratic"
+    """a worker's model of f around w, whose gradient there is ∇f(w), and whose curvature is that of its rows:
+    scaled to all rows at w ("quadratic") or everywhere ("nonlinear"), scaled at w and its own elsewhere
+    ("hybrid"), or only its own ("linear")"""
+    inner_iterations: Count = 10
+    """k̂: what a worker spends on its model in a round: conjugate-gradient iterations in all, or, with "svrg"
+    and "sgd", passes through its rows"""
+    inner_solver: Literal["auto", "cg", "tron", "svrg", "sgd"] = "auto"
+    """cg: conjugate gradients, for "quadratic" alone; tron: Newton steps in a trust region; svrg, sgd: one
+    row after the other, for "linear" alone; auto: cg where it applies, else tron"""
+    inner_lr: Positive | None = None
+    """learning rate of svrg, sgd and the warm start, per row of the sum; from the rows' norms if not given"""
+    combination: Literal["uniform", "rows"] = "uniform"
+    """weights of the workers' steps: equal for all that have rows, or in proportion to these"""
+    angle: Fraction = 0.0
+    """cos θ: a worker whose step has a smaller cosine with −∇f gives −∇f instead; 0: where f does not fall"""
+
+    @model_validator(mode="after")
+    def _the_solver_fits(self) -> LocalModelsTable:
+        solver, model = self.inner_solver, self.approximation
+        if solver == "cg" and model not in ("quadratic", "adaptive"):
+            raise ValueError(
+                f'inner_solver = "cg" solves approximation = "quadratic" only; for "{model}" take "tron"'
+            )
+        if solver in ("svrg", "sgd") and model != "linear":
+            raise ValueError(
+                f'inner_solver = "{solver}" is for approximation = "linear" only; for "{model}" take "auto"'
+            )
+        return self
+
+
+class FADLTable(LocalModelsTable):
+    """Workers minimise models of the whole objective, their steps are averaged (FADL, JMLR 19(74) 2018)."""
+
+    tolerance: Fraction = 0.0
+    """ε: the run ends where ‖∇f(w)‖ ≤ ε times what it was in the first round that computed it; 0: never"""
+    warm_start: Annotated[int, Field(ge=0)] = 0
+    """the first round is so many epochs of each worker's own SGD, averaged; 0: none"""
+
+
 def _only_one(table: Table, *keys: str) -> None:
     if sum(getattr(table, key) is not None for key in keys) > 1:
         raise ValueError(f"{' and '.join(keys)} say the same thing: give one of them")
@@ -210,6 +253,7 @@ METHODS = {
     "gradient_tracking": "GradientTracking",
     "local": "Local",
     "fedavg": "FedAvg",
+    "fadl": "FADL",
 }
 """the built-in methods: CLASS stands in hpcopt/methods/NAME.py, its settings are CLASSTable above"""
 METHOD_TABLES: dict[str, type[Table]] = {name: globals()[f"{kind}Table"] for name, kind in METHODS.items()}

@@ -1,0 +1,96 @@
+"""FADL: workers minimise models of the whole objective, whose gradient is right; few rounds, heavy ones.
+
+Mahajan, Agrawal, Keerthi, Sellamanickam & Bottou, "An efficient distributed learning algorithm based on
+effective local functional approximations", JMLR 19(74), 2018; first as "A Parallel SGD Method with Strong
+Convergence", arXiv 1311.0636.
+
+symbol    name    shape     meaning
+w         w       (d,)      the model, replicated
+‖g⁰‖      first   (1,)      norm of the first gradient that was computed, 0 before
+z, e              (r,)      margins X w and X d of the rows here
+g                 (d,)      ∇f(w) = λw + Σ_p X_pᵀ l'(z_p)
+d                 (d,)      Σ_p weight_p d_p, d_p what worker p finds from w with its model f̂_p of f
+t                           the step along d
+
+A round costs two sums of d numbers, for g and for d, and for each trial of t a sum of two numbers: margins
+are linear in w, so f(w + t d) needs z + t e only. f̂_p and how it is minimised: `parts.local_models`,
+`parts.local_directions`.
+
+Differs from the paper: with unequal shards the number of nodes in f̂_p is the number of all rows over the
+worker's. Curvature is Wolfe's condition in its strong form. Margins are computed anew at the beginning of a
+round, so that they do not drift from X w and w is all there is to carry along. Where no step lowers f in
+floating point, the run is done. The warm start is kept only if it is no worse than the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
+from hpcopt.config.methods import FADLTable
+from hpcopt.math.linesearch import search
+from hpcopt.methods.base import Method, StepInfo
+from hpcopt.methods.parts.linear import linear
+from hpcopt.methods.parts.local_directions import LocalDirections
+from hpcopt.methods.parts.margin_line import MarginLine
+from hpcopt.problems.base import Problem
+from hpcopt.state import State, replicated
+
+
+@dataclass(kw_only=True)
+class FADLState(State):
+    """The model; and where the stopping rule counts from."""
+
+    w: Tensor = replicated()
+    first: Tensor = replicated()
+
+
+class FADL(Method[FADLTable, FADLState]):
+    """Averages of what workers make of their own models of f, and a search along them; two passes a round."""
+
+    model_field = "w"
+
+    def prepare(self, problem: Problem) -> None:
+        """See `Method`; raises `UserError` if the problem is not linear."""
+        linear(problem, "fadl")
+
+    def start(self, problem: Problem, ports: Ports) -> FADLState:
+        """See `Method`."""
+        self._problem = linear(problem, "fadl")
+        self._gradient = ports.reduce.contribution(problem.dim)
+        self._local = LocalDirections(self.settings, self._problem, ports.reduce)
+        self._line = MarginLine(self._problem, ports.reduce)
+        w = problem.initial().clone()
+        return FADLState(w=w, first=w.new_zeros(1))
+
+    def step(self, state: FADLState) -> StepInfo:
+        """One round: the gradient, what the workers make of it, how far to go."""
+        problem, w = self._problem, state.w
+        # z = X w
+        z = problem.margins(w)
+        # g = λw + Σ X_pᵀ l'(z_p)
+        slopes = problem.loss.slope(z, problem.y)
+        g = self._gradient.add_transposed(problem, slopes).sum().add_(w, alpha=problem.regularisation)
+        # stop where ‖g‖ ≤ ε ‖g⁰‖
+        if self._small(g, state):
+            return StepInfo(done=True)
+        # d = Σ weight_p d_p, d_p from k̂ iterations on f̂_p, whose gradient at w is g
+        d = self._local.direction(z, g, self.settings.inner_iterations, state.round)
+        # e = X d
+        e = problem.margins(d)
+        # t with f(w + t d) ≤ f(w) + 1e-4 t g·d and |d/dt f(w + t d)| ≤ 0.9 |g·d|, from 1 on
+        along, fall = self._line.along(w, d, z, e), float(torch.dot(g, d))
+        t = search(along, self._line.value(w, z), fall).t
+        # w ← w + t d
+        w.add_(d, alpha=t)
+        return StepInfo(done=t == 0)
+
+    def _small(self, g: Tensor, state: FADLState) -> bool:
+        """Whether ‖g‖ ≤ ε ‖g⁰‖; remembers ‖g⁰‖."""
+        norm = float(g.norm())
+        if float(state.first) == 0:
+            state.first.fill_(norm)
+        return norm <= self.settings.tolerance * float(state.first)
