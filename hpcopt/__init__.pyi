@@ -12,6 +12,7 @@ from .errors import UserError as UserError
 from .methods.allreduce_sgd import AllreduceSGD as AllreduceSGD
 from .methods.base import Method as Method
 from .methods.base import StepInfo as StepInfo
+from .methods.common_directions import CommonDirections as CommonDirections
 from .methods.deprl import DePRL as DePRL
 from .methods.dpsgd import DPSGD as DPSGD
 from .methods.fadl import FADL as FADL

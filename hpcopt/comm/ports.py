@@ -173,8 +173,15 @@ class Reducer(Protocol):
     def own(self, size: int) -> range:
         """This rank's slice of a vector of length ``size``."""
 
-    def allgather(self, piece: Tensor, size: int) -> Tensor:
-        """The whole vector, (size,), from every rank's slice of it."""
+    def allgather(self, piece: Tensor, size: int, by_worker: bool = False) -> Tensor:
+        """The whole vector, (size,), from every rank's slice of it.
+
+        Args:
+            piece: this rank's.
+            size: of the vector.
+            by_worker: slices are those of the workers, worker p's being `block(size, N, p)`, and a rank has
+                those of its workers. Where they begin then does not depend on the number of ranks.
+        """
 
     def free(self) -> None:
         """Frees buffers and communicators. Collective."""

@@ -195,7 +195,7 @@ class DePRLTable(OverlapTable, OwnStepsTable):
 
 
 class LocalModelsTable(Table):
-    """How workers minimise their own models of the objective; mixed into every method that averages such steps."""
+    """How workers minimise models of the objective; mixed into every method that averages such steps."""
 
     approximation: Literal["quadratic", "hybrid", "nonlinear", "linear"] = "quadratic"
     """a worker's model of f around w, whose gradient there is ∇f(w), and whose curvature is that of its rows:
@@ -237,6 +237,23 @@ class FADLTable(LocalModelsTable):
     """the first round is so many epochs of each worker's own SGD, averaged; 0: none"""
 
 
+class SpanTable(Table):
+    """How f is minimised over a few directions whose margins are kept; mixed into every method that does so."""
+
+    fixed = frozenset({"keep"})
+    keep: Count | Literal["auto"] = "auto"
+    """directions that are kept from round to round, with their margins: as many numbers per row and d/P per
+    rank, and about half their square in a sum per Newton step; "auto": √(d/5), at least 8, at most 40"""
+    diagonal_every: Count = 30
+    """passes from one computation of the Hessian's diagonal, itself a pass, to the next; the first is after 4"""
+    margins_every: Count = 20
+    """rounds from one computation of the margins from the model, against rounding, to the next; half a pass"""
+
+
+class CommonDirectionsTable(SpanTable):
+    """The true objective minimised over the gradient and a few directions that are kept (SESOP, 2005)."""
+
+
 def _only_one(table: Table, *keys: str) -> None:
     if sum(getattr(table, key) is not None for key in keys) > 1:
         raise ValueError(f"{' and '.join(keys)} say the same thing: give one of them")
@@ -253,6 +270,7 @@ METHODS = {
     "gradient_tracking": "GradientTracking",
     "local": "Local",
     "fedavg": "FedAvg",
+    "common_directions": "CommonDirections",
     "fadl": "FADL",
 }
 """the built-in methods: CLASS stands in hpcopt/methods/NAME.py, its settings are CLASSTable above"""
