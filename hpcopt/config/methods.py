@@ -194,13 +194,27 @@ class DePRLTable(OverlapTable, OwnStepsTable):
         return self
 
 
+class SpanTable(Table):
+    """How f is minimised over a few directions whose margins are kept; mixed into every method that does so."""
+
+    fixed = frozenset({"keep"})
+    keep: Count | Literal["auto"] = "auto"
+    """directions that are kept from round to round, with their margins: as many numbers per row and d/P per
+    rank, and about half their square in a sum per Newton step; "auto": √(d/5), at least 8, at most 40"""
+    diagonal_every: Count = 30
+    """passes from one computation of the Hessian's diagonal, itself a pass, to the next; the first is after 4"""
+    margins_every: Count = 20
+    """rounds from one computation of the margins from the model, against rounding, to the next; half a pass"""
+
+
 class LocalModelsTable(Table):
     """How workers minimise models of the objective; mixed into every method that averages such steps."""
 
-    approximation: Literal["quadratic", "hybrid", "nonlinear", "linear"] = "quadratic"
+    approximation: Literal["quadratic", "hybrid", "nonlinear", "linear", "adaptive"] = "quadratic"
     """a worker's model of f around w, whose gradient there is ∇f(w), and whose curvature is that of its rows:
     scaled to all rows at w ("quadratic") or everywhere ("nonlinear"), scaled at w and its own elsewhere
-    ("hybrid"), or only its own ("linear")"""
+    ("hybrid"), or only its own ("linear"); "adaptive": quadratic, the average being one of the directions of
+    `common_directions`, in the rounds in which it pays"""
     inner_iterations: Count = 10
     """k̂: what a worker spends on its model in a round: conjugate-gradient iterations in all, or, with "svrg"
     and "sgd", passes through its rows"""
@@ -228,26 +242,17 @@ class LocalModelsTable(Table):
         return self
 
 
-class FADLTable(LocalModelsTable):
+class FADLTable(LocalModelsTable, SpanTable):
     """Workers minimise models of the whole objective, their steps are averaged (FADL, JMLR 19(74) 2018)."""
 
+    fixed = SpanTable.fixed | {"approximation"}
     tolerance: Fraction = 0.0
     """ε: the run ends where ‖∇f(w)‖ ≤ ε times what it was in the first round that computed it; 0: never"""
     warm_start: Annotated[int, Field(ge=0)] = 0
     """the first round is so many epochs of each worker's own SGD, averaged; 0: none"""
-
-
-class SpanTable(Table):
-    """How f is minimised over a few directions whose margins are kept; mixed into every method that does so."""
-
-    fixed = frozenset({"keep"})
-    keep: Count | Literal["auto"] = "auto"
-    """directions that are kept from round to round, with their margins: as many numbers per row and d/P per
-    rank, and about half their square in a sum per Newton step; "auto": √(d/5), at least 8, at most 40"""
-    diagonal_every: Count = 30
-    """passes from one computation of the Hessian's diagonal, itself a pass, to the next; the first is after 4"""
-    margins_every: Count = 20
-    """rounds from one computation of the margins from the model, against rounding, to the next; half a pass"""
+    cost_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    """adaptive: what a round with the workers' directions costs, in rounds without; 2 where passes are what
+    costs, more where local work counts, too"""
 
 
 class CommonDirectionsTable(SpanTable):

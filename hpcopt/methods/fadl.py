@@ -33,6 +33,7 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import FADLTable
 from hpcopt.math.linesearch import search
 from hpcopt.methods.base import Method, StepInfo
+from hpcopt.methods.fadl_adaptive import AdaptiveFADL, AdaptiveState
 from hpcopt.methods.parts.linear import linear
 from hpcopt.methods.parts.local_directions import LocalDirections
 from hpcopt.methods.parts.margin_line import MarginLine
@@ -48,7 +49,7 @@ class FADLState(State):
     first: Tensor = replicated()
 
 
-class FADL(Method[FADLTable, FADLState]):
+class FADL(Method[FADLTable, FADLState | AdaptiveState]):
     """Averages of what workers make of their own models of f, and a search along them; two passes a round."""
 
     model_field = "w"
@@ -57,17 +58,22 @@ class FADL(Method[FADLTable, FADLState]):
         """See `Method`; raises `UserError` if the problem is not linear."""
         linear(problem, "fadl")
 
-    def start(self, problem: Problem, ports: Ports) -> FADLState:
+    def start(self, problem: Problem, ports: Ports) -> FADLState | AdaptiveState:
         """See `Method`."""
         self._problem = linear(problem, "fadl")
+        if self.settings.approximation == "adaptive":
+            self._adaptive = AdaptiveFADL(self.settings, self._problem, ports.reduce)
+            return self._adaptive.begin()
         self._gradient = ports.reduce.contribution(problem.dim)
         self._local = LocalDirections(self.settings, self._problem, ports.reduce)
         self._line = MarginLine(self._problem, ports.reduce)
         w = problem.initial().clone()
         return FADLState(w=w, first=w.new_zeros(1))
 
-    def step(self, state: FADLState) -> StepInfo:
+    def step(self, state: FADLState | AdaptiveState) -> StepInfo:
         """One round: the gradient, what the workers make of it, how far to go."""
+        if isinstance(state, AdaptiveState):
+            return self._adaptive.step(state)
         problem, w = self._problem, state.w
         # z = X w
         z = problem.margins(w)
@@ -87,6 +93,10 @@ class FADL(Method[FADLTable, FADLState]):
         # w ← w + t d
         w.add_(d, alpha=t)
         return StepInfo(done=t == 0)
+
+    def model(self, state: FADLState | AdaptiveState) -> Tensor:
+        """w, (d,). Collective."""
+        return self._adaptive.model(state) if isinstance(state, AdaptiveState) else state.w
 
     def _small(self, g: Tensor, state: FADLState) -> bool:
         """Whether ‖g‖ ≤ ε ‖g⁰‖; remembers ‖g⁰‖."""

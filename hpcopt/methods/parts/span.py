@@ -165,12 +165,13 @@ class Span:
         self._take(STEEPEST, self._new)
         self._V[:, self.keep + ITSELF], self._E[:, self.keep + ITSELF] = state.w, state.z
 
-    def take_another(self, d: Tensor | None) -> None:
-        """So is d (d,), the same on every rank. One product; None: there is none."""
+    def take_another(self, state: SpanState, d: Tensor | None) -> None:
+        """So is d (d,), the same on every rank, which took a pass. One product. None: there is none."""
         if d is None:
             self._V[:, self.keep + ANOTHER], self._E[:, self.keep + ANOTHER] = 0, 0
         else:
             self._take(ANOTHER, _unit(d)[:, None])
+            state.spent[0] += 1
 
     def _take(self, first: int, columns: Tensor) -> None:
         where = slice(self.keep + first, self.keep + first + columns.shape[1])
