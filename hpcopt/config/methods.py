@@ -195,16 +195,16 @@ class DePRLTable(OverlapTable, OwnStepsTable):
 
 
 class SpanTable(Table):
-    """How f is minimised over a few directions whose margins are kept; mixed into every method that does so."""
+    """How f is minimised over a few directions with kept margins; mixed into every method that does so."""
 
     fixed = frozenset({"keep"})
     keep: Count | Literal["auto"] = "auto"
     """directions that are kept from round to round, with their margins: as many numbers per row and d/P per
     rank, and about half their square in a sum per Newton step; "auto": √(d/5), at least 8, at most 40"""
     diagonal_every: Count = 30
-    """passes from one computation of the Hessian's diagonal, itself a pass, to the next; the first is after 4"""
+    """passes between computations of the Hessian's diagonal, each of them a pass; the first is after 4"""
     margins_every: Count = 20
-    """rounds from one computation of the margins from the model, against rounding, to the next; half a pass"""
+    """rounds between computations of the margins from the model, against rounding; each is half a pass"""
 
 
 class LocalModelsTable(Table):

@@ -50,7 +50,7 @@ def thin_transposed_times(A: Tensor, c: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NewtonStep:
-    """p (q,) that minimises h·p + ½ pᵀK p, and the decrement δ = −h·p, of which half is what that promises."""
+    """p (q,) that minimises h·p + ½ pᵀK p, and the decrement δ = −h·p: half of it is what p promises."""
 
     p: Tensor
     decrement: float

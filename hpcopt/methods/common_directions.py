@@ -14,19 +14,19 @@ a                   (q,)         how far along each of the kept and the new dire
 
     f(w) = λ/2 ‖w‖² + Σ_p L_p(X_p w)
 
-Margins are linear in w. Whoever keeps the margins E of directions V can minimise the true f over w + span V by
-Newton's method in q unknowns, and sends q(q + 3)/2 numbers per Newton step, none of them as long as d. So one
-pass, for the gradient, makes a round.
+Margins are linear in w. Whoever keeps the margins E of directions V can minimise the true f over w + span V
+by Newton's method in q unknowns, and sends q(q + 3)/2 numbers per Newton step, but no vector. So one pass,
+for the gradient, makes a round. Steps that are kept add to it what a conjugate-gradient method has of them,
+−g/D what a diagonal preconditioner does, and w is there anyway, with its margins.
 
-Why it converges: V has −g, so a round gains at least what a step along −g with an exact search gains: with
-λ‖v‖² ≤ vᵀ∇²f v ≤ Λ‖v‖² the gap shrinks by 1 − λ/Λ or better, whatever d, N and the split of the rows are. The
-last steps add what a conjugate-gradient method makes of them, −g/D what a diagonal preconditioner does; the step
-is the best combination of all, at no further pass. w is a direction, too: its margins are there anyway.
+Why it converges: −g is a direction, so the first Newton step of a round promises at least what one along −g
+alone does, ‖g‖⁴/gᵀ∇²f g ≥ ‖g‖²/Λ, where λ‖v‖² ≤ vᵀ∇²f v ≤ Λ‖v‖²; the search makes a part of that true which
+depends on Λ/λ, and ‖g‖² ≥ 2λ (f − f*). So the gap shrinks in every round by a factor that depends on Λ/λ
+alone: not on d, nor on N, nor on the split of the rows. f never rises.
 
 Differs from Lee, Wang & Lin: −g/D and w are in the span; D is computed rarely; the small problem is solved by
-Newton steps, each with a search on the true f, as long as they gain something, not by one of them. Eigenvalues
-of the small matrix below 1e-9 of the largest are dropped; a plain step along −g is taken should that cost the
-guarantee.
+several Newton steps, each with a search on the true f, as long as they gain something. Eigenvalues of the
+small matrix below 1e-9 of the largest are dropped; should that cost the guarantee, the step is along −g.
 """
 
 from __future__ import annotations

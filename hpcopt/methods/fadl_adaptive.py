@@ -16,21 +16,22 @@ k         plan[0]             those iterations
 q                             part of the gap that a pass of late closed
 c         cost_ratio          what a round with d costs, in rounds without
 
-Two kinds of rounds: A, without d, one pass; B, with it, two. Where a round of kind A closes a part q of the gap
-to f*, c of them close 1 − (1 − q)^c of it, and cost what one of kind B does. How much one of that kind would close
-is known for nothing: the fall that a Newton step promises is half its decrement hᵀK⁻¹h, and after a round with
-d the small matrix K gives it without d, too, by leaving out a row and a column. So B closes ρ q of the gap, and
-pays where
+Two kinds of rounds: A, without d, one pass; B, with it, two. One round A multiplies the gap to f* by 1 − q,
+two by (1 − q)²; a round B costs the same two passes and multiplies it by 1 − ρ q. How much more it closes is
+known for nothing: the fall that a Newton step promises is half its decrement hᵀK⁻¹h, and in a round with d
+the small matrix K gives that without d, too, less a row and a column. So B pays where 1 − ρ q ≤ (1 − q)^c,
 
     ρ ≥ (1 − (1 − q)^c)/q,   which is 2 − q for c = 2.
 
-q is how fast the gain per pass decays: gaps that shrink by 1 − q shrink their differences by the same factor.
-Where d does not pay it is asked for again after some rounds, later each time, and with fewer iterations, where
-it does with more. f never rises, and the rate of `common_directions` holds: its directions are a part of the span.
+q is how fast the gain per pass decays: what shrinks by 1 − q has differences that do so, too. Where d pays it
+is asked for in the next round again, with twice the iterations; where it does not, later, each time after
+twice as many rounds, and with half as many. f never rises, and the rate of `common_directions` holds, whose
+directions are a part of the span.
 
-Goes beyond: Mahajan, Agrawal, Keerthi, Sellamanickam & Bottou, JMLR 19(74), 2018 (FADL), where d is the whole
-step; Narkiss & Zibulevsky 2005 and Lee, Wang & Lin, Math. Prog. Comp. 14, 2022, which have no d. A worker whose
-step is no descent gives nothing.
+Goes beyond FADL (Mahajan, Agrawal, Keerthi, Sellamanickam & Bottou, JMLR 19(74), 2018), where d is the whole
+step, and beyond SESOP and common directions (Narkiss & Zibulevsky 2005; Lee, Wang & Lin, Math. Prog. Comp.
+14, 2022), which have no d. Differs from FADL: a worker whose step is no descent gives nothing, and steps weigh
+as much as their workers' rows.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ f(w + V a) = Σ l(z + E a) + λ/2 ‖w + V a‖² needs E, G and Vᵀw, but no r
 step costs a sum of q(q + 3)/2 numbers, a trial one number. Lengths of directions are of no importance.
 
 Vectors of V, and w, are spread over the *workers*: worker p of N has coordinates `block(d, N, p)`, whose dot
-products are sums over workers like all others. So they have the same bits on any number of ranks where sums are
-ordered, and a rank needs memory for (m + 4) d/P numbers. Whole are only D, g and −g/D (every rank computes the
-margins of its rows), and w where it is evaluated or z is computed anew. g comes whole out of its sum.
+products are sums over workers like all others. So they have the same bits on any number of ranks where sums
+are ordered, and a rank needs memory for (m + 4) d/P numbers. Whole are only D, and g and −g/D, for margins
+need all of them, and w where it is evaluated or z is computed anew.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ FEWEST, MOST = 8, 40
 STEEPEST, SCALED, ITSELF, ANOTHER = range(4)
 """directions of a round: −g, −g/D, w, and one that a method adds"""
 ARMIJO, HALVINGS, NEWTON_STEPS, WORTH = 1e-4, 30, 8, 0.1
-"""of a step: the part of the promised fall that must be there, how often it is halved; how many there are, and
-which part of what the round has gained one must gain for another to follow"""
+"""of a step: the part of the promised fall that must be there, how often it is halved; how many there are,
+and which part of what the round has gained one must gain for another to follow"""
 FIRST_DIAGONAL = 4
 """passes before D is computed for the first time"""
 ROUNDING = 1e-16
@@ -184,10 +184,10 @@ class Span:
     def minimise(self, state: SpanState) -> Found:
         """Newton's method in a, from a = 0, on the true f. It never rises: a = 0 may remain.
 
-        Should the first decrement be below |g|⁴/gᵀHg, what −g alone promises, −g alone is followed: the cut of
-        small eigenvalues may have taken a part of it.
+        Should the first decrement be below ‖g‖⁴/gᵀHg, what −g alone promises, the step is along −g: the cut
+        of small eigenvalues may have taken a part of it.
         """
-        problem, weight = self._problem, self._problem.regularisation
+        weight = self._problem.regularisation
         loss, h_l, K_l, G = self._first(state.z)
         Vw = G[:, self.keep + ITSELF]
         a, z, gained = torch.zeros_like(h_l), state.z, 0.0
