@@ -36,6 +36,7 @@ from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.fadl_adaptive import AdaptiveFADL, AdaptiveState
 from hpcopt.methods.parts.linear import linear
 from hpcopt.methods.parts.local_directions import LocalDirections
+from hpcopt.methods.parts.local_solvers import check_stochastic
 from hpcopt.methods.parts.margin_line import MarginLine
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, replicated
@@ -55,8 +56,12 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
     model_field = "w"
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`; raises `UserError` if the problem is not linear."""
-        linear(problem, "fadl")
+        """See `Method`; raises `UserError` if the problem is not linear, or has its rows on a GPU for SGD."""
+        settings, problem = self.settings, linear(problem, "fadl")
+        if settings.inner_solver in ("svrg", "sgd"):
+            check_stochastic(problem, f'inner_solver = "{settings.inner_solver}"')
+        if settings.warm_start:
+            check_stochastic(problem, f"warm_start = {settings.warm_start}")
 
     def start(self, problem: Problem, ports: Ports) -> FADLState | AdaptiveState:
         """See `Method`."""
@@ -74,6 +79,8 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         """One round: the gradient, what the workers make of it, how far to go."""
         if isinstance(state, AdaptiveState):
             return self._adaptive.step(state)
+        if state.round == 0 and self.settings.warm_start:
+            return self._warm_start(state)
         problem, w = self._problem, state.w
         # z = X w
         z = problem.margins(w)
@@ -93,6 +100,16 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         # w ← w + t d
         w.add_(d, alpha=t)
         return StepInfo(done=t == 0)
+
+    def _warm_start(self, state: FADLState) -> StepInfo:
+        """The first round: each worker by itself, once."""
+        # w = Σ weight_p w_p, w_p from epochs of SGD on f_p
+        w = self._local.warm_start(self.settings.warm_start)
+        # unless f is larger there
+        z = self._problem.margins(w)
+        if self._line.value(w, z) <= self._line.value(state.w, torch.zeros_like(z)):
+            state.w.copy_(w)
+        return StepInfo()
 
     def model(self, state: FADLState | AdaptiveState) -> Tensor:
         """w, (d,). Collective."""

@@ -3,21 +3,27 @@
 symbol    name        shape       meaning
 z         z           (r,)        margins X w of the rows here
 g         g           (d,)        ∇f(w), the same on every rank
-d_p                   (|S| + 1,)  worker p's step: some inner iterations on f̂_p from w
+d_p       v           (|S| + 1,)  worker p's step: some inner iterations on f̂_p from w
           weights     (n,)        of the d_p: 0 without rows, and 1 in all over the N workers
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from hpcopt.math.trust_region import steihaug
+from hpcopt.math.krylov import conjugate_gradients
+from hpcopt.math.streams import stream
 from hpcopt.methods.parts.local_models import LocalModel, Support, factors
+from hpcopt.methods.parts.local_solvers import descend, newton, sgd, svrg
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hpcopt.comm.ports import Reducer
     from hpcopt.config.methods import LocalModelsTable
     from hpcopt.problems.linear_problem import LinearProblem
@@ -47,6 +53,8 @@ class LocalDirections:
         self._supports = [Support(problem.rows_of_worker(i)) for i in range(problem.share.n)]
         self._sum = reduce.contribution(problem.dim)
         self._weights = self._weigh(combination or settings.combination)
+        # a learning rate is one for f/n, a mean over rows
+        self._rate = None if settings.inner_lr is None else settings.inner_lr / problem.total_rows
 
     def direction(self, z: Tensor, g: Tensor, inner_iterations: int, round: int = 0) -> Tensor:
         """d = Σ_p weight_p d_p, (d,), the same bits on every rank, until the next call. One pass; collective.
@@ -57,36 +65,67 @@ class LocalDirections:
             inner_iterations: k̂.
             round: for solvers that draw rows.
         """
-        square, alphas = float(torch.dot(g, g)), z.new_zeros(len(self._supports), 1)
-        for i, weight in enumerate(self._weights):
-            if weight == 0:
-                continue
+        square, multiples = float(torch.dot(g, g)), g.new_zeros(len(self._supports), 1)
+        for i, weight in self._present():
             model = self._model(i, z, g, square)
-            d = self._solve(model, inner_iterations, i, round)
-            if self._descends(d, model.g):
-                alphas[i] = self._supports[i].add_to(self._sum.of(i), d, model.g, weight)
+            v = self._solve(model, inner_iterations, i, round)
+            if self._descends(v, model.g):
+                multiples[i] = model.support.add_to(self._sum.of(i), v, model.g, weight)
             elif self._otherwise == "gradient":
-                alphas[i] = -weight
+                multiples[i] = -weight
         # d = (Σ weight_p α_p) g + Σ weight_p (d_p − α_p g), and the latter are 0 off the columns of worker p
-        multiple = float(self._reduce.scalars(alphas))
+        multiple = float(self._reduce.scalars(multiples))
         return self._sum.sum().add_(g, alpha=multiple)
 
+    def warm_start(self, epochs: int) -> Tensor:
+        """Σ_p weight_p w_p, w_p from SGD on f_p, begun at 0; (d,) as in `direction`. One pass; collective."""
+        problem, nothing = self._problem, self._problem.initial()
+        for i, weight in self._present():
+            model = self._model(i, torch.zeros_like(problem.y), nothing, 0.0)
+            orders = self._orders(i, epochs, 0)
+            v = descend(model, torch.zeros_like(model.g), float(problem.total_rows), orders, self._rate)
+            model.support.add_to(self._sum.of(i), v, model.g, weight)
+        return self._sum.sum()
+
+    def _present(self) -> list[tuple[int, float]]:
+        """The workers here that take part, and their weights."""
+        return [(i, weight) for i, weight in enumerate(self._weights) if weight > 0]
+
     def _model(self, i: int, z: Tensor, g: Tensor, square: float) -> LocalModel:
-        problem, support = self._problem, self._supports[i]
-        rows = problem.span(i)
-        mine, y = z[rows].clone(), problem.y[rows]
-        a, b = factors(self._settings.approximation, problem.total_rows / len(y))
-        slope, curvature = problem.loss.slope(mine, y), problem.loss.curvature(mine, y)
-        q = support.take(g, square)
-        return LocalModel(support, problem.loss, y, mine, slope, curvature, q, problem.regularisation, a, b)
+        """f̂_p of worker i here; all of its numbers come from its rows, wherever these are."""
+        problem, support, rows = self._problem, self._supports[i], self._problem.span(i)
+        z, y = z[rows].clone(), problem.y[rows].clone()
+        return LocalModel(
+            support,
+            problem.loss,
+            y,
+            z,
+            slope=problem.loss.slope(z, y),
+            curvature=problem.loss.curvature(z, y),
+            g=support.take(g, square),
+            regularisation=problem.regularisation,
+            factors=factors(self._settings.approximation, problem.total_rows / len(y)),
+        )
 
     def _solve(self, model: LocalModel, iterations: int, i: int, round: int) -> Tensor:
-        tiny = float(torch.finfo(model.g.dtype).eps)
-        return steihaug(model.hessian(torch.zeros_like(model.z)), model.g, float("inf"), tiny, iterations).s
+        """v from k̂ iterations."""
+        solver, approximation = self._settings.inner_solver, self._settings.approximation
+        if solver in ("svrg", "sgd"):
+            steps = svrg if solver == "svrg" else sgd
+            return steps(model, self._orders(i, iterations, round), self._rate)
+        if solver == "tron" or approximation not in ("quadratic", "adaptive"):
+            return newton(model, iterations)
+        return conjugate_gradients(model.hessian(torch.zeros_like(model.z)), model.g, iterations).s
 
-    def _descends(self, d: Tensor, g: Tensor) -> bool:
-        """Whether cos∠(−g, d) is above 0 and at least the settings'."""
-        fall, least = -float(torch.dot(g, d)), self._settings.angle * float(g.norm() * d.norm())
+    def _orders(self, i: int, passes: int, round: int) -> Iterator[NDArray[np.int64]]:
+        """The rows of worker i in other orders, one for each pass."""
+        share = self._problem.share
+        draw = stream(share.seed, "local steps", share.workers[i], round)
+        return (draw.permutation(int(self._problem.rows[i])) for _ in range(passes))
+
+    def _descends(self, v: Tensor, g: Tensor) -> bool:
+        """Whether cos∠(−g, v) is above 0 and at least the settings'."""
+        fall, least = -float(torch.dot(g, v)), self._settings.angle * float(g.norm() * v.norm())
         return fall > 0 and fall >= least
 
     def _weigh(self, combination: str) -> list[float]:

@@ -120,7 +120,7 @@ class LocalModel:
         z: margins at w, (r_p,).
         slope, curvature: l'(z), l''(z).
         g: ∇f(w) in these coordinates.
-        a, b: which approximation.
+        factors: a and b, which say which approximation.
     """
 
     support: Support
@@ -131,30 +131,32 @@ class LocalModel:
     curvature: Tensor
     g: Tensor
     regularisation: float
-    a: float
-    b: float
+    factors: tuple[float, float]
 
     def value(self, v: Tensor, s: Tensor) -> float:
         """f̂_p(w + v) − f(w)."""
-        beta = self.b / 2 * self.curvature * s * s
-        if self.a:
+        a, b = self.factors
+        beta = b / 2 * self.curvature * s * s
+        if a:
             risen = self.loss.value(self.z + s, self.y) - self.loss.value(self.z, self.y)
-            beta += self.a * (risen - self.slope * s)
+            beta += a * (risen - self.slope * s)
         penalty = self.regularisation / 2 * torch.dot(v, v)
         return float(torch.dot(self.g, v) + penalty + beta.sum())
 
     def gradient(self, v: Tensor, s: Tensor) -> Tensor:
         """∇f̂_p(w + v)."""
-        slope = self.b * self.curvature * s
-        if self.a:
-            slope += self.a * (self.loss.slope(self.z + s, self.y) - self.slope)
+        a, b = self.factors
+        slope = b * self.curvature * s
+        if a:
+            slope += a * (self.loss.slope(self.z + s, self.y) - self.slope)
         return self.support.transposed_times(slope).add_(v, alpha=self.regularisation).add_(self.g)
 
     def hessian(self, s: Tensor) -> Callable[[Tensor], Tensor]:
         """p -> ∇²f̂_p(w + v) p."""
-        c = self.b * self.curvature
-        if self.a:
-            c = c + self.a * self.loss.curvature(self.z + s, self.y)
+        a, b = self.factors
+        c = b * self.curvature
+        if a:
+            c += a * self.loss.curvature(self.z + s, self.y)
         support, strength = self.support, self.regularisation
 
         def product(p: Tensor) -> Tensor:
