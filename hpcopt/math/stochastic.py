@@ -16,9 +16,8 @@ Johnson & Zhang, NeurIPS 2013 (SVRG); Bottou, "Stochastic Gradient Descent Trick
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -26,9 +25,7 @@ from numpy.typing import NDArray
 
 from hpcopt.math.losses import LogisticLoss, MarginLoss, SquaredHingeLoss
 
-F = TypeVar("F", bound=Callable[..., Any])
 Array = NDArray[Any]
-compiled: Callable[[F], F] = njit(cache=True)
 LOGISTIC, SQUARED_HINGE, SQUARED = range(3)
 SMALL = 1e-30
 """where σ is as small, v is written out"""
@@ -107,7 +104,7 @@ def _kind(loss: MarginLoss) -> int:
     return SQUARED_HINGE if isinstance(loss, SquaredHingeLoss) else SQUARED
 
 
-@compiled
+@njit(cache=True)
 def _slope(kind: int, z: float, y: float) -> float:
     """l'(z, y)."""
     if kind == LOGISTIC:
@@ -117,7 +114,7 @@ def _slope(kind: int, z: float, y: float) -> float:
     return z - y
 
 
-@compiled
+@njit(cache=True)
 def _dense(
     X: Array,
     z: Array,
@@ -152,7 +149,7 @@ def _dense(
         v[j] = sigma * v[j] + tau * C[j]
 
 
-@compiled
+@njit(cache=True)
 def _sparse(
     data: Array,
     indices: Array,
