@@ -30,8 +30,8 @@ directions are a part of the span.
 
 Goes beyond FADL (Mahajan, Agrawal, Keerthi, Sellamanickam & Bottou, JMLR 19(74), 2018), where d is the whole
 step, and beyond SESOP and common directions (Narkiss & Zibulevsky 2005; Lee, Wang & Lin, Math. Prog. Comp.
-14, 2022), which have no d. Differs from FADL: a worker whose step is no descent gives nothing, and steps weigh
-as much as their workers' rows.
+14, 2022), which have no d. Differs from FADL: a worker whose step is no descent gives nothing, and steps
+weigh as much as their workers' rows.
 """
 
 from __future__ import annotations

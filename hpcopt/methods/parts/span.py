@@ -22,6 +22,7 @@ need all of them, and w where it is evaluated or z is computed anew.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ class Span:
     def gradient(self, state: SpanState) -> Tensor:
         """g = λ w + Σ X_pᵀ l'(z_p), (d,), the same bits on every rank. One pass."""
         problem = self._problem
-        self._part.add_transposed(problem, problem.loss.slope(state.z, problem.y))
+        self._part.add_transposed(problem, of_rows(problem, problem.loss.slope, state.z))
         for i, coordinates in enumerate(self._blocks):
             mine = self._part.of(i)[coordinates.start : coordinates.stop]
             mine.add_(state.w[self._own[i]], alpha=problem.regularisation)
@@ -150,7 +151,7 @@ class Span:
         if passes < (last + self._settings.diagonal_every if last else FIRST_DIAGONAL):
             return
         problem = self._problem
-        c = problem.loss.curvature(state.z, problem.y)
+        c = of_rows(problem, problem.loss.curvature, state.z)
         problem.products += 1
         for i, rows in enumerate(self._rows):
             self._part.add(i, problem.rows_of_worker(i).squared_transposed_times(c[rows]))
@@ -247,9 +248,8 @@ class Span:
         """Σ l, Eᵀ l', Eᵀ l'' E and G, in one sum."""
         q = self._E.shape[1]
         grams = [pack(gram(self._V[own])) for own in self._own]
-        losses = self._problem.sums(self._problem.loss.value(z, self._problem.y))[:, None]
         triangle = q * (q + 1) // 2
-        total = self._sum([losses, self._derivatives(z), self._stack(grams, triangle)])
+        total = self._sum([self._losses(z), self._derivatives(z), self._stack(grams, triangle)])
         loss, h, K, G = total.split([1, q, triangle, triangle])
         return float(loss), h.clone(), unpack(K, q), unpack(G, q)
 
@@ -261,12 +261,16 @@ class Span:
 
     def _loss(self, z: Tensor) -> float:
         """Σ l."""
-        return float(self._sum([self._problem.sums(self._problem.loss.value(z, self._problem.y))[:, None]]))
+        return float(self._sum([self._losses(z)]))
+
+    def _losses(self, z: Tensor) -> Tensor:
+        """Of every worker here, (n, 1)."""
+        return self._problem.sums(of_rows(self._problem, self._problem.loss.value, z))[:, None]
 
     def _derivatives(self, z: Tensor) -> Tensor:
         """Of every worker here E_pᵀ l' and E_pᵀ l'' E_p, (n, q(q + 3)/2)."""
-        problem, q = self._problem, self._E.shape[1]
-        slope, curvature = problem.loss.slope(z, problem.y), problem.loss.curvature(z, problem.y)
+        loss, q = self._problem.loss, self._E.shape[1]
+        slope, curvature = (of_rows(self._problem, of, z) for of in (loss.slope, loss.curvature))
         found = [
             torch.cat(
                 [
@@ -293,6 +297,19 @@ class Span:
         for span in spans:
             product[span] = thin_times(A[span], a)
         return product
+
+
+def of_rows(problem: LinearProblem, of: Callable[[Tensor, Tensor], Tensor], z: Tensor) -> Tensor:
+    """l, l' or l'' of margins z and the targets, (r,), worker by worker.
+
+    torch computes exponentials of the last few numbers of a vector in another way than those before them: of
+    all rows at once, a worker's numbers would depend on who else lives here.
+    """
+    values = torch.empty_like(z)
+    for i in range(problem.share.n):
+        rows = problem.span(i)
+        values[rows] = of(z[rows], problem.y[rows])
+    return values
 
 
 def kept(d: int) -> int:
