@@ -254,9 +254,52 @@ class FADLTable(LocalModelsTable, SpanTable):
     """adaptive: what a round with the workers' directions costs, in rounds without; 2 where passes are what
     costs, more where local work counts, too"""
 
+    @model_validator(mode="after")
+    def _adaptive_starts_at_zero(self) -> FADLTable:
+        if self.approximation == "adaptive" and self.warm_start:
+            raise ValueError('warm_start: approximation = "adaptive" has none; leave this key out')
+        return self
+
 
 class CommonDirectionsTable(SpanTable):
     """The true objective minimised over the gradient and a few directions that are kept (SESOP, 2005)."""
+
+
+class TRONTable(Table):
+    """Newton's method by conjugate gradients on all rows of a linear model (TRON, TERA; JMLR 9, 2008)."""
+
+    preconditioner: Literal["none", "diagonal"] = "none"
+    """diagonal: LIBLINEAR's, 0.99 I + 0.01 times the Hessian's diagonal, for one more pass per round"""
+    cg_tolerance: Fraction = 0.1
+    """a step ends where the residual of Newton's equation is so many times the gradient"""
+    cg_iterations: Count = 1000
+    """the most conjugate-gradient iterations of a step, each of them a pass"""
+
+
+class LBFGSTable(Table):
+    """The last steps tell the curvature (L-BFGS, Math. Prog. 45, 1989)."""
+
+    fixed = frozenset({"memory"})
+    memory: Count = 10
+    """m: pairs of steps and changes of the gradient that are kept, 2m vectors on every rank"""
+    wolfe: Annotated[float, Field(gt=1e-4, lt=1)] = 0.9
+    """how small the slope at the end of a step has to be, relative to that at its beginning"""
+
+
+class AveragingTable(Table):
+    """Every worker minimises its own objective, once, and the models are averaged; a linear model."""
+
+    combination: Literal["rows", "uniform"] = "rows"
+    """weights of the workers' models: in proportion to their rows, or equal for all that have some"""
+    inner_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """a worker has its minimum where the gradient is so many times what it was at 0"""
+
+
+class CoCoATable(Table):
+    """Workers ascend the dual of a linear model on rows of their own (CoCoA+, JMLR 18(230), 2018)."""
+
+    local_passes: Count = 10
+    """how often a worker goes through its rows in a round"""
 
 
 def _only_one(table: Table, *keys: str) -> None:
@@ -277,6 +320,10 @@ METHODS = {
     "fedavg": "FedAvg",
     "common_directions": "CommonDirections",
     "fadl": "FADL",
+    "tron": "TRON",
+    "lbfgs": "LBFGS",
+    "averaging": "Averaging",
+    "cocoa": "CoCoA",
 }
 """the built-in methods: CLASS stands in hpcopt/methods/NAME.py, its settings are CLASSTable above"""
 METHOD_TABLES: dict[str, type[Table]] = {name: globals()[f"{kind}Table"] for name, kind in METHODS.items()}

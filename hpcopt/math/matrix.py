@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcopt.math.flat import aligned
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
 
@@ -42,6 +43,9 @@ class Matrix(Protocol):
 
     def pick(self, rows: Tensor) -> Matrix:
         """Some of the rows, (k,) int64; a copy."""
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The numbers themselves, on the CPU: (X,) if dense, else data, indices and indptr of CSR."""
 
     def compressed(self) -> tuple[Tensor, Matrix] | None:
         """Which columns have an entry, (s,) int64, ascending, and the matrix (r, s) of those alone.
@@ -80,6 +84,10 @@ class DenseMatrix:
     def pick(self, rows: Tensor) -> DenseMatrix:
         """See `Matrix`."""
         return DenseMatrix(self._X.index_select(0, rows))
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """See `Matrix`."""
+        return (self._X.cpu().numpy(),)
 
     def compressed(self) -> None:
         """See `Matrix`."""
@@ -125,6 +133,10 @@ class SparseMatrix:
         """See `Matrix`."""
         return SparseMatrix(self._csr[rows.numpy()])
 
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """See `Matrix`."""
+        return self._csr.data, self._csr.indices, self._csr.indptr
+
     def compressed(self) -> tuple[Tensor, SparseMatrix] | None:
         """See `Matrix`."""
         csr = self._csr
@@ -169,6 +181,10 @@ class TorchSparseMatrix:
     def pick(self, rows: Tensor) -> TorchSparseMatrix:
         """See `Matrix`."""
         return TorchSparseMatrix(self._csr[rows.cpu().numpy()], self._device)
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """See `Matrix`."""
+        return self._csr.data, self._csr.indices, self._csr.indptr
 
     def compressed(self) -> tuple[Tensor, TorchSparseMatrix] | None:
         """See `Matrix`; a copy."""
