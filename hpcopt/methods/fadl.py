@@ -17,9 +17,9 @@ are linear in w, so f(w + t d) needs z + t e only. f̂_p and how it is minimised
 `parts.local_directions`.
 
 Differs from the paper: with unequal shards the number of nodes in f̂_p is the number of all rows over the
-worker's. Curvature is Wolfe's condition in its strong form. Margins are computed anew at the beginning of a
-round, so that they do not drift from X w and w is all there is to carry along. Where no step lowers f in
-floating point, the run is done. The warm start is kept only if it is no worse than the start.
+worker's. Wolfe's condition is the strong one. Margins of the new w are computed anew, so that they do not
+drift from X w, and w is all there is to carry along. Where f is not lower there, in floating point, w stays
+where it is and the run is done. The warm start is kept only if f is not larger there than at 0.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from hpcopt.methods.parts.linear import linear
 from hpcopt.methods.parts.local_directions import LocalDirections
 from hpcopt.methods.parts.local_solvers import check_stochastic
 from hpcopt.methods.parts.margin_line import MarginLine
+from hpcopt.methods.parts.span import of_rows
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, replicated
 
@@ -73,6 +74,7 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         self._local = LocalDirections(self.settings, self._problem, ports.reduce)
         self._line = MarginLine(self._problem, ports.reduce)
         w = problem.initial().clone()
+        self._known, self._z, self._f = w[:0], w[:0], 0.0
         return FADLState(w=w, first=w.new_zeros(1))
 
     def step(self, state: FADLState | AdaptiveState) -> StepInfo:
@@ -82,10 +84,12 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         if state.round == 0 and self.settings.warm_start:
             return self._warm_start(state)
         problem, w = self._problem, state.w
-        # z = X w
-        z = problem.margins(w)
+        # z = X w, f(w): known from the last round, where there was one
+        if not torch.equal(self._known, w):
+            self._look(w)
+        z, f = self._z, self._f
         # g = λw + Σ X_pᵀ l'(z_p)
-        slopes = problem.loss.slope(z, problem.y)
+        slopes = of_rows(problem, problem.loss.slope, z)
         g = self._gradient.add_transposed(problem, slopes).sum().add_(w, alpha=problem.regularisation)
         # stop where ‖g‖ ≤ ε ‖g⁰‖
         if self._small(g, state):
@@ -95,21 +99,28 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         # e = X d
         e = problem.margins(d)
         # t with f(w + t d) ≤ f(w) + 1e-4 t g·d and |d/dt f(w + t d)| ≤ 0.9 |g·d|, from 1 on
-        along, fall = self._line.along(w, d, z, e), float(torch.dot(g, d))
-        t = search(along, self._line.value(w, z), fall).t
-        # w ← w + t d
-        w.add_(d, alpha=t)
-        return StepInfo(done=t == 0)
+        t = search(self._line.along(w, d, z, e), f, float(torch.dot(g, d))).t
+        # w ← w + t d, if f is lower there, z being X w and not z + t e
+        self._look(torch.add(w, d, alpha=t))
+        if not self._f < f:
+            return StepInfo(done=True)
+        w.copy_(self._known)
+        return StepInfo()
 
     def _warm_start(self, state: FADLState) -> StepInfo:
         """The first round: each worker by itself, once."""
-        # w = Σ weight_p w_p, w_p from epochs of SGD on f_p
-        w = self._local.warm_start(self.settings.warm_start)
-        # unless f is larger there
-        z = self._problem.margins(w)
-        if self._line.value(w, z) <= self._line.value(state.w, torch.zeros_like(z)):
-            state.w.copy_(w)
+        self._look(state.w)
+        f = self._f
+        # w = Σ weight_p w_p, w_p from epochs of SGD on f_p, unless f is larger there
+        self._look(self._local.warm_start(self.settings.warm_start).clone())
+        if self._f <= f:
+            state.w.copy_(self._known)
         return StepInfo()
+
+    def _look(self, w: Tensor) -> None:
+        """Computes z = X w and f(w), and keeps them; they follow from w, so are no part of the state."""
+        self._known, self._z = w, self._problem.margins(w)
+        self._f = self._line.value(w, self._z)
 
     def model(self, state: FADLState | AdaptiveState) -> Tensor:
         """w, (d,). Collective."""
