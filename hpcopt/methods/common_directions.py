@@ -67,7 +67,7 @@ class CommonDirections(Method[CommonDirectionsTable, SpanState]):
         found = self._span.minimise(state)
         # w += V a, z += E a; V a and −g/D are kept in place of the oldest; every 20 rounds z = X w
         self._span.move(state, found)
-        return StepInfo()
+        return StepInfo(done=found.length == 0)
 
     def model(self, state: SpanState) -> Tensor:
         """w, (d,), put together. Collective."""

@@ -12,6 +12,7 @@ k         plan[0]             those iterations
           plan[1]             rounds of kind A that are still to come
           plan[2]             how many there will be next time
           gains     (3, 2)    of the last three rounds: by how much f fell, and passes
+‖g⁰‖      first     (1,)      norm of the first gradient, 0 before
 ρ                             how much more the first Newton step promises with d than without it
 q                             part of the gap that a pass of late closed
 c         cost_ratio          what a round with d costs, in rounds without
@@ -47,7 +48,8 @@ from hpcopt.config.methods import FADLTable
 from hpcopt.math.span_newton import newton_step, without
 from hpcopt.methods.base import StepInfo
 from hpcopt.methods.parts.local_directions import LocalDirections
-from hpcopt.methods.parts.span import Found, Span, SpanState
+from hpcopt.methods.parts.span import Span, SpanState
+from hpcopt.methods.parts.subspace import Found
 from hpcopt.problems.linear_problem import LinearProblem
 from hpcopt.state import replicated
 
@@ -67,6 +69,7 @@ class AdaptiveState(SpanState):
 
     plan: Tensor = replicated()
     gains: Tensor = replicated()
+    first: Tensor = replicated()
 
 
 class AdaptiveFADL:
@@ -86,14 +89,18 @@ class AdaptiveFADL:
     def begin(self) -> AdaptiveState:
         """The state of round 0."""
         plan = torch.tensor([self._settings.inner_iterations, 0, SOONEST])
-        return AdaptiveState(
-            **self._span.begin(), plan=plan, gains=torch.zeros(TRIED, 2, dtype=torch.float64)
-        )
+        gains, first = torch.zeros(TRIED, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        return AdaptiveState(**self._span.begin(), plan=plan, gains=gains, first=first)
 
     def step(self, state: AdaptiveState) -> StepInfo:
         """One round: a gradient, the workers' direction if it is asked for, the minimum over the span."""
         # g = λ w + Σ X_pᵀ l'(z_p): one pass
         g = self._span.gradient(state)
+        # stop where ‖g‖ ≤ ε ‖g⁰‖
+        if state.round == 0:
+            state.first.copy_(g.norm())
+        if float(g.norm()) <= self._settings.tolerance * float(state.first):
+            return StepInfo(done=True)
         # D = λ + Σ (X_p∘X_p)ᵀ l''(z_p) once 4 passes are spent, then rarely: one pass
         self._span.refresh_diagonal(state)
         # V = [kept, −g, −g/D, w], E = X V

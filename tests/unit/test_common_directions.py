@@ -146,7 +146,7 @@ def test_the_minimum_over_the_span(kind):
         assert end - lowest <= 0.03 * (start - lowest) + 1e-9 * start
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     seed=st.integers(0, 1000),
@@ -161,12 +161,15 @@ def test_f_never_rises(kind, seed, spread, regularisation, keep, adaptive):
     method = (
         hpcopt.FADL(approximation="adaptive", keep=keep) if adaptive else hpcopt.CommonDirections(keep=keep)
     )
-    f = hpcopt.simulate(method, recipe, 25, evaluate_every=1)["metrics/loss"].values
-    assert (np.diff(f) <= 4 * np.spacing(f[:-1])).all()
+    problem, state = begun(method, recipe)
+    f = objective(problem, method.model(state))
+    for _ in range(15):
+        steps(method, state, 1)
+        before, f = f, objective(problem, method.model(state))
+        assert f <= before + 4 * np.spacing(before)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("kind", ["logistic", "squared_hinge"])
+@pytest.mark.parametrize(("kind", "adaptive"), [("logistic", False), ("squared_hinge", True)])
 def test_margins_do_not_drift(kind, adaptive):
     """After 200 rounds on bad data kept margins are those of w and of V, and f is the same of both."""
     recipe = KINDS[kind](rows(2, 120, 40, 4.0), workers=3, regularisation=1e-7)

@@ -1,18 +1,12 @@
-"""The minimum of f over w + span V, where the margins E = X V are kept: what two methods hold.
+"""Directions that are kept with their margins, and over whose span f is minimised: what two methods hold.
 
 symbol    name    shape        meaning
-w                 (d here,)    parameters: of every worker here its block of them (see below)
-z = X w           (r,)         margins of the rows here
-V                 (d here, q)  directions: m that are kept, then those of this round
-E = X V           (r, q)       their margins
-s         s       (n, k)       sums of each worker here, one row for each
-a                 (q,)         how far along each direction
-G                 (q, q)       VᵀV
-h, K              (q,), (q, q) gradient and Hessian of f(w + V a) in a
-D                 (d,)         diagonal of the Hessian of f, not of today, replicated
-
-f(w + V a) = Σ l(z + E a) + λ/2 ‖w + V a‖² needs E, G and Vᵀw, but no row of the data and no vector: a Newton
-step costs a sum of q(q + 3)/2 numbers, a trial one number. Lengths of directions are of no importance.
+w         w       (d here,)    parameters: of every worker here its block of them
+z = X w   z       (r,)         margins of the rows here
+V         V       (d here, m)  kept directions: the oldest make room
+E = X V   E       (r, m)       their margins
+D         D       (d,)         diagonal of the Hessian of f as it was some passes ago, replicated
+          spent   (3,)         passes, passes when D was computed (0: not yet), directions that were ever kept
 
 Vectors of V, and w, are spread over the *workers*: worker p of N has coordinates `block(d, N, p)`, whose dot
 products are sums over workers like all others. So they have the same bits on any number of ranks where sums
@@ -22,7 +16,6 @@ need all of them, and w where it is evaluated or z is computed anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -31,16 +24,8 @@ import torch
 from torch import Tensor
 
 from hpcopt.ground.placement import block
-from hpcopt.math.span_newton import (
-    NewtonStep,
-    gram,
-    newton_step,
-    pack,
-    steepest_step,
-    thin_times,
-    thin_transposed_times,
-    unpack,
-)
+from hpcopt.methods.parts.subspace import Found, Subspace
+from hpcopt.methods.parts.subspace import of_rows as of_rows
 from hpcopt.state import State, per_worker, replicated
 
 if TYPE_CHECKING:
@@ -52,22 +37,13 @@ FEWEST, MOST = 8, 40
 """directions that "auto" keeps"""
 STEEPEST, SCALED, ITSELF, ANOTHER = range(4)
 """directions of a round: −g, −g/D, w, and one that a method adds"""
-ARMIJO, HALVINGS, NEWTON_STEPS, WORTH = 1e-4, 30, 8, 0.1
-"""of a step: the part of the promised fall that must be there, how often it is halved; how many there are,
-and which part of what the round has gained one must gain for another to follow"""
 FIRST_DIAGONAL = 4
 """passes before D is computed for the first time"""
-ROUNDING = 1e-16
-"""of Σ l: a decrement below that is none"""
 
 
 @dataclass(kw_only=True)
 class SpanState(State):
-    """Parameters, margins, kept directions with theirs, and D.
-
-    Attributes:
-        spent: passes, passes when D was computed (0: not yet), and directions that were ever kept.
-    """
+    """Parameters, margins, kept directions with theirs, D, and counts."""
 
     w: Tensor = per_worker()
     z: Tensor = per_worker()
@@ -75,25 +51,6 @@ class SpanState(State):
     E: Tensor = per_worker()
     D: Tensor = replicated()
     spent: Tensor = replicated()
-
-
-@dataclass(frozen=True)
-class Small:
-    """The problem in a, at a = 0: what the first Newton step is made of."""
-
-    h: Tensor
-    K: Tensor
-
-
-@dataclass(frozen=True)
-class Found:
-    """The minimum over the span: a, its margins z, by how much f fell, ‖V a‖; and where it began."""
-
-    a: Tensor
-    z: Tensor
-    gain: float
-    length: float
-    small: Small
 
 
 class Span:
@@ -118,6 +75,9 @@ class Span:
         q, here = self.keep + 3 + another, sum(len(coordinates) for coordinates in self._blocks)
         self._V, self._E = w.new_zeros(here, q), w.new_zeros(len(problem.y), q)
         self._new = w.new_zeros(problem.dim, 2)
+        self._subspace = Subspace(
+            problem, reduce, self._V, self._E, self._own, self.keep + STEEPEST, self.keep + ITSELF
+        )
 
     def begin(self) -> dict[str, Any]:
         """The tensors of a `SpanState` of round 0, at w = 0."""
@@ -183,47 +143,14 @@ class Span:
     # --- the minimum ------------------------------------------------------------------------------------
 
     def minimise(self, state: SpanState) -> Found:
-        """Newton's method in a, from a = 0, on the true f. It never rises: a = 0 may remain.
-
-        Should the first decrement be below ‖g‖⁴/gᵀHg, what −g alone promises, the step is along −g: the cut
-        of small eigenvalues may have taken a part of it.
-        """
-        weight = self._problem.regularisation
-        loss, h_l, K_l, G = self._first(state.z)
-        Vw = G[:, self.keep + ITSELF]
-        a, z, gained = torch.zeros_like(h_l), state.z, 0.0
-        small = Small(h_l + weight * Vw, K_l + weight * G)
-        h, K = small.h, small.K
-        for made in range(NEWTON_STEPS):
-            step = newton_step(h, K)
-            if made == 0:
-                step = max(step, steepest_step(h, K, self.keep + STEEPEST), key=_decrement)
-            if not step.decrement > ROUNDING * abs(loss):
-                break
-            # t = 1, ½, ¼, …, until f has fallen by 1e-4 t δ
-            e = self._each_row(self._E, step.p)
-            slope, curvature = float(step.p @ (Vw + G @ a)), float(step.p @ G @ step.p)
-            t, fall, trial = 1.0, 0.0, loss
-            for _ in range(HALVINGS):
-                trial = self._loss(torch.add(z, e, alpha=t))
-                fall = loss - trial - weight * (t * slope + t * t / 2 * curvature)
-                if fall >= ARMIJO * t * step.decrement:
-                    break
-                t /= 2
-            else:
-                break
-            a, z, loss, gained = a + t * step.p, torch.add(z, e, alpha=t), trial, gained + fall
-            if fall < WORTH * gained or made == NEWTON_STEPS - 1:
-                break
-            h_l, K_l = self._again(z)
-            h, K = h_l + weight * (Vw + G @ a), K_l + weight * G
-        return Found(a, z, gained, float((a @ G @ a).clamp(min=0).sqrt()), small)
+        """The minimum of f over w + span V. f never rises: a = 0 may remain."""
+        return self._subspace.minimise(state.z)
 
     def move(self, state: SpanState, found: Found, another: bool = False) -> None:
         """w += V a, z += E a; what is kept: −g/D, the other one if there is one, and the step."""
         if found.length == 0:
             return
-        s, e = self._each(self._V, self._own, found.a), self._each_row(self._E, found.a)
+        s, e = self._subspace.vector(found.a), self._subspace.margins(found.a)
         state.w += s
         state.z.copy_(found.z)
         for new in [SCALED] * bool(state.spent[1]) + [ANOTHER] * another:
@@ -242,75 +169,6 @@ class Span:
         state.V[:, slot], state.E[:, slot] = v, e
         state.spent[2] += 1
 
-    # --- sums over all workers ----------------------------------------------------------------------------
-
-    def _first(self, z: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
-        """Σ l, Eᵀ l', Eᵀ l'' E and G, in one sum."""
-        q = self._E.shape[1]
-        grams = [pack(gram(self._V[own])) for own in self._own]
-        triangle = q * (q + 1) // 2
-        total = self._sum([self._losses(z), self._derivatives(z), self._stack(grams, triangle)])
-        loss, h, K, G = total.split([1, q, triangle, triangle])
-        return float(loss), h.clone(), unpack(K, q), unpack(G, q)
-
-    def _again(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Eᵀ l' and Eᵀ l'' E."""
-        q = self._E.shape[1]
-        h, K = self._sum([self._derivatives(z)]).split([q, q * (q + 1) // 2])
-        return h.clone(), unpack(K, q)
-
-    def _loss(self, z: Tensor) -> float:
-        """Σ l."""
-        return float(self._sum([self._losses(z)]))
-
-    def _losses(self, z: Tensor) -> Tensor:
-        """Of every worker here, (n, 1)."""
-        return self._problem.sums(of_rows(self._problem, self._problem.loss.value, z))[:, None]
-
-    def _derivatives(self, z: Tensor) -> Tensor:
-        """Of every worker here E_pᵀ l' and E_pᵀ l'' E_p, (n, q(q + 3)/2)."""
-        loss, q = self._problem.loss, self._E.shape[1]
-        slope, curvature = (of_rows(self._problem, of, z) for of in (loss.slope, loss.curvature))
-        found = [
-            torch.cat(
-                [
-                    thin_transposed_times(self._E[rows], slope[rows]),
-                    pack(gram(self._E[rows], curvature[rows])),
-                ]
-            )
-            for rows in self._rows
-        ]
-        return self._stack(found, q * (q + 3) // 2)
-
-    def _sum(self, columns: list[Tensor]) -> Tensor:
-        return self._reduce.scalars(torch.cat(columns, 1)).cpu()
-
-    def _stack(self, rows: list[Tensor], width: int) -> Tensor:
-        return torch.stack(rows) if rows else self._E.new_zeros(0, width, dtype=torch.float64)
-
-    def _each_row(self, A: Tensor, a: Tensor) -> Tensor:
-        return self._each(A, self._rows, a)
-
-    def _each(self, A: Tensor, spans: list[slice], a: Tensor) -> Tensor:
-        """A a, worker by worker."""
-        product = A.new_empty(len(A))
-        for span in spans:
-            product[span] = thin_times(A[span], a)
-        return product
-
-
-def of_rows(problem: LinearProblem, of: Callable[[Tensor, Tensor], Tensor], z: Tensor) -> Tensor:
-    """l, l' or l'' of margins z and the targets, (r,), worker by worker.
-
-    torch computes exponentials of the last few numbers of a vector in another way than those before them: of
-    all rows at once, a worker's numbers would depend on who else lives here.
-    """
-    values = torch.empty_like(z)
-    for i in range(problem.share.n):
-        rows = problem.span(i)
-        values[rows] = of(z[rows], problem.y[rows])
-    return values
-
 
 def kept(d: int) -> int:
     """Directions for which m²/2 numbers are at most a tenth of d; at least 8, at most 40."""
@@ -321,7 +179,3 @@ def _unit(v: Tensor) -> Tensor:
     """v/‖v‖, or 0."""
     length = torch.linalg.vector_norm(v)
     return v / length if length > 0 else torch.zeros_like(v)
-
-
-def _decrement(step: NewtonStep) -> float:
-    return step.decrement
