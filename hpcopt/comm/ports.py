@@ -93,6 +93,16 @@ class Gradients(Protocol):
         """Their weighted sum."""
 
 
+class Products(Protocol):
+    """What a contribution needs of a linear problem: see `hpcopt.problems.linear_problem.LinearProblem`."""
+
+    def transposed(self, c: Tensor, out: Tensor) -> None:
+        """out += Xᵀ c, (d,)."""
+
+    def transposed_each(self, c: Tensor, out: Tensor) -> None:
+        """out_i += X_pᵀ c_p, (n, d)."""
+
+
 class Contribution(Protocol):
     """What the workers here contribute to a sum over all N workers: one sum after the other, in one buffer.
 
@@ -111,6 +121,9 @@ class Contribution(Protocol):
 
     def add_hvps(self, problem: Gradients, x: Tensor, v: Tensor, draw: Any = None) -> Contribution:
         """Adds ω_n ∇²f_n(x) v of every worker here; x and v are (d,) or (n, d). Gives itself."""
+
+    def add_transposed(self, problem: Products, c: Tensor) -> Contribution:
+        """Adds X_pᵀ c_p of every worker here, c (r,) a number of each of their rows. Gives itself."""
 
     def sum(self) -> Tensor:
         """The sum over all workers, (m,), the same bits everywhere; until this is used again. Collective."""
@@ -160,8 +173,15 @@ class Reducer(Protocol):
     def own(self, size: int) -> range:
         """This rank's slice of a vector of length ``size``."""
 
-    def allgather(self, piece: Tensor, size: int) -> Tensor:
-        """The whole vector, (size,), from every rank's slice of it."""
+    def allgather(self, piece: Tensor, size: int, by_worker: bool = False) -> Tensor:
+        """The whole vector, (size,), from every rank's slice of it.
+
+        Args:
+            piece: this rank's.
+            size: of the vector.
+            by_worker: slices are those of the workers, worker p's being `block(size, N, p)`, and a rank has
+                those of its workers. Where they begin then does not depend on the number of ranks.
+        """
 
     def free(self) -> None:
         """Frees buffers and communicators. Collective."""

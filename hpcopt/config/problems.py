@@ -21,6 +21,9 @@ PROBLEM_TABLES = {
     "quadratic": "hpcopt.problems.quadratic:Quadratic",
     "toy_logistic": "hpcopt.problems.toy_logistic:ToyLogistic",
     "network": "hpcopt.config.problems:NetworkTable",
+    "logistic": "hpcopt.config.linear:LogisticTable",
+    "squared_hinge": "hpcopt.config.linear:SquaredHingeTable",
+    "least_squares": "hpcopt.config.linear:LeastSquaresTable",
 }
 """loaded by name when a config needs one; none of them imports torch before it is bound"""
 FACTORY = "hpcopt.problems.custom:CustomTable"

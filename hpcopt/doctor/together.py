@@ -37,7 +37,7 @@ _HDF5 = (
     "start in a directory on the cluster's parallel file system (Lustre, GPFS, BeeGFS); try "
     "OMPI_MCA_io=^ompio, and see that h5py and mpi4py use the same MPI"
 )
-_NO_GRAPHS = 'methods that average between neighbours need them: pip install "hpcopt[graphs]"'
+_NO_GRAPHS = 'methods that average between neighbours need them: pip install "hpcopt[run]"'
 _CORES = "start fewer ranks per node, ask for more cores (--cpus-per-task), look at mpirun --bind-to, or set "
 ALLREDUCE_BYTES = 1 << 20
 GOSSIP_COLUMNS = 100_000

@@ -82,6 +82,8 @@ class Evaluator:
         values, rows = self._means(evaluation)
         if problem.optimal_value is not None:
             values["gap"] = values["loss"] - problem.optimal_value
+            if problem.optimal_value > 0:
+                values["relative_gap"] = values["gap"] / problem.optimal_value
         for name, part in problem.scores(X, buffers).items():
             values[name] = problem.score(name, torch.from_numpy(self._ranks.rows(part.numpy())))
         personal = {"loss"} if common else set(rows)

@@ -9,22 +9,34 @@ from hpcopt.math.mixing import Mixing, check, mixing
 
 if TYPE_CHECKING:
     from hpcopt.config.methods import MixingTable
+    from hpcopt.problems.base import Problem
 
 
-def agreeing(settings: MixingTable, N: int, seed: int, keeps_mean: bool = False) -> tuple[Mixing, str]:
+def agreeing(settings: MixingTable, problem: Problem, keeps_mean: bool = False) -> tuple[Mixing, str]:
     """The matrices W of a run, and in words the graph and how fast it mixes.
 
     Args:
         settings: topology and weights.
-        N: workers.
-        seed: of random graphs.
+        problem: whose N workers these are.
         keeps_mean: whether W has to keep the mean over the workers.
 
     Raises:
         UserError: there is no such topology or mixing matrix, it never leads to agreement, or not to what is
-            needed.
+            needed, or workers would have to count by their rows.
     """
-    found = mixing(settings.topology, settings.mixing, N, probability=settings.probability, seed=seed)
+    share = problem.share
+    if not problem.equal_weights:
+        raise UserError(
+            "run.method: its workers count the same, but in this problem they count by their rows, and have "
+            "different numbers of them; take a method with one model for all, or set samples_per_worker"
+        )
+    found = mixing(
+        settings.topology,
+        settings.mixing,
+        share.total,
+        probability=settings.probability,
+        seed=share.seed,
+    )
     report = check(found)  # of a large graph the spectrum takes seconds
     if not report.gap:
         raise UserError(

@@ -63,7 +63,7 @@ def graph(
     try:
         import networkx
     except ImportError as error:
-        raise UserError(f'topology = "{topology}" needs networkx: pip install "hpcopt[graphs]"') from error
+        raise UserError(f'topology = "{topology}" needs networkx: pip install "hpcopt[run]"') from error
     result = networkx.Graph()
     result.add_nodes_from(range(N))
     result.add_edges_from(_edges(topology, N, probability, seed, path))

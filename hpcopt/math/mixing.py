@@ -223,7 +223,7 @@ def _check_scipy(topology: str) -> None:
     try:
         import scipy.sparse  # noqa: F401
     except ImportError as error:
-        raise UserError(f'topology = "{topology}" needs scipy: pip install "hpcopt[graphs]"') from error
+        raise UserError(f'topology = "{topology}" needs scipy: pip install "hpcopt[run]"') from error
 
 
 def _one_peer(N: int, weights: str) -> tuple[csr_array, ...]:

@@ -57,8 +57,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
             UserError: no parameter is private, or all are; or as `agreeing`.
         """
         check_split(problem.layout, "DePRL")
-        share = problem.share
-        self._mixing, self._note = agreeing(self.settings, share.total, share.seed)
+        self._mixing, self._note = agreeing(self.settings, problem)
 
     def start(self, problem: Problem, ports: Ports) -> DePRLState:
         """See `Method`."""

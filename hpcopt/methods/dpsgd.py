@@ -47,8 +47,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises as `agreeing`."""
-        share = problem.share
-        self._mixing, self._note = agreeing(self.settings, share.total, share.seed)
+        self._mixing, self._note = agreeing(self.settings, problem)
 
     def start(self, problem: Problem, ports: Ports) -> DPSGDState:
         """See `Method`."""

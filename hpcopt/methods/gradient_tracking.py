@@ -49,8 +49,7 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises as `agreeing`."""
-        share = problem.share
-        self._mixing, self._note = agreeing(self.settings, share.total, share.seed, keeps_mean=True)
+        self._mixing, self._note = agreeing(self.settings, problem, keeps_mean=True)
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""

@@ -118,9 +118,12 @@ class Problem(ABC):
         share: which workers live here.
         layout: names, shapes and places of the parameters.
         weights: ω_n of the workers here, (n,).
+        equal_weights: whether ω_n is the same for all N workers.
         rows: training rows of each worker here, (n,) int64.
         total_rows: training rows of all N workers.
         samples: sample gradients computed here so far (a Hessian-vector product counts as two).
+        scale: f is as many times what gradients and Hessian-vector products are of: the number of rows where
+            f is a sum over rows, so that a learning rate means the same as for a mean.
         buffers: what is neither a parameter nor data, such as BatchNorm statistics: (n, b); part of the
             checkpoint, and averaged over workers before one model for all is evaluated.
         optimum: the known minimiser x*, (d,), or None.
@@ -132,6 +135,7 @@ class Problem(ABC):
     optimal_value: float | None = None
     newcomers: Newcomers | None = None
     samples: int = 0
+    scale: float = 1.0
 
     def __init__(
         self,
@@ -153,6 +157,7 @@ class Problem(ABC):
         self.rows = every[share.workers.start : share.workers.stop]
         self.total_rows = sum(rows)
         counts = every if weights == "rows" else torch.ones(share.total)
+        self.equal_weights = bool((counts == counts[0]).all())
         ours = counts[share.workers.start : share.workers.stop].double() / counts.double().sum()
         self.weights = ours.to(share.device, share.dtype)
         self.buffers = self._zeros(share.n, 0)
@@ -172,7 +177,7 @@ class Problem(ABC):
 
     def batches_per_epoch(self, i: int) -> int:
         """How many mini-batches worker i (from 0 here) has in an epoch."""
-        return max(1, int(self.rows[i]) // self.batch_rows(i, Draw(0)))
+        return max(1, int(self.rows[i]) // max(1, self.batch_rows(i, Draw(0))))
 
     def rows_of(self, d: int) -> Tensor:
         """Room for d numbers of each worker here, (n, d), rows aligned so that gradients need no copy."""

@@ -126,7 +126,7 @@ def test_networkx_is_imported_when_it_is_used():
 @pytest.mark.parametrize("package", ["networkx", "scipy.sparse"])
 def test_a_missing_package_is_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf'needs {package.split(".")[0]}: pip install "hpcopt\[graphs\]"'):
+    with pytest.raises(UserError, match=rf'needs {package.split(".")[0]}: pip install "hpcopt\[run\]"'):
         mixing("ring", "metropolis", 4)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hpcopt.comm.ports import Gradients
+from hpcopt.comm.ports import Gradients, Products
 from hpcopt.math.flat import buffer
 
 Total = Callable[[Tensor], Tensor]
@@ -75,6 +75,12 @@ class Buffer:
             problem.total_hvp(x, v, draw, out=self.memory)
         else:
             self.memory += problem.total_hvp(x, v, draw)
+        return self
+
+    def add_transposed(self, problem: Products, c: Tensor) -> Buffer:
+        """See `Contribution`."""
+        self._begin()
+        (problem.transposed_each if self._apart else problem.transposed)(c, self.memory)
         return self
 
     def sum(self) -> Tensor:

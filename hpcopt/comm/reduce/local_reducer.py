@@ -56,7 +56,7 @@ class LocalReducer:
         """See `Reducer`."""
         return range(size)
 
-    def allgather(self, piece: Tensor, size: int) -> Tensor:
+    def allgather(self, piece: Tensor, size: int, by_worker: bool = False) -> Tensor:
         """See `Reducer`."""
         assert len(piece) == size
         self._count("gather", time.perf_counter(), piece, gather_bytes, 0.5)

@@ -93,10 +93,13 @@ class MPIReducer:
         """See `Reducer`."""
         return block(size, self._comm.size, self._comm.rank)
 
-    def allgather(self, piece: Tensor, size: int) -> Tensor:
+    def allgather(self, piece: Tensor, size: int, by_worker: bool = False) -> Tensor:
         """See `Reducer`. Collective."""
         start = time.perf_counter()
-        whole = self._gather(piece, sizes(size, self._comm.size))
+        counts = sizes(size, self._placement.total if by_worker else self._comm.size)
+        if by_worker:
+            counts = [sum(counts[w] for w in self._placement.at(rank)) for rank in range(self._comm.size)]
+        whole = self._gather(piece, counts)
         nbytes = size * piece.element_size()
         sent, workers = (gather_bytes(nbytes, parts) for parts in (self._comm.size, self._placement.total))
         payload = piece.numel() * piece.element_size()

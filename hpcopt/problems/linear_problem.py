@@ -1,0 +1,282 @@
+"""The workers of a linear problem: margins, sums over rows, and what every other method asks of a problem."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.math.average_precision import average_precision
+from hpcopt.math.flat import Layout, aligned
+from hpcopt.problems.base import Draw, Evaluation, Problem, row
+from hpcopt.problems.batches import Batches
+from hpcopt.problems.linear_rows import LinearRows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from hpcopt.math.matrix import Matrix
+    from hpcopt.problems.base import Part, Ready, Share
+    from hpcopt.problems.data import Partition
+    from hpcopt.problems.linear import Linear
+    from hpcopt.problems.linear_rows import Labelled
+
+
+class LinearProblem(Problem):
+    """The workers here, with their rows one after the other, r in all; ``span(i)`` are those of worker i.
+
+    symbol    shape    meaning
+    X         (r, d)   the rows here, dense or sparse, the last column being 1 where there is a bias
+    y         (r,)     their targets
+    z         (r,)     margins X w
+    X_p, y_p           those of one worker
+    λ                  regularisation × rows of all workers
+
+    Methods for linear models use `margins` and what follows it; all others see f/n, as `Problem` says.
+
+    Attributes:
+        loss: l, with its derivatives.
+        regularisation: λ.
+        y: targets of the rows here, (r,).
+        products: products X w and X_pᵀ c of all rows here so far (of some of the rows: that fraction).
+    """
+
+    def __init__(self, share: Share, recipe: Linear, parts: Partition) -> None:
+        """Reads the workers' rows.
+
+        Raises:
+            UserError: a number is not finite.
+        """
+        table, features = recipe.table, math.prod(recipe.data.train.shape)
+        names = [("weight", (features,)), ("bias", (1,))] if table.bias else [("weight", (features,))]
+        super().__init__(share, Layout.of(names), [len(rows) for rows in parts.train], "rows")
+        self.loss, self.regularisation = recipe.loss, table.regularisation * self.total_rows
+        self.scale = float(self.total_rows)
+        self.optimal_value = table.optimum
+        self._recipe, self._parts = recipe, parts
+        self._train = self._read(recipe.train, parts.train)
+        self.y = self._train.y
+        self._batches = Batches(share, self.rows.tolist(), table.batch_size)
+        self.products = 0.0
+
+    # --- for methods that know that the model is linear ------------------------------------------
+
+    def span(self, i: int) -> slice:
+        """Which of the rows here are those of worker i (from 0 here)."""
+        return self._train.span(i)
+
+    def rows_of_worker(self, i: int) -> Matrix:
+        """X_p of worker i (from 0 here); a sparse one's memory is that of X."""
+        return self._train.blocks[i]
+
+    def margins(self, w: Tensor) -> Tensor:
+        """z = X w, (r,), of w (d,); or X W, (r, m), of W (d, m). One product."""
+        self.products += 1
+        if self._train.whole is not None:
+            return self._train.whole.times(w)
+        z = w.new_empty(len(self.y), *w.shape[1:])
+        for i, block in enumerate(self._train.blocks):
+            z[self.span(i)] = block.times(w)
+        return z
+
+    def transposed(self, c: Tensor, out: Tensor) -> None:
+        """out += Xᵀ c, (d,), of c (r,): all workers here together. One product."""
+        self.products += 1
+        self.samples += len(c)
+        if self._train.whole is not None:
+            out += self._train.whole.transposed_times(c)
+            return
+        for i, block in enumerate(self._train.blocks):
+            out += block.transposed_times(c[self.span(i)])
+
+    def transposed_each(self, c: Tensor, out: Tensor) -> None:
+        """out_i += X_pᵀ c_p of every worker here, out (n, d). One product."""
+        self.products += 1
+        self.samples += len(c)
+        for i, block in enumerate(self._train.blocks):
+            out[i] += block.transposed_times(c[self.span(i)])
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Of numbers of each row here, (r, …), the sum of each worker's, (n, …) float64."""
+        each = [aligned(values[self.span(i)]).sum(0, dtype=torch.float64) for i in range(self.share.n)]
+        return torch.stack(each) if each else values.new_zeros(0, *values.shape[1:], dtype=torch.float64)
+
+    # --- what every problem has ------------------------------------------------------------------
+
+    def initial(self) -> Tensor:
+        """w = 0, (d,)."""
+        return self._zeros(self.dim)
+
+    def batch_rows(self, i: int, draw: Draw | None) -> int:
+        """See `Problem`."""
+        return self._batches.count(i, draw)
+
+    def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
+        """See `Problem`."""
+        losses = self._zeros(self.share.n)
+        for i in range(self.share.n):
+            w, (rows, y, factor) = row(X, i), self._batch(i, draw)
+            penalty = self.regularisation / 2 * torch.dot(w, w)
+            losses[i] = factor * self.loss.value(rows.times(w), y).sum() + penalty
+        return losses
+
+    def gradients(
+        self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """See `Problem`."""
+        out = self._zeros(self.share.n, self.dim) if out is None else out
+        for i, weight in enumerate(self._scales(weighted)):
+            self._add_gradient(i, row(X, i), draw, weight, out[i])
+        return out
+
+    def total_gradient(
+        self, X: Tensor, draw: Draw | None = None, *, out: Tensor | None = None, ready: Ready | None = None
+    ) -> Tensor:
+        """See `Problem`; of one model and all rows in two products."""
+        out = self._zeros(self.dim) if out is None else out.zero_()
+        if X.ndim == 1 and all(self.batch_rows(i, draw) == int(rows) for i, rows in enumerate(self.rows)):
+            self.transposed(self.loss.slope(self.margins(X), self.y), out)
+            return out.add_(X, alpha=self.regularisation * float(self.weights.sum())).div_(self.scale)
+        for i, weight in enumerate(self._scales(True)):
+            self._add_gradient(i, row(X, i), draw, weight, out)
+        return out
+
+    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        out = torch.zeros_like(x)
+        self._add_gradient(i, aligned(x), draw, 1.0, out)
+        return self.layout.tensors(out, part)
+
+    def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
+        """See `Problem`."""
+        out = self._zeros(self.share.n, self.dim)
+        for i, weight in enumerate(self._scales(weighted)):
+            self._add_hvp(i, row(X, i), row(V, i), draw, weight, out[i])
+        return out
+
+    def total_hvp(
+        self, X: Tensor, V: Tensor, draw: Draw | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """See `Problem`."""
+        out = self._zeros(self.dim) if out is None else out.zero_()
+        for i, weight in enumerate(self._scales(True)):
+            self._add_hvp(i, row(X, i), row(V, i), draw, weight, out)
+        return out
+
+    @torch.no_grad()
+    def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
+        """Training loss, and what test rows say.
+
+        ``loss``: f, a sum over rows, with the regulariser. ``test_loss``: the mean over test rows, without.
+        ``generalisation_gap``: that minus the same mean over training rows. ``accuracy``: of the sign, for
+        labels ±1. A model for all is tested on all test rows, models of the workers' own on their own.
+        """
+        common, result, recipe = X.ndim == 1, Evaluation(), self._recipe
+        sums = self._sums(self._train, X)
+        penalties = self.regularisation / 2 * _squares(X).cpu().double()
+        result.add(
+            "loss", sums * (self.total_rows / self.rows.double().clamp(min=1)) + penalties, self.weights
+        )
+        if recipe.test is None:
+            return result
+        tests = self._even_test if common else self._own_test
+        counts = torch.tensor([len(tests.of(i)) for i in range(self.share.n)], dtype=torch.float64)
+        weights = counts if common else (counts > 0).double()
+        test_losses = self._sums(tests, X) / counts.clamp(min=1)
+        result.add("test_loss", test_losses, weights)
+        if common:  # Σ gap_p weight_p / Σ weight_p is the difference of the means over all rows of each kind
+            gaps = test_losses * counts / len(recipe.test.targets) - sums / self.total_rows
+            result.add("generalisation_gap", gaps * self.share.total, torch.ones(self.share.n))
+        else:
+            result.add("generalisation_gap", test_losses - sums / self.rows.clamp(min=1), weights)
+        if recipe.signed:
+            right = torch.zeros(self.share.n, dtype=torch.float64)
+            for i, z in enumerate(self._decisions(tests, X)):
+                right[i] = ((z > 0) == (tests.of(i) > 0)).sum()
+            result.add("accuracy", right / counts.clamp(min=1), weights)
+        return result
+
+    @torch.no_grad()
+    def scores(self, X: Tensor, buffers: Tensor | None = None) -> dict[str, Tensor]:
+        """``auprc``: decision value and label of the test rows here, (r, 2)."""
+        if self._recipe.test is None or not self._recipe.signed:
+            return {}
+        tests = self._even_test if X.ndim == 1 else self._own_test
+        decisions = enumerate(self._decisions(tests, X))
+        pairs = [torch.stack([z, tests.of(i)], 1).cpu().double() for i, z in decisions]
+        return {"auprc": torch.cat([*pairs, torch.zeros(0, 2, dtype=torch.float64)])}
+
+    def score(self, name: str, rows: Tensor) -> float:
+        """The area under the curve of precision over recall of all test rows."""
+        return average_precision(rows[:, 0].numpy(), rows[:, 1].numpy() > 0)
+
+    # --- within ----------------------------------------------------------------------------------
+
+    def _batch(self, i: int, draw: Draw | None) -> tuple[Matrix, Tensor, float]:
+        """Rows of worker i in a draw, their targets, and n over their number."""
+        X, y = self._train.blocks[i], self.y[self.span(i)]
+        chosen = self._batches.select(i, draw)
+        if chosen is not None:
+            X, y = X.pick(chosen), y[chosen]
+        return X, y, self.total_rows / max(1, len(y))
+
+    def _add_gradient(self, i: int, w: Tensor, draw: Draw | None, weight: float, out: Tensor) -> None:
+        X, y, factor = self._batch(i, draw)
+        c = self.loss.slope(X.times(w), y)
+        out.add_(X.transposed_times(c), alpha=weight * factor / self.scale)
+        out.add_(w, alpha=weight * self.regularisation / self.scale)
+        self._count(i, len(y), 1)
+
+    def _add_hvp(self, i: int, w: Tensor, v: Tensor, draw: Draw | None, weight: float, out: Tensor) -> None:
+        X, y, factor = self._batch(i, draw)
+        c = self.loss.curvature(X.times(w), y) * X.times(v)
+        out.add_(X.transposed_times(c), alpha=weight * factor / self.scale)
+        out.add_(v, alpha=weight * self.regularisation / self.scale)
+        self._count(i, len(y), 2)
+
+    def _count(self, i: int, rows: int, times: int) -> None:
+        self.samples += times * rows
+        self.products += (1 + times) * rows / max(1, len(self.y))
+
+    def _scales(self, weighted: bool) -> list[float]:
+        return self.weights.tolist() if weighted else [1.0] * self.share.n
+
+    def _sums(self, rows: LinearRows, X: Tensor) -> Tensor:
+        """Σ l of each worker's rows, (n,) float64."""
+        sums = torch.zeros(self.share.n, dtype=torch.float64)
+        for i, z in enumerate(self._decisions(rows, X)):
+            sums[i] = self.loss.value(z, rows.of(i)).sum(dtype=torch.float64)
+        return sums
+
+    def _decisions(self, rows: LinearRows, X: Tensor) -> list[Tensor]:
+        return [block.times(row(X, i)) for i, block in enumerate(rows.blocks)]
+
+    @cached_property
+    def _even_test(self) -> LinearRows:
+        """Every worker's even slice of all test rows, for a model of all."""
+        assert self._recipe.test is not None
+        return self._read(
+            self._recipe.test, np.array_split(np.arange(len(self._recipe.test.targets)), self.share.total)
+        )
+
+    @cached_property
+    def _own_test(self) -> LinearRows:
+        """Test rows that are distributed like each worker's training rows, for models of their own."""
+        assert self._recipe.test is not None
+        assert self._parts.test is not None
+        return self._read(self._recipe.test, self._parts.test)
+
+    def _read(self, source: Labelled, numbers: Sequence[NDArray[np.int64]]) -> LinearRows:
+        mine = [numbers[worker] for worker in self.share.workers]
+        return LinearRows(self._recipe.data.name, source, mine, self._recipe.table.bias, self.share)
+
+
+def _squares(X: Tensor) -> Tensor:
+    """‖x‖² of one model or of each."""
+    return X.square().sum(-1)
