@@ -222,7 +222,7 @@ class LocalModelsTable(Table):
     """cg: conjugate gradients, for "quadratic" alone; tron: Newton steps in a trust region; svrg, sgd: one
     row after the other, for "linear" alone; auto: cg where it applies, else tron"""
     inner_lr: Positive | None = None
-    """learning rate of svrg, sgd and the warm start, for f divided by its rows; from their norms if not given"""
+    """learning rate of svrg, sgd and the warm start, for f over its rows; from their norms if not given"""
     combination: Literal["uniform", "rows"] = "uniform"
     """weights of the workers' steps: equal for all that have rows, or in proportion to these"""
     angle: Fraction = 0.0
