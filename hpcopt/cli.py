@@ -189,6 +189,17 @@ def data_info(file: Annotated[Path, typer.Argument(metavar="FILE.h5")]) -> None:
     _print_info(file)
 
 
+@data.command("optimum")
+def data_optimum(
+    config: Annotated[Path, typer.Argument(help="The TOML file.")], overrides: Overrides = None
+) -> None:
+    """Compute the smallest value of a linear problem's objective; prints the line for [problem]."""
+    from hpcopt.config import load
+    from hpcopt.engine.optimum import optimum
+
+    typer.echo(f"optimum = {optimum(load(config, overrides or []))!r}")
+
+
 def main() -> None:
     """The entry point: errors become one message from rank 0 and the exit code of the contract."""
     # typer's command line errors: click's, or those of the copy of click inside newer versions of typer

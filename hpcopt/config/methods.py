@@ -222,7 +222,7 @@ class LocalModelsTable(Table):
     """cg: conjugate gradients, for "quadratic" alone; tron: Newton steps in a trust region; svrg, sgd: one
     row after the other, for "linear" alone; auto: cg where it applies, else tron"""
     inner_lr: Positive | None = None
-    """learning rate of svrg, sgd and the warm start, per row of the sum; from the rows' norms if not given"""
+    """learning rate of svrg, sgd and the warm start, for f over its rows; from their norms if not given"""
     combination: Literal["uniform", "rows"] = "uniform"
     """weights of the workers' steps: equal for all that have rows, or in proportion to these"""
     angle: Fraction = 0.0
@@ -282,8 +282,9 @@ class LBFGSTable(Table):
     fixed = frozenset({"memory"})
     memory: Count = 10
     """m: pairs of steps and changes of the gradient that are kept, 2m vectors on every rank"""
-    wolfe: Annotated[float, Field(gt=1e-4, lt=1)] = 0.9
-    """how small the slope at the end of a step has to be, relative to that at its beginning"""
+    wolfe: Annotated[float, Field(gt=1e-4, lt=1)] | Literal["auto"] = "auto"
+    """how small the slope at the end of a step has to be, relative to that at its beginning; "auto": 0.1 on a
+    linear model, where trials cost no pass, else 0.9"""
 
 
 class AveragingTable(Table):

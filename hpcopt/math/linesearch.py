@@ -112,7 +112,7 @@ def _between(low: _Point, high: _Point) -> float:
         return middle
     a = low.slope + high.slope - 3 * (high.value - low.value) / width
     root = a * a - low.slope * high.slope
-    if root < 0:
+    if not 0 <= root < math.inf:
         return middle
     b = math.sqrt(root)
     below = high.slope - low.slope + 2 * b

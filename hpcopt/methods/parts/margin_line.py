@@ -31,19 +31,20 @@ class MarginLine:
     def value(self, w: Tensor, z: Tensor) -> float:
         """f(w). Collective."""
         problem = self._problem
-        sums = problem.sums(problem.loss.value(z, problem.y)[:, None])
+        sums = problem.sums(problem.of_rows(problem.loss.value, z)[:, None])
         return problem.regularisation / 2 * _dot(w, w) + float(self._reduce.scalars(sums))
 
     def along(self, w: Tensor, d: Tensor, z: Tensor, e: Tensor) -> Along:
         """t -> f(w + t d) and its derivative in t, for `hpcopt.math.linesearch.search`. Collective."""
         problem, reduce = self._problem, self._reduce
-        loss, y, strength = problem.loss, problem.y, problem.regularisation
+        loss, strength = problem.loss, problem.regularisation
         ww, wd, dd = _dot(w, w), _dot(w, d), _dot(d, d)
 
         def at(t: float) -> tuple[float, float]:
             # [Σ l(z + t e), Σ l'(z + t e) e]
             moved = torch.add(z, e, alpha=t)
-            pair = torch.stack([loss.value(moved, y), loss.slope(moved, y) * e], 1)
+            values, slopes = (problem.of_rows(of, moved) for of in (loss.value, loss.slope))
+            pair = torch.stack([values, slopes * e], 1)
             value, slope = reduce.scalars(problem.sums(pair)).tolist()
             # λ/2 ‖w + t d‖² and its derivative, exactly
             value += strength / 2 * (ww + 2 * t * wd + t * t * dd)
