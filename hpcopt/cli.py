@@ -66,7 +66,7 @@ def resume(
 @app.command()
 def init(
     method: Annotated[str, typer.Argument(help="The method.")],
-    problem: Annotated[str, typer.Option(help="The kind of problem.")] = "network",
+    problem: Annotated[str | None, typer.Option(help="The kind of problem [default: one it is for].")] = None,
 ) -> None:
     """Print a commented config to start from."""
     from hpcopt.config import template

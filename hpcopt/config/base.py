@@ -17,6 +17,8 @@ class Table(BaseModel):
 
     fixed: ClassVar[frozenset[str]] = frozenset()
     """keys that a run cannot change when it goes on, because what it carries along depends on them"""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """of a method: the built-in problems that it is for; all of them if none is named"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hpcopt.config import methods
 from hpcopt.config.base import LearningRate, Table
 from hpcopt.config.explain import explained
-from hpcopt.config.problems import ProblemTable, kinds, problem_class
+from hpcopt.config.problems import PROBLEM_TABLES, ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
 from hpcopt.ground.words import suggestion
@@ -123,6 +123,9 @@ def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table
     assert run is not None
     assert method is not None
     assert problem is not None
+    if method.kinds and problem.kind in PROBLEM_TABLES and problem.kind not in method.kinds:
+        allowed = ", ".join(f'"{kind}"' for kind in method.kinds)
+        _fail(source, [f'[problem] kind = "{problem.kind}": {run.method} is for {allowed}'])
     config = _resolve(RunConfig(run, method, problem))
     _fail(source, _unwritable(config))
     return config

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, Literal
 
 from hpcopt.config.base import Count, Positive
-from hpcopt.config.problems import PartitionTable
+from hpcopt.config.problems import PartitionTable, load_place
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Recipe
@@ -28,21 +26,16 @@ class LinearTable(PartitionTable):
     """λ/n: of λ/2 ‖w‖², divided by the number of training rows n"""
     optimum: float | None = None
     """f*, the smallest value of the objective, from `hpcopt data optimum`: for gap and relative_gap"""
+    weights: Literal["rows"] = "rows"
+    """ω of the objective Σ ω_n f_n: all rows count the same, so that a worker counts by its rows"""
     batch_size: Count | Literal["full"] = "full"
     """rows per mini-batch and worker, for methods that use such"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _weights_are_the_rows(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "weights" in values:
-            raise ValueError("weights: in a linear problem all rows count the same; leave this key out")
-        return values
-
     def recipe(self) -> Recipe:
         """The problem; raises `UserError` where there is no such data set, or it has other labels."""
-        from hpcopt.problems.linear import LINEAR
-
-        return LINEAR[type(self)].of(self)
+        kind = type(self).__name__.removesuffix("Table")
+        recipe: Recipe = load_place(f"hpcopt.problems.linear:{kind}").of(self)
+        return recipe
 
 
 class LogisticTable(LinearTable):

@@ -194,7 +194,13 @@ class DePRLTable(OverlapTable, OwnStepsTable):
         return self
 
 
-class SpanTable(Table):
+class MarginsTable(Table):
+    """Mixed into every method that needs the margins of a linear model."""
+
+    kinds = ("logistic", "squared_hinge", "least_squares")
+
+
+class SpanTable(MarginsTable):
     """How f is minimised over a few directions with kept margins; mixed into every method that does so."""
 
     fixed = frozenset({"keep"})
@@ -207,7 +213,7 @@ class SpanTable(Table):
     """rounds between computations of the margins from the model, against rounding; each is half a pass"""
 
 
-class LocalModelsTable(Table):
+class LocalModelsTable(MarginsTable):
     """How workers minimise models of the objective; mixed into every method that averages such steps."""
 
     approximation: Literal["quadratic", "hybrid", "nonlinear", "linear", "adaptive"] = "quadratic"
@@ -265,7 +271,7 @@ class CommonDirectionsTable(SpanTable):
     """The true objective minimised over the gradient and a few directions that are kept (SESOP, 2005)."""
 
 
-class TRONTable(Table):
+class TRONTable(MarginsTable):
     """Newton's method by conjugate gradients on all rows of a linear model (TRON, TERA; JMLR 9, 2008)."""
 
     preconditioner: Literal["none", "diagonal"] = "none"
@@ -287,7 +293,7 @@ class LBFGSTable(Table):
     linear model, where trials cost no pass, else 0.9"""
 
 
-class AveragingTable(Table):
+class AveragingTable(MarginsTable):
     """Every worker minimises its own objective, once, and the models are averaged; a linear model."""
 
     combination: Literal["rows", "uniform"] = "rows"
@@ -296,7 +302,7 @@ class AveragingTable(Table):
     """a worker has its minimum where the gradient is so many times what it was at 0"""
 
 
-class CoCoATable(Table):
+class CoCoATable(MarginsTable):
     """Workers ascend the dual of a linear model on rows of their own (CoCoA+, JMLR 18(230), 2018)."""
 
     local_passes: Count = 10

@@ -130,7 +130,7 @@ class NetworkTable(PartitionTable):
 
     def recipe(self) -> Recipe:
         """The network; raises `UserError` where there is no such data set, or the model cannot take it."""
-        return _load("hpcopt.problems.network:BuiltInNetwork")(self)
+        return load_place("hpcopt.problems.network:BuiltInNetwork")(self)
 
 
 def problem_class(kind: Any) -> type[ProblemTable]:
@@ -143,9 +143,9 @@ def problem_class(kind: Any) -> type[ProblemTable]:
         hint = suggestion(kind, PROBLEM_TABLES) if isinstance(kind, str) else ""
         raise UserError(f"kind = {kind!r}: no such problem{hint}; allowed: {kinds()}")
     if kind in PROBLEM_TABLES:
-        return _load(PROBLEM_TABLES[kind])
+        return load_place(PROBLEM_TABLES[kind])
     own = None if kind == IN_PYTHON else _own(kind)
-    return own if isinstance(own, type) and issubclass(own, ProblemTable) else _load(FACTORY)
+    return own if isinstance(own, type) and issubclass(own, ProblemTable) else load_place(FACTORY)
 
 
 def kinds() -> str:
@@ -163,7 +163,8 @@ def _own(kind: str) -> Any:
         return None
 
 
-def _load(place: str) -> Any:
+def load_place(place: str) -> Any:
+    """What "module:name" stands for."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 

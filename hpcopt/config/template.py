@@ -14,13 +14,17 @@ from hpcopt.config.run import RunTable
 from hpcopt.errors import UserError
 
 
-def template(method: str, kind: str = "network") -> str:
+def template(method: str, kind: str | None = None) -> str:
     """A complete config for a method and a kind of problem, every key with its meaning and default.
+
+    Without a kind it is a network, or the first kind that the method is for.
 
     Raises:
         UserError: an unknown method or kind, or a factory, whose keys are known to itself alone.
     """
-    settings, problem = method_table(method), problem_class(kind)
+    settings = method_table(method)
+    kind = kind or next(iter(settings.kinds), "network")
+    problem = problem_class(kind)
     if problem.model_config["extra"] == "allow":
         raise UserError(f"{kind}: a function takes what it takes; only of a class are the keys known")
     return "\n".join(

@@ -180,8 +180,3 @@ class LeastSquares(Linear):
 
     keys, loss = LeastSquaresTable, SquaredLoss()
     classifies = False
-
-
-LINEAR: dict[type[LinearTable], type[Linear]] = {
-    kind.keys: kind for kind in (Logistic, SquaredHinge, LeastSquares)
-}

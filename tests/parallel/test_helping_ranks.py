@@ -10,7 +10,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
 from hpcopt.config import from_tables
-from hpcopt.config.methods import METHODS
+from hpcopt.config.methods import METHOD_TABLES, METHODS
 from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Share
 from hpcopt.state import Held
@@ -26,7 +26,12 @@ NETWORK = {"kind": "network", "dataset": "digits", "hidden": [8]}
 OBJECTIVE = {"kind": "linear_regression", "dim": 9, "rows_per_worker": 7, "batch_size": 3}
 
 
+MARGINS = {"kind": "logistic", "dataset": "digits", "positive": 3}
+
+
 def recipe(name):
+    if METHOD_TABLES[name].kinds:
+        return from_tables({"run": {"workers": N}, "problem": MARGINS}, "test").problem.recipe()
     keys = OBJECTIVE if name in ("allreduce_sgd", "topk", "dpsgd", "fedavg") else NETWORK
     return from_tables({"run": {"workers": N}, "problem": keys}, "test").problem.recipe()
 
@@ -35,7 +40,8 @@ def three_rounds(name, workers, ports_for):
     """The state's tensors, and its metrics."""
     problem = recipe(name).bind(Share(workers, N, seed=5))
     ports = ports_for(problem.initial())
-    method = getattr(hpcopt, METHODS[name])(lr=0.05, **KEYS.get(name, {}))
+    rate = {"lr": 0.05} if "lr" in METHOD_TABLES[name].model_fields else {}
+    method = getattr(hpcopt, METHODS[name])(**rate, **KEYS.get(name, {}))
     method.prepare(problem)
     state = method.start(problem, ports)
     for _ in range(3):

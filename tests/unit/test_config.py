@@ -13,8 +13,10 @@ from hpcopt.errors import UserError
 GOOD = {"run": {"workers": 2}, "problem": {"kind": "quadratic"}}
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TABLES)
-@pytest.mark.parametrize("method", METHOD_TABLES)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(name, kind) for name, table in METHOD_TABLES.items() for kind in (table.kinds or PROBLEM_TABLES)],
+)
 def test_what_init_prints_is_a_config(method, kind):
     text = template(method, kind)
     tables = tomllib.loads(text)

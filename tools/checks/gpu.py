@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 import torch
 from mpi4py import MPI
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 import hpcopt
@@ -41,16 +42,24 @@ from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest
 from hpcopt.methods.base import Method
+from hpcopt.problems.base import Recipe
 from hpcopt.storage.slab import parallel_hdf5
 
 WORKERS = 5
 SIZES = (1, 1_000_003)
 REPEATS = 5
-ROUNDS = 40
+ROUNDS, FEW = 40, 6
 METHODS = (
     hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
     hpcopt.RegTopK(lr=0.2, density=0.1),
     hpcopt.PowerSGD(lr=0.5),
+)
+FOR_MARGINS = (
+    hpcopt.FADL(),
+    hpcopt.FADL(approximation="adaptive"),
+    hpcopt.CommonDirections(),
+    hpcopt.TRON(),
+    hpcopt.LBFGS(),
 )
 # of different orders of the sums, relative to the largest entry; ordered sums must be the same bits
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -206,20 +215,33 @@ def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -
     if not shared and comm.rank == 0:
         print("h5py is built without parallel HDF5: every rank makes its own run on one rank")
     ranks, own = (comm, folder) if shared else (MPI.COMM_SELF, folder / str(comm.rank))
-    for method in METHODS:
-        name = type(method).__name__
-        want, base = _run(method, MPI.COMM_SELF, "cpu", folder / f"cpu{name}{comm.rank}", ROUNDS)
-        got, seconds = _run(method, ranks, staging.device.type, own / f"whole{name}", ROUNDS)
-        out = own / f"resumed{name}"
-        _run(method, ranks, staging.device.type, out, ROUNDS // 2)
+    quadratic = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
+    cases: list[tuple[Method[Any, Any], Any, int]] = [(method, quadratic, ROUNDS) for method in METHODS]
+    cases += [(method, data, FEW) for data in (_linear(True), _linear(False)) for method in FOR_MARGINS]
+    for number, (method, recipe, rounds) in enumerate(cases):
+        kind = "" if recipe is quadratic else (", sparse" if recipe.data.sparse else ", dense")
+        adaptive = " adaptive" if getattr(method.settings, "approximation", "") == "adaptive" else ""
+        name = f"{type(method).__name__}{adaptive}{kind}"
+        want, base = _run(method, recipe, MPI.COMM_SELF, "cpu", folder / f"cpu{number}-{comm.rank}", rounds)
+        got, seconds = _run(method, recipe, ranks, staging.device.type, own / f"whole{number}", rounds)
+        out = own / f"resumed{number}"
+        _run(method, recipe, ranks, staging.device.type, out, rounds // 2)
         start = time.perf_counter()
-        recipe = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
         with _quiet():
-            hpcopt.resume(out, problem=recipe, comm=ranks, overrides=(f"run.rounds={ROUNDS}",))
+            hpcopt.resume(out, problem=recipe, comm=ranks, overrides=(f"run.rounds={rounds}",))
         again = time.perf_counter() - start
         for title, found, took in (("run", got, seconds), ("resumed", _state(out), again)):
             error = max(_error(comm, found[key], want[key]) for key in want)
             report(Outcome(f"{name}: {title}", 300, "float64", error, 1e-9, base, took))
+
+
+def _linear(sparse: bool) -> hpcopt.Logistic:
+    """Logistic regression on 400 rows of 299 numbers and a bias."""
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((400, 299)) * (generator.random((400, 299)) < 0.1)
+    labels = np.sign(rows[:, :20].sum(1) + generator.standard_normal(400))
+    given = csr_matrix(rows) if sparse else rows
+    return hpcopt.Logistic((given, labels), workers=WORKERS, regularisation=0.01)
 
 
 CHECKS = [check_reducer, check_sparse_sum, check_neighbours]
@@ -262,14 +284,14 @@ def _error(comm: MPI.Comm, got: Any, want: Any) -> float:
 
 
 def _run(
-    method: Method[Any, Any], comm: MPI.Comm, device: str, out: Path, rounds: int
+    method: Method[Any, Any], recipe: Recipe, comm: MPI.Comm, device: str, out: Path, rounds: int
 ) -> tuple[dict[str, Any], float]:
     """The state and the losses of a run, and its seconds, files included. Collective over ``comm``."""
     start = time.perf_counter()
     with _quiet():
         hpcopt.run(
             method,
-            hpcopt.Quadratic(WORKERS, "geometric", dim=300),
+            recipe,
             comm=comm,
             out=out,
             rounds=rounds,
