@@ -5,15 +5,10 @@ All take and give tensors of one shape, (r,) say, and do not overflow for any fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-LANES = 64
-"""a multiple of the numbers that fit into a register, whatever the processor"""
 
 
 class MarginLoss(Protocol):
@@ -34,16 +29,16 @@ class LogisticLoss:
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         """See `MarginLoss`."""
-        return _whole(partial(torch.nn.functional.softplus, threshold=40), -y * z)
+        return torch.nn.functional.softplus(-y * z, threshold=40)
 
     def slope(self, z: Tensor, y: Tensor) -> Tensor:
         """See `MarginLoss`."""
-        return _whole(torch.sigmoid, -y * z).mul_(-y)
+        return torch.sigmoid(-y * z).mul_(-y)
 
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """See `MarginLoss`."""
-        p, q = _whole(torch.sigmoid, torch.stack([z, -z], -1)).unbind(-1)
-        return p * q
+        p = torch.sigmoid(z)
+        return p * torch.sigmoid(-z)
 
 
 class SquaredHingeLoss:
@@ -76,15 +71,6 @@ class SquaredLoss:
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """See `MarginLoss`."""
         return torch.ones_like(z)
-
-
-def _whole(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), element by element: torch computes the last few that do not fill a register differently.
-
-    So a row's loss depends on where the row stands among others; with a multiple of `LANES` it does not.
-    """
-    flat = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % LANES))
-    return function(flat)[: x.numel()].view(x.shape)
 
 
 def _short(z: Tensor, y: Tensor) -> Tensor:
