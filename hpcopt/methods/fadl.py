@@ -38,7 +38,6 @@ from hpcopt.methods.parts.linear import linear
 from hpcopt.methods.parts.local_directions import LocalDirections
 from hpcopt.methods.parts.local_solvers import check_stochastic
 from hpcopt.methods.parts.margin_line import MarginLine
-from hpcopt.methods.parts.span import of_rows
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, replicated
 
@@ -89,7 +88,7 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
             self._look(w)
         z, f = self._z, self._f
         # g = λw + Σ X_pᵀ l'(z_p)
-        slopes = of_rows(problem, problem.loss.slope, z)
+        slopes = problem.of_rows(problem.loss.slope, z)
         g = self._gradient.add_transposed(problem, slopes).sum().add_(w, alpha=problem.regularisation)
         # stop where ‖g‖ ≤ ε ‖g⁰‖
         if self._small(g, state):

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from hpcopt.ground.placement import block
 from hpcopt.methods.parts.subspace import Found, Subspace
-from hpcopt.methods.parts.subspace import of_rows as of_rows
 from hpcopt.state import State, per_worker, replicated
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Span:
     def gradient(self, state: SpanState) -> Tensor:
         """g = λ w + Σ X_pᵀ l'(z_p), (d,), the same bits on every rank. One pass."""
         problem = self._problem
-        self._part.add_transposed(problem, of_rows(problem, problem.loss.slope, state.z))
+        self._part.add_transposed(problem, problem.of_rows(problem.loss.slope, state.z))
         for i, coordinates in enumerate(self._blocks):
             mine = self._part.of(i)[coordinates.start : coordinates.stop]
             mine.add_(state.w[self._own[i]], alpha=problem.regularisation)
@@ -111,7 +110,7 @@ class Span:
         if passes < (last + self._settings.diagonal_every if last else FIRST_DIAGONAL):
             return
         problem = self._problem
-        c = of_rows(problem, problem.loss.curvature, state.z)
+        c = problem.of_rows(problem.loss.curvature, state.z)
         problem.products += 1
         for i, rows in enumerate(self._rows):
             self._part.add(i, problem.rows_of_worker(i).squared_transposed_times(c[rows]))

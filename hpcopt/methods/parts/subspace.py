@@ -17,7 +17,6 @@ trial one number. Lengths of directions are of no importance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -175,12 +174,12 @@ class Subspace:
 
     def _losses(self, z: Tensor) -> Tensor:
         """Of every worker here, (n, 1)."""
-        return self._problem.sums(of_rows(self._problem, self._problem.loss.value, z))[:, None]
+        return self._problem.sums(self._problem.of_rows(self._problem.loss.value, z))[:, None]
 
     def _derivatives(self, z: Tensor) -> Tensor:
         """Of every worker here E_pᵀ l' and E_pᵀ l'' E_p, (n, q(q + 3)/2)."""
         loss, q = self._problem.loss, self._E.shape[1]
-        slope, curvature = (of_rows(self._problem, of, z) for of in (loss.slope, loss.curvature))
+        slope, curvature = (self._problem.of_rows(of, z) for of in (loss.slope, loss.curvature))
         found = [
             torch.cat(
                 [
@@ -197,19 +196,6 @@ class Subspace:
 
     def _stack(self, rows: list[Tensor], width: int) -> Tensor:
         return torch.stack(rows) if rows else self._E.new_zeros(0, width, dtype=torch.float64)
-
-
-def of_rows(problem: LinearProblem, of: Callable[[Tensor, Tensor], Tensor], z: Tensor) -> Tensor:
-    """l, l' or l'' of margins z and the targets, (r,), worker by worker.
-
-    torch computes exponentials of the last few numbers of a vector in another way than those before them: of
-    all rows at once, a worker's numbers would depend on who else lives here.
-    """
-    values = torch.empty_like(z)
-    for i in range(problem.share.n):
-        rows = problem.span(i)
-        values[rows] = of(z[rows], problem.y[rows])
-    return values
 
 
 def _times(A: Tensor, spans: list[slice], a: Tensor) -> Tensor:
