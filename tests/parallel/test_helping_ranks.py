@@ -1,5 +1,7 @@
 """A rank may host no worker: every method with all workers on the last rank, where the others only help."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,8 @@ def test_every_method_has_the_twins_bits(comm, name):
     for field, (held, tensor) in tensors.items():
         if held is Held.PER_WORKER and tensor.shape[1:] != (0,):
             rows = tensor.double().numpy()
-            tensor = torch.from_numpy(gather_rows(comm, rows.reshape(len(rows), -1))).view(-1, *rows.shape[1:])
+            tensor = torch.from_numpy(
+                gather_rows(comm, rows.reshape(len(rows), math.prod(rows.shape[1:])))
+            ).view(-1, *rows.shape[1:])
         if twins[field][1].numel():
             assert np.array_equal(tensor.double(), twins[field][1].double()), field

@@ -295,7 +295,7 @@ def _run(
             comm=comm,
             out=out,
             rounds=rounds,
-            evaluate_every=rounds // 2,
+            evaluate_every=1,
             seed=3,
             device=device,
         )
