@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
@@ -40,9 +41,9 @@ class LinearTable(PartitionTable):
 
     def recipe(self) -> Recipe:
         """The problem; raises `UserError` where there is no such data set, or it has other labels."""
-        from hpcopt.problems.linear import LINEAR
-
-        return LINEAR[type(self)].of(self)
+        recipes = import_module("hpcopt.problems.linear").LINEAR
+        recipe: Recipe = recipes[type(self)].of(self)
+        return recipe
 
 
 class LogisticTable(LinearTable):

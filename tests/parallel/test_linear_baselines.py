@@ -33,7 +33,7 @@ def uneven(workers):
 
 
 def run(comm, out, method, **keys):
-    base = {"workers": 5, "rounds": ROUNDS, "evaluate_every": 1, "out": str(out), "method": method}
+    base = {"workers": 5, "rounds": ROUNDS, "evaluate_every": ROUNDS, "out": str(out), "method": method}
     tables = {
         "run": base | {"dtype": "float64", "keep_checkpoints": 1} | keys,
         "method": METHODS[method],
@@ -56,16 +56,18 @@ def on(comm, ranks, what, *args, **keys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_run_on_any_number_of_ranks(comm, mpi_tmp_path, method):
-    """To 1e-8; where sums are ordered to the bit, also where it is interrupted and goes on on other ranks."""
+    """To the bit where sums are ordered, also if it is interrupted and goes on elsewhere; else to 1e-8."""
     whole = on(comm, 1, run, mpi_tmp_path / "whole", method, deterministic=True)
-    plain = on(comm, comm.size, run, mpi_tmp_path / "plain", method)
-    np.testing.assert_allclose(plain["loss"], whole["loss"], rtol=1e-8)
-    assert np.array_equal(plain["passes"], whole["passes"])
-    if method == "averaging":  # its one round cannot be interrupted
-        again = on(comm, comm.size, run, mpi_tmp_path / "again", method, deterministic=True)
-    else:
+    if method == "tron":
+        plain = on(comm, comm.size, run, mpi_tmp_path / "plain", method)
+        np.testing.assert_allclose(plain["loss"], whole["loss"], rtol=1e-8)
+        assert np.array_equal(plain["passes"], whole["passes"])
+    if method in ("lbfgs", "cocoa"):
         before, after = (1, comm.size) if method == "lbfgs" else (comm.size, comm.size - 1)
         on(comm, before, run, mpi_tmp_path / "again", method, rounds=2, deterministic=True)
         again = on(comm, after, going_on, mpi_tmp_path / "again")
+    else:  # there is nothing but the model to carry along
+        again = on(comm, comm.size, run, mpi_tmp_path / "again", method, deterministic=True)
     for name in (name for name in SAME if name in whole):
-        assert np.array_equal(again[name], whole[name]), name
+        kept = np.isin(again["round"], whole["round"])
+        assert np.array_equal(again[name][kept], whole[name]), name
