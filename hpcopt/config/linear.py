@@ -18,6 +18,8 @@ class LinearTable(PartitionTable):
     """λ/2 ‖w‖² + Σ l(w·x, y) over all rows, dense or sparse: a sum, not a mean."""
 
     fixed = PartitionTable.fixed | {"positive", "bias", "regularisation"}
+    weights: Literal["uniform", "rows"] = "rows"
+    """ω of the objective Σ ω_n f_n: proportional to the workers' rows, nothing else"""
     dataset: str = "fashion-mnist"
     """"fashion-mnist", "digits", or the path of a file made by `hpcopt data import`"""
     positive: int | list[int] | None = None
@@ -35,7 +37,7 @@ class LinearTable(PartitionTable):
     @model_validator(mode="before")
     @classmethod
     def _weights_are_the_rows(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "weights" in values:
+        if values.get("weights", "rows") != "rows":  # what is written out may be read again
             raise ValueError("weights: in a linear problem all rows count the same; leave this key out")
         return values
 

@@ -173,7 +173,7 @@ BAD = {
     "rest": (data(labels=[0, 1]), {"positive": [0, 1]}, r"all training rows are \+1 \(positive = \[0, 1\]\)"),
     "NaN": (data(x5=np.nan), {}, r"a feature is nan, which is not finite"),
     "infinite": (data(x9=np.inf), {}, r"a feature is inf, which is not finite"),
-    "weights": (data(), {"weights": "rows"}, r"in a linear problem all rows count the same"),
+    "weights": (data(), {"weights": "uniform"}, r"in a linear problem all rows count the same"),
     "λ = 0": (data(), {"regularisation": 0.0}, r"regularisation = 0.0"),
     "λ < 0": (data(), {"regularisation": -1.0}, r"regularisation = -1.0"),
     "shards": (data(), {"rows": UNEVEN[:3]}, r"rows: of 3 workers, but there are workers = 4"),
