@@ -91,10 +91,11 @@ def search(
 
 
 def _falls(point: _Point, start: _Point, armijo: float, slack: float) -> bool:
-    """Armijo's condition; or, within the slack, what it comes to for a parabola, told by slopes."""
+    """Armijo's condition; or, where φ changes within the slack, what that is for a parabola, by slopes."""
     if point.value <= start.value + armijo * point.t * start.slope:
         return True
-    return point.value <= start.value + slack and point.slope <= (2 * armijo - 1) * start.slope
+    flat = 0 < slack >= abs(point.value - start.value)
+    return flat and point.slope <= (2 * armijo - 1) * start.slope
 
 
 def _outwards(point: _Point, start: _Point) -> float:

@@ -92,8 +92,9 @@ def minimum(problem: LinearProblem, i: int, tolerance: float) -> Tensor:
         def hessian(v: Tensor, D: Tensor = D) -> Tensor:
             return strength * v + X.transposed_times(D * X.times(v))
 
-        s = steihaug(hessian, g, math.inf, CG_TOLERANCE, CG_ITERATIONS).s
-        e = X.times(s)
+        step = steihaug(hessian, g, math.inf, CG_TOLERANCE, CG_ITERATIONS)
+        problem.samples += (1 + step.products) * len(y)
+        s, e = step.s, X.times(step.s)
 
         def along(
             t: float, w: Tensor = w, z: Tensor = z, s: Tensor = s, e: Tensor = e

@@ -56,7 +56,7 @@ class CoCoA(Method[CoCoATable, CoCoAState]):
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises `UserError` if the problem is not linear, is on a GPU, or numba is missing."""
         linear(problem, "cocoa")
-        check_stochastic(problem, "of cocoa")
+        check_stochastic(problem, f"local_passes = {self.settings.local_passes}")
 
     def start(self, problem: Problem, ports: Ports) -> CoCoAState:
         """See `Method`."""
@@ -97,6 +97,7 @@ class CoCoA(Method[CoCoATable, CoCoAState]):
         scale = self._safe / problem.regularisation
         numbers = (y.numpy(), self._squares[i], alpha.numpy(), w.clone().numpy())
         ascend(self._rows[i], problem.loss, *numbers, np.concatenate(passes), scale)
+        problem.samples += len(passes) * len(y)
         return alpha - before
 
     def metrics(self, state: CoCoAState) -> dict[str, float]:

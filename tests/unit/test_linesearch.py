@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hpcopt.math.linesearch import search
@@ -32,6 +32,8 @@ def test_both_conditions_hold_where_it_ends(shape, a, b, first):
     if slope >= 0:
         assert (found.t, found.value, found.trials) == (0, value, 0)
         return
+    # a fall that is more than rounding
+    assume(-slope > 1e-4 * {"exponential": a, "hinge": 2 * a * b}.get(shape, 0))
     assert found.t > 0
     assert (found.value, found.slope) == along(found.t)
     assert found.value <= value + ARMIJO * found.t * slope
