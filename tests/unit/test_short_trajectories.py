@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 import hpcopt
 
@@ -111,6 +112,52 @@ CASES = {
         "linear",
         [15.7885011847, 15.5559331836, 15.3596961456],
     ),
+    "on margins": (hpcopt.AllreduceSGD(lr=0.5), "logistic", [18.9234151374, 17.709974237, 16.8614275483]),
+    "fadl": (hpcopt.FADL(inner_iterations=3), "logistic", [13.6606277421, 9.93207462566, 9.32378792391]),
+    "fadl nonlinear": (
+        hpcopt.FADL(approximation="nonlinear", inner_iterations=3),
+        "hinge",
+        [21.9096428214, 13.6313902055, 12.7932080024],
+    ),
+    "fadl hybrid": (
+        hpcopt.FADL(approximation="hybrid", combination="rows", inner_iterations=3),
+        "hinge",
+        [15.2382797441, 12.8640997417, 12.1667782448],
+    ),
+    "fadl svrg": (
+        hpcopt.FADL(approximation="linear", inner_solver="svrg", inner_iterations=2, warm_start=1),
+        "logistic",
+        [15.111824599, 13.694046448, 12.0362010653],
+    ),
+    "fadl adaptive": (
+        hpcopt.FADL(approximation="adaptive", inner_iterations=2, keep=2),
+        "hinge",
+        [13.7268964243, 10.985444864, 5.37809884795],
+    ),
+    "common_directions": (
+        hpcopt.CommonDirections(keep=2, diagonal_every=2, margins_every=3),
+        "logistic",
+        [10.959469378, 9.39650588747, 7.03019702358],
+    ),
+    "tron": (hpcopt.TRON(cg_iterations=2), "logistic", [11.3848206177, 9.67575332302, 9.19892434925]),
+    "tron preconditioned": (
+        hpcopt.TRON(preconditioner="diagonal", cg_iterations=2),
+        "hinge",
+        [14.4319875194, 12.7799708801, 12.0002212919],
+    ),
+    "lbfgs": (hpcopt.LBFGS(memory=3), "logistic", [11.8592314446, 9.92676112678, 8.89321041226]),
+    "lbfgs on a network": (
+        hpcopt.LBFGS(memory=3),
+        "network",
+        [0.837805986579, 0.701394424255, 0.580632174756],
+    ),
+    "cocoa": (hpcopt.CoCoA(local_passes=2), "logistic", [25.7893896606, 18.6299483962, 17.6659626583]),
+    "cocoa with the hinge": (
+        hpcopt.CoCoA(local_passes=1),
+        "hinge",
+        [23.9755739643, 17.3459131284, 20.011206417],
+    ),
+    "averaging": (hpcopt.Averaging(), "squares", [42.866324843]),
 }
 
 
@@ -128,7 +175,18 @@ def network():
     )
 
 
+def margins(loss):
+    """Thirty rows of which most entries are 0, for workers with different numbers of them."""
+    draw = np.random.default_rng(6)
+    x = draw.standard_normal((30, 12)) * (draw.random((30, 12)) < 0.4)
+    y = np.sign(x[:, 0] - x[:, 1] + 0.5 * draw.standard_normal(30))
+    return loss((csr_matrix(x), y), workers=3, rows=[range(12), range(12, 17), range(17, 30)])
+
+
 PROBLEMS = {
+    "logistic": lambda: margins(hpcopt.Logistic),
+    "hinge": lambda: margins(hpcopt.SquaredHinge),
+    "squares": lambda: margins(hpcopt.LeastSquares),
     "linear": lambda: hpcopt.LinearRegression(3, dim=6, rows_per_worker=10, batch_size=5),
     "quadratic": lambda: hpcopt.Quadratic(3, "power", dim=6),
     "toy": lambda: hpcopt.ToyLogistic(2, spread=10.0),
