@@ -123,7 +123,8 @@ def _by_port(counters: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(name: str) -> bool:
-    return name.rpartition("/")[2] == "seconds"
+    last = name.rpartition("/")[2]
+    return last.startswith("seconds") or last == "peak_memory"
 
 
 def _flat(place: str, value: Any) -> Contents:

@@ -28,12 +28,17 @@ MLP = {
     "new_workers": 2,
     "new_worker_steps": 3,
 }
+MARGINS = {"dataset": "digits", "positive": [3, 8], "regularisation": 0.01}
 PROBLEMS: dict[str, dict[str, Any]] = {
     "linear": LINEAR,
     "batches": LINEAR | {"batch_size": 6},
     "quadratic": {"kind": "quadratic", "eigenvalues": "power", "dim": 17},
     "toy": {"kind": "toy_logistic", "spread": 10.0},
     "mlp": MLP,
+    "uneven": MLP | {"partition": "unequal", "alpha": 5.0, "batch_size": 40, "regularisation": 0.01},
+    "logistic": MARGINS | {"kind": "logistic"},
+    "hinge": MARGINS | {"kind": "squared_hinge", "partition": "unequal", "alpha": 5.0},
+    "squares": MARGINS | {"kind": "least_squares"},
     "unequal": MLP
     | {"partition": "unequal", "alpha": 5.0, "batch_size": 40, "weights": "rows", "regularisation": 0.01},
     "own": {"kind": "compare_problem:factory", "hidden": 6},
@@ -92,9 +97,24 @@ MAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("gradient_tracking", "linear mlp own", {"lr": 0.02}),
     ("local", "linear mlp own", {"lr": 0.02, "local_steps": 2}),
     ("fedavg", "linear mlp own", {"lr": 0.02, "momentum": 0.5, "local_steps": 2, "before_mixing": True}),
+    ("fadl", "logistic hinge", {"inner_iterations": 3}),
+    ("common_directions", "logistic hinge", {"keep": 3, "diagonal_every": 3, "margins_every": 4}),
+    ("tron", "logistic hinge", {"cg_iterations": 2}),
+    ("lbfgs", "linear mlp logistic", {"memory": 3}),
+    ("cocoa", "logistic hinge squares", {"local_passes": 1}),
+    ("averaging", "logistic", {}),
 ]
 DECAY = {"lr": 0.02, "weight_decay": 0.01}
 MORE = {
+    # what workers make of a linear model
+    "fadl-adaptive": Case("fadl", "hinge", {"approximation": "adaptive", "inner_iterations": 2, "keep": 3}),
+    "fadl-nonlinear": Case("fadl", "hinge", {"approximation": "nonlinear", "inner_iterations": 3}),
+    "fadl-svrg": Case(
+        "fadl",
+        "logistic",
+        {"approximation": "linear", "inner_solver": "svrg", "inner_iterations": 1, "warm_start": 1},
+    ),
+    "tron-diagonal": Case("tron", "hinge", {"preconditioner": "diagonal", "cg_iterations": 2}),
     # the update rule and the schedule of the learning rate
     "allreduce_sgd-adam": Case("allreduce_sgd", "mlp", DECAY | {"optimizer": "adam", "schedule": "cosine"}),
     "allreduce_sgd-nesterov": Case(
@@ -158,7 +178,7 @@ MORE = {
     ),
     "deprl-epochs": Case(
         "deprl",
-        "unequal",
+        "uneven",
         {"lr": 0.05, "head_epochs": 1, "body_steps": 1, "mixing": "laplacian", "overlap": True},
     ),
     "dpsgd-ring": Case(
@@ -174,7 +194,7 @@ MORE = {
         {"workers": 6},
     ),
     "gradient_tracking-cosine": Case(
-        "gradient_tracking", "unequal", {"lr": 0.05, "topology": "star", "schedule": "cosine"}
+        "gradient_tracking", "uneven", {"lr": 0.05, "topology": "star", "schedule": "cosine"}
     ),
     "local-epochs": Case("local", "unequal", DECAY | {"local_epochs": 1, "momentum": 0.5, "clip": 0.5}),
     "fedavg-epochs": Case("fedavg", "unequal", DECAY | {"local_epochs": 1, "clip": 0.5, "schedule": "step"}),
