@@ -1,0 +1,204 @@
+"""FADL and common directions against TRON, L-BFGS and CoCoA+: runs what is missing, writes RESULTS.md.
+
+    python jobs/studies/fadl/study.py [PROBLEM …] [--table-only]
+
+A problem is DATA-LOSS-λ/n, such as text-logistic-1e-4; without one, all eight. Stop it at any time: the same
+command goes on. The text comes from tools/text_data, which is run where it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from common import Case, Study, table  # noqa: E402  (the path comes first)
+from launch import ROOT  # noqa: E402
+
+from hpcopt.config import load  # noqa: E402
+from hpcopt.engine.optimum import optimum  # noqa: E402
+
+WORKERS = (8, 32, 128)
+MOST_PASSES = 200
+GAPS = (1e-3, 1e-6)
+HEAD = """# FADL and common directions: what came out
+
+Written by `python jobs/studies/fadl/study.py`; do not edit. [README.md](README.md) says what it means.
+Passes (allreduces of d numbers) from w = 0 until f/f* − 1 is at most 1e-3, and at most 1e-6, in float64; a
+run ends there, or after 200 passes. Methods for which the split of the rows is of no importance were run with
+8 workers. Beside them, for N = 8 and until the first gap: what all sums handed over, in bytes of the passes
+alone, and how many small sums there were."""
+
+
+class Method(NamedTuple):
+    """A line of the tables: a method and its settings; whether what it does depends on N."""
+
+    name: str
+    settings: dict[str, Any]
+    passes: int
+    """the fewest of a round"""
+    split: bool = True
+
+
+METHODS = {
+    "common directions": Method("common_directions", {}, 1, split=False),
+    "FADL adaptive": Method("fadl", {"approximation": "adaptive"}, 1),
+    "FADL quadratic, k̂ = 10": Method("fadl", {"inner_iterations": 10}, 2),
+    "FADL quadratic, k̂ = 20": Method("fadl", {"inner_iterations": 20}, 2),
+    "FADL quadratic, k̂ = 50": Method("fadl", {"inner_iterations": 50}, 2),
+    "FADL hybrid, k̂ = 10": Method("fadl", {"approximation": "hybrid"}, 2),
+    "FADL nonlinear, k̂ = 10": Method("fadl", {"approximation": "nonlinear"}, 2),
+    "FADL linear, SVRG": Method(
+        "fadl", {"approximation": "linear", "inner_solver": "svrg", "inner_iterations": 2}, 2
+    ),
+    "TRON": Method("tron", {}, 2, split=False),
+    "TRON, preconditioned": Method("tron", {"preconditioner": "diagonal"}, 3, split=False),
+    "L-BFGS, 10 pairs": Method("lbfgs", {}, 1, split=False),
+    "L-BFGS, 40 pairs": Method("lbfgs", {"memory": 40}, 1, split=False),
+    "CoCoA+, 10 local passes": Method("cocoa", {}, 1),
+}
+
+
+class Problem(NamedTuple):
+    """One of the eight."""
+
+    data: str
+    kind: str
+    strength: str
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"{self.data}-{self.kind}-{self.strength}"
+
+    @property
+    def config(self) -> Path:
+        """Its data."""
+        return HERE / f"{self.data}.toml"
+
+    def settings(self) -> dict[str, Any]:
+        """What the study sets in it."""
+        return {"problem.kind": self.kind, "problem.regularisation": float(self.strength)}
+
+
+PROBLEMS = [
+    Problem(data, kind, strength)
+    for data in ("text", "fashion")
+    for kind in ("logistic", "squared_hinge")
+    for strength in ("1e-4", "1e-6")
+]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help="all if none is named")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
+    arguments = parser.parse_args()
+    names = [problem.name for problem in PROBLEMS]
+    if wrong := set(arguments.problems) - set(names):
+        parser.error(f"{', '.join(sorted(wrong))}: no such problem; there are {', '.join(names)}")
+    study = Study("fadl")
+    try:
+        if not arguments.table_only:
+            subprocess.run([ROOT / "tools/text_data", ROOT / "runs/text/words.h5"], check=True)
+            for problem in PROBLEMS:
+                if problem.name in (arguments.problems or names):
+                    best(study, problem)
+                    study.run(list(cases(study, problem).values()))
+    finally:  # also the results so far of a study that was stopped
+        (HERE / "RESULTS.md").write_text("\n\n".join(sections(study)) + "\n", encoding="utf-8")
+
+
+def best(study: Study, problem: Problem) -> float:
+    """f*, found once and kept beside the runs."""
+    file = study.directory / "optima.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if problem.name not in known:
+        keys = [f"{key}={json.dumps(value)}" for key, value in problem.settings().items()]
+        known[problem.name] = optimum(load(problem.config, [*keys, "run.workers=1"]))
+        study.directory.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known, indent=1))
+    return float(known[problem.name])
+
+
+def cases(study: Study, problem: Problem) -> dict[tuple[str, int], Case]:
+    """(line, N) -> its run; what does not depend on the split is run with 8 workers."""
+    optimal = best(study, problem)
+    found = {}
+    for line, (line_name, method) in enumerate(METHODS.items()):
+        for N in WORKERS if method.split else WORKERS[:1]:
+            settings = problem.settings() | {
+                "problem.optimum": optimal,
+                "run.method": method.name,
+                "run.workers": N,
+                "run.rounds": MOST_PASSES // method.passes,
+                "run.target_loss": optimal * (1 + GAPS[-1]),
+                **{f"method.{key}": value for key, value in method.settings.items()},
+            }
+            found[line_name, N] = Case(f"{problem.name}-{line}-{N}", problem.config, settings)
+    return found
+
+
+def sections(study: Study) -> list[str]:
+    """The text of RESULTS.md."""
+    text = [f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}"]
+    known = study.directory / "optima.json"
+    for problem in PROBLEMS:
+        if known.is_file() and problem.name in json.loads(known.read_text()):
+            every = cases(study, problem)
+            rows = [[line, *(cell(study, every.get((line, N))) for N in WORKERS)] for line in METHODS]
+            head = ["", *(f"N = {N}" for N in WORKERS), "bytes", "small sums"]
+            rows = [[*row, *beside(study, every[row[0], WORKERS[0]])] for row in rows]
+            about = textwrap.fill(f"f* = {best(study, problem)!r}. {study.about(list(every.values()))}", 120)
+            text.append(f"## {problem.name}\n\n{about}\n\n{table(head, rows)}")
+    return text
+
+
+def cell(study: Study, case: Case | None) -> str:
+    """Passes to the two gaps."""
+    if case is None:
+        return ""
+    return ", ".join(shown(study, case, gap) for gap in GAPS)
+
+
+def shown(study: Study, case: Case, gap: float) -> str:
+    """Passes to a gap; how far it came where it did not get there."""
+    gaps, passes = study.series(case, "relative_gap"), study.series(case, "passes")
+    at = reached(gaps, passes, gap)
+    if not gaps:
+        return "–"
+    if at is not None:
+        return f"{passes[at]:g}"
+    return f"> {passes[-1]:g}" if passes[-1] < MOST_PASSES else f"> {MOST_PASSES}"
+
+
+def reached(gaps: list[float], passes: list[float], gap: float) -> int | None:
+    """The first record with such a gap, at most 200 passes after the start."""
+    pairs = enumerate(zip(gaps, passes, strict=True))
+    return next((at for at, (now, spent) in pairs if now <= gap and spent <= MOST_PASSES), None)
+
+
+def beside(study: Study, case: Case) -> list[str]:
+    """What sums handed over in bytes of the passes, and calls of small sums, until the first gap."""
+    data = study.data(case)
+    if data is None:
+        return ["–", "–"]
+    passes = study.series(case, "passes")
+    at = reached(study.series(case, "relative_gap"), passes, GAPS[0])
+    at = len(passes) - 1 if at is None else at
+    ports = data["ports"]
+    payload, calls = (ports[name].sel(port="reduce.scalars").values[at] for name in ("payload", "calls"))
+    vectors = passes[at] * 8 * int(data.attrs["dim"])
+    return [f"{1 + payload / vectors:.2f}" if vectors else "–", f"{calls:g}"]
+
+
+if __name__ == "__main__":
+    main()
