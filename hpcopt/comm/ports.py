@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -63,6 +64,7 @@ def gather_bytes(nbytes: int, parts: int) -> float:
     return nbytes * (parts - 1) / parts
 
 
+@lru_cache  # asked for twice in every sum, of which the small ones take microseconds
 def allreduce_bytes(nbytes: int, parts: int) -> float:
     """Bytes that each of ``parts`` sends in an allreduce of ``nbytes``."""
     return 2 * gather_bytes(nbytes, parts)

@@ -50,6 +50,8 @@ class MPIReducer:
     ) -> None:
         self._comm = comm.Dup()
         self._placement, self._staging, self._like = placement, staging, like
+        # small sums take microseconds: what is counted of them must not be looked up again and again
+        self._dim, self._n, self._workers, self._ranks = len(like), placement.n, placement.total, comm.size
         self._ordered = reduction == "ordered"
         self._overlap = overlap and not self._ordered and staging.device.type == "cpu"
         self._ring = Ring(self._comm) if reduction == "ring" else None
@@ -59,7 +61,7 @@ class MPIReducer:
     def gradient(self, problem: Gradients, x: Tensor, draw: Any = None) -> Tensor:
         """See `Reducer`. Collective."""
         if self._gradient is None:
-            self._gradient = self._buffer(len(self._like))
+            self._gradient = self._buffer(self._dim)
         if self._overlap:
             return self._gradient_in_parts(self._gradient, problem, x, draw)
         return self._gradient.add_gradients(problem, x, draw).sum()
@@ -81,27 +83,27 @@ class MPIReducer:
         start = time.perf_counter()
         nbytes = values.numel() * values.element_size()
         if self._ordered:  # the order of MPI's sum is its own, and may be another one tomorrow
-            pieces = self._gather(values, [len(values)] * self._comm.size)
-            total = sum_in_order(pieces.view(self._comm.size, -1))
+            pieces = self._gather(values, [len(values)] * self._ranks)
+            total = sum_in_order(pieces.view(self._ranks, -1))
         else:
             total = self._allreduce(values.clone())
-        sent = allreduce_bytes(nbytes, self._comm.size)
-        self._count("slices", start, sent, nbytes, allreduce_bytes(nbytes, self._placement.total), 0.0)
+        sent = allreduce_bytes(nbytes, self._ranks)
+        self._count("slices", start, sent, nbytes, allreduce_bytes(nbytes, self._workers), 0.0)
         return total
 
     def own(self, size: int) -> range:
         """See `Reducer`."""
-        return block(size, self._comm.size, self._comm.rank)
+        return block(size, self._ranks, self._comm.rank)
 
     def allgather(self, piece: Tensor, size: int, by_worker: bool = False) -> Tensor:
         """See `Reducer`. Collective."""
         start = time.perf_counter()
-        counts = sizes(size, self._placement.total if by_worker else self._comm.size)
+        counts = sizes(size, self._workers if by_worker else self._ranks)
         if by_worker:
-            counts = [sum(counts[w] for w in self._placement.at(rank)) for rank in range(self._comm.size)]
+            counts = [sum(counts[w] for w in self._placement.at(rank)) for rank in range(self._ranks)]
         whole = self._gather(piece, counts)
         nbytes = size * piece.element_size()
-        sent, workers = (gather_bytes(nbytes, parts) for parts in (self._comm.size, self._placement.total))
+        sent, workers = (gather_bytes(nbytes, parts) for parts in (self._ranks, self._workers))
         payload = piece.numel() * piece.element_size()
         self._count("gather", start, sent, payload, workers, self._passes(size) / 2)
         return whole
@@ -115,7 +117,7 @@ class MPIReducer:
     # --- sums -----------------------------------------------------------------------------------------------
 
     def _buffer(self, size: int) -> Buffer:
-        return Buffer(size, self._like, self._placement.n, self._ordered, self.total, self._scatter)
+        return Buffer(size, self._like, self._n, self._ordered, self.total, self._scatter)
 
     def _own_part(self, rows: Tensor) -> Tensor:
         return rows.contiguous() if self._ordered else rows.sum(0)
@@ -134,7 +136,7 @@ class MPIReducer:
         """The sum of all ranks' (m,), in place, or of all workers' (n, m) in their order. Collective."""
         start = time.perf_counter()
         if self._ordered:
-            total = self._gather(self._scatter_rows(part), sizes(part.shape[-1], self._comm.size))
+            total = self._gather(self._scatter_rows(part), sizes(part.shape[-1], self._ranks))
         else:
             total = self._allreduce(part)
         self._count_sum(verb, start, total)
@@ -144,30 +146,31 @@ class MPIReducer:
         start = time.perf_counter()
         piece = self._scatter_rows(part) if self._ordered else self._reduce_scatter(part)
         nbytes = part.shape[-1] * part.element_size()
-        rows = self._placement.n if self._ordered else 1  # the ordered exchange sends every worker's row
-        sent = rows * gather_bytes(nbytes, self._comm.size)
-        workers = gather_bytes(nbytes, self._placement.total)
+        rows = self._n if self._ordered else 1  # the ordered exchange sends every worker's row
+        sent = rows * gather_bytes(nbytes, self._ranks)
+        workers = gather_bytes(nbytes, self._workers)
         self._count("scatter", start, sent, nbytes, workers, self._passes(part.shape[-1]) / 2)
         return piece
 
     # --- counting -------------------------------------------------------------------------------------------
 
     def _count_sum(self, verb: str, since: float, total: Tensor) -> None:
-        nbytes = total.numel() * total.element_size()
-        sent = allreduce_bytes(nbytes, self._comm.size)
+        size = total.numel()
+        nbytes = size * total.element_size()
+        sent = allreduce_bytes(nbytes, self._ranks)
         if self._ordered:  # the ordered exchange sends every worker's row
-            sent += (self._placement.n - 1) * gather_bytes(nbytes, self._comm.size)
-        passes = 0.0 if verb == "scalars" else self._passes(len(total))
-        workers = allreduce_bytes(nbytes, self._placement.total)
-        self._count(verb, since, sent, nbytes, workers, passes)
+            sent += (self._n - 1) * gather_bytes(nbytes, self._ranks)
+        passes = 0.0 if verb == "scalars" or size != self._dim else 1.0
+        workers = self._n * allreduce_bytes(nbytes, self._workers)
+        self.counters[verb].add(since, sent, workers, nbytes, passes)
 
     def _count(
         self, verb: str, since: float, sent: float, payload: float, of_worker: float, passes: float
     ) -> None:
-        self.counters[verb].add(since, sent, self._placement.n * of_worker, payload, passes)
+        self.counters[verb].add(since, sent, self._n * of_worker, payload, passes)
 
     def _passes(self, size: int) -> float:
-        return float(size == len(self._like))
+        return float(size == self._dim)
 
     # --- MPI ------------------------------------------------------------------------------------------------
 
@@ -190,17 +193,17 @@ class MPIReducer:
     def _reduce_scatter(self, part: Tensor) -> Tensor:
         """This rank's slice, from everybody's whole vectors."""
         size = len(part)
-        counts = sizes(size, self._comm.size)
+        counts = sizes(size, self._ranks)
         own = self.own(size)
         wire = self._staging.out(part)
         piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
         landing = self._staging.landing(piece)
-        step = max(1, gather.MAX_MESSAGE // part.element_size() // self._comm.size)
+        step = max(1, gather.MAX_MESSAGE // part.element_size() // self._ranks)
         if max(counts) <= step:
             self._comm.Reduce_scatter(wire, landing, counts)
         else:
             for rank, count in enumerate(counts):
-                start = block(size, self._comm.size, rank).start
+                start = block(size, self._ranks, rank).start
                 for at in range(0, count, step):
                     end = min(at + step, count)
                     send = wire[start + at : start + end]
@@ -216,8 +219,8 @@ class MPIReducer:
         columns = torch.empty((workers.total, len(self.own(size))), dtype=rows.dtype, device=rows.device)
         wire, landing = self._staging.out(rows), self._staging.landing(columns)
         requests = []
-        for rank in range(self._comm.size):
-            theirs = block(size, self._comm.size, rank)
+        for rank in range(self._ranks):
+            theirs = block(size, self._ranks, rank)
             for i, worker in enumerate(workers.here):
                 requests += gather.in_pieces(
                     self._comm.Isend, wire[i, theirs.start : theirs.stop], rank, worker
