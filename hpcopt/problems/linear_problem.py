@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hpcopt.math.average_precision import average_precision
 from hpcopt.math.flat import Layout, aligned
-from hpcopt.problems.base import Draw, Evaluation, Problem, row
+from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.linear_rows import LinearRows
+from hpcopt.problems.one_by_one import OneByOne
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hpcopt.math.matrix import Matrix
-    from hpcopt.problems.base import Part, Ready, Share
+    from hpcopt.problems.base import Draw, Ready, Share
     from hpcopt.problems.data import Partition
     from hpcopt.problems.linear import Linear
     from hpcopt.problems.linear_rows import Labelled
 
 
-class LinearProblem(Problem):
+class LinearProblem(OneByOne):
     """The workers here, with their rows one after the other, r in all; ``span(i)`` are those of worker i.
 
     symbol    shape    meaning
@@ -129,57 +130,20 @@ class LinearProblem(Problem):
         """See `Problem`."""
         return self._batches.count(i, draw)
 
-    def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
-        """See `Problem`."""
-        losses = self._zeros(self.share.n)
-        for i in range(self.share.n):
-            w, (rows, y, factor) = row(X, i), self._batch(i, draw)
-            penalty = self.regularisation / 2 * torch.dot(w, w)
-            losses[i] = factor * self.loss.value(rows.times(w), y).sum() + penalty
-        return losses
-
-    def gradients(
-        self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
-    ) -> Tensor:
-        """See `Problem`."""
-        out = self._zeros(self.share.n, self.dim) if out is None else out
-        for i, weight in enumerate(self._scales(weighted)):
-            self._add_gradient(i, row(X, i), draw, weight, out[i])
-        return out
-
     def total_gradient(
-        self, X: Tensor, draw: Draw | None = None, *, out: Tensor | None = None, ready: Ready | None = None
+        self,
+        X: Tensor,
+        draw: Draw | None = None,
+        *,
+        out: Tensor | None = None,
+        ready: Ready | None = None,
     ) -> Tensor:
         """See `Problem`; of one model and all rows in two products."""
+        if X.ndim > 1 or any(self.batch_rows(i, draw) < int(rows) for i, rows in enumerate(self.rows)):
+            return super().total_gradient(X, draw, out=out, ready=ready)
         out = self._zeros(self.dim) if out is None else out.zero_()
-        if X.ndim == 1 and all(self.batch_rows(i, draw) == int(rows) for i, rows in enumerate(self.rows)):
-            self.transposed(self.loss.slope(self.margins(X), self.y), out)
-            return out.add_(X, alpha=self.regularisation * float(self.weights.sum())).div_(self.scale)
-        for i, weight in enumerate(self._scales(True)):
-            self._add_gradient(i, row(X, i), draw, weight, out)
-        return out
-
-    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
-        """See `Problem`."""
-        out = torch.zeros_like(x)
-        self._add_gradient(i, aligned(x), draw, 1.0, out)
-        return self.layout.tensors(out, part)
-
-    def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
-        """See `Problem`."""
-        out = self._zeros(self.share.n, self.dim)
-        for i, weight in enumerate(self._scales(weighted)):
-            self._add_hvp(i, row(X, i), row(V, i), draw, weight, out[i])
-        return out
-
-    def total_hvp(
-        self, X: Tensor, V: Tensor, draw: Draw | None = None, *, out: Tensor | None = None
-    ) -> Tensor:
-        """See `Problem`."""
-        out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self._scales(True)):
-            self._add_hvp(i, row(X, i), row(V, i), draw, weight, out)
-        return out
+        self.transposed(self.of_rows(self.loss.slope, self.margins(X)), out)
+        return out.add_(X, alpha=self.regularisation * float(self.weights.sum())).div_(self.scale)
 
     @torch.no_grad()
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
@@ -238,26 +202,23 @@ class LinearProblem(Problem):
             X, y = X.pick(chosen), y[chosen]
         return X, y, self.total_rows / max(1, len(y))
 
-    def _add_gradient(self, i: int, w: Tensor, draw: Draw | None, weight: float, out: Tensor) -> None:
+    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
         X, y, factor = self._batch(i, draw)
-        c = self.loss.slope(X.times(w), y)
-        out.add_(X.transposed_times(c), alpha=weight * factor / self.scale)
-        out.add_(w, alpha=weight * self.regularisation / self.scale)
-        self._count(i, len(y), 1)
+        return factor * self.loss.value(X.times(x), y).sum() + self.regularisation / 2 * torch.dot(x, x)
 
-    def _add_hvp(self, i: int, w: Tensor, v: Tensor, draw: Draw | None, weight: float, out: Tensor) -> None:
+    def _add_gradient(
+        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
+    ) -> None:
         X, y, factor = self._batch(i, draw)
-        c = self.loss.curvature(X.times(w), y) * X.times(v)
-        out.add_(X.transposed_times(c), alpha=weight * factor / self.scale)
-        out.add_(v, alpha=weight * self.regularisation / self.scale)
-        self._count(i, len(y), 2)
+        c = self.loss.slope(X.times(x), y)
+        out.add_(X.transposed_times(c), alpha=scale * factor / self.scale)
+        out.add_(x, alpha=scale * self.regularisation / self.scale)
 
-    def _count(self, i: int, rows: int, times: int) -> None:
-        self.samples += times * rows
-        self.products += (1 + times) * rows / max(1, len(self.y))
-
-    def _scales(self, weighted: bool) -> list[float]:
-        return self.weights.tolist() if weighted else [1.0] * self.share.n
+    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
+        X, y, factor = self._batch(i, draw)
+        c = self.loss.curvature(X.times(x), y) * X.times(v)
+        product = X.transposed_times(c).mul_(factor / self.scale)
+        return product.add_(v, alpha=self.regularisation / self.scale)
 
     def _sums(self, rows: LinearRows, X: Tensor) -> Tensor:
         """Σ l of each worker's rows, (n,) float64."""
