@@ -14,7 +14,6 @@ from mpi4py import MPI
 import hpcopt
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.sparse.costs import EXCHANGES, Shape
-from hpcopt.math import optimizers
 from hpcopt.math.topk import take
 from hpcopt.problems.base import Draw
 
@@ -44,7 +43,7 @@ class Gloo:
 
 
 def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float]]:
-    """Seconds of the parts of `Sparsified.step`, all ranks beginning each part together."""
+    """Seconds of the parts of `RegTopK.step`, all ranks beginning each part together."""
     method, state, port = steps.method, steps.state, steps.ports.counters()["sparse"]
     found: dict[str, list[float]] = {}
     last: dict[str, object] = {}
@@ -56,37 +55,36 @@ def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float
         found.setdefault(name, []).append(seconds(comm, kept))
 
     for _ in range(QUICK):
-        draw = Draw(state.round)
-        part("accumulate", lambda draw=draw: problem.gradients(state.x, draw, out=state.e))
-        part("score and select", lambda: method._choose(state))
+        part("accumulate", lambda: method._feedback.accumulate(state))
+        part("score and select", lambda: method._choose(state.e, state))
         s = last["score and select"]
         part("take", lambda s=s: take(state.e, s))
         sent, before = last["take"], port.seconds
-        part("exchange", lambda s=s, sent=sent: method._sum(state, s, sent))
+        part("exchange", lambda s=s, sent=sent: method._exchange.sum(state, s, sent))
         inside = comm.allreduce(port.seconds - before, MPI.MAX)
         found.setdefault("(in the port)", []).append(inside)
         g = last["exchange"]
-        part("remember", lambda s=s, sent=sent, g=g: method._remember(state, s, sent, g))
-        state.counts[0], state.counts[1] = s.shape[1], len(g.support)
-        part(
-            "apply",
-            lambda g=g: optimizers.update(
-                method.settings, state.x, g.dense, state.m, state.v, state.round, g.support
-            ),
-        )
+        part("remember", lambda s=s, sent=sent, g=g: remember(state, s, sent, g))
+        part("apply", lambda s=s, g=g: method._feedback.apply(state, g.dense, g.support, s.shape[1]))
         state.round += 1
     return found
+
+
+def remember(state, s, sent, g) -> None:
+    """What the next round's scores need."""
+    k = s.shape[1]
+    state.s[:, :k], state.sent[:, :k], state.back[:, :k] = s, sent, g.dense[s]
 
 
 def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[str]:
     """Every plan by force: predicted against measured seconds, all for the same entries."""
     method, state = steps.method, steps.state
     problem.gradients(state.x, Draw(state.round), out=state.e)
-    s = method._choose(state)
+    s = method._choose(state.e, state)
     sent = state.e.gather(1, s)
     k, entries = s.shape[1], int(state.counts[1])
     shape = Shape(problem.dim, comm.size, sent.element_size())
-    costs, _ = method._port._costs()
+    costs, _ = method._exchange._port._costs()
     lines = [
         f"  costs as measured at the start: latency {costs.latency * 1e6:.0f} µs, "
         f"{costs.bandwidth / 1e6:.0f} MB/s sent per rank, dense {costs.dense * problem.dim:.3f} s, "
@@ -95,7 +93,7 @@ def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[st
     best = costs.fastest(shape, k, entries)
     for plan in EXCHANGES:
         own = Steps(comm, hpcopt.RegTopK(density=DENSITY, exchange=plan), problem, "auto", steps.ports.chosen)
-        port = own.method._port
+        port = own.method._exchange._port
         count = repeats if plan == "dense" else QUICK
         times = in_turn(comm, {plan: lambda port=port: port.sum(s, sent, expected=entries)}, count)[plan]
         predicted = costs.exchange(plan, shape, k, entries)
@@ -152,7 +150,7 @@ def main() -> None:
             f"{slower}"
         )
     say(
-        f"  {AUTO} settled on {auto.method._density}; its step / the same run dense ({same[7:]}): "
+        f"  {AUTO} settled on {auto.method._exchange.density}; its step / the same run dense ({same[7:]}): "
         f"{ratios(automatic, times[same])}, / best dense {ratios(automatic, times[best])}"
     )
     say("  the parts of a compressed step, ms:")
