@@ -38,7 +38,7 @@ from hpcopt.config.methods import TRONTable
 from hpcopt.math.linesearch import search
 from hpcopt.math.trust_region import steihaug
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.linear import linear
+from hpcopt.methods.parts.linear import add_squares, linear
 from hpcopt.methods.parts.margin_line import MarginLine
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, replicated
@@ -109,7 +109,5 @@ class TRON(Method[TRONTable, TRONState]):
         if self.settings.preconditioner == "none":
             return None
         problem = self._problem
-        for i in range(problem.share.n):
-            squares = problem.rows_of_worker(i).squared_transposed_times(D[problem.span(i)])
-            self._sum.add(i, squares)
+        add_squares(self._sum, problem, D)
         return self._sum.sum().add(problem.regularisation).mul_(SHARE).add_(1 - SHARE)

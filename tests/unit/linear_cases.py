@@ -8,24 +8,10 @@ from scipy.sparse import csr_matrix
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.problems.base import Share
+from hpcopt.problems.data.arrays import SparseArraySplit
 
 KINDS = {"logistic": hpcopt.Logistic, "squared_hinge": hpcopt.SquaredHinge, "squares": hpcopt.LeastSquares}
 UNEVEN = [np.arange(13), np.arange(0), np.arange(13, 70), np.arange(70, 90)]
-
-
-class SparseSplit:
-    """Rows in memory, read as CSR."""
-
-    sparse = True
-
-    def __init__(self, X, labels):
-        self._X, self.labels, self.shape = csr_matrix(X), labels, X.shape[1:]
-
-    def __len__(self):
-        return self._X.shape[0]
-
-    def read(self, numbers):
-        return self._X[numbers]
 
 
 def rows(n=90, d=7, seed=0):
@@ -42,7 +28,7 @@ def recipe(kind, sparse=False, shards=UNEVEN, **keys):
     X, y = rows()
     made = KINDS[kind]((X, y), workers=len(shards), rows=shards, **{"regularisation": 1e-3} | keys)
     if sparse:
-        made.train = replace(made.train, split=SparseSplit(X, y))
+        made.train = replace(made.train, split=SparseArraySplit(csr_matrix(X), y))
     return made
 
 

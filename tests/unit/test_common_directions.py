@@ -15,6 +15,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
 from hpcopt.math.span_newton import newton_step, steepest_step
 from hpcopt.problems.base import Share
+from hpcopt.problems.data.arrays import SparseArraySplit
 
 KINDS = {"logistic": hpcopt.Logistic, "squared_hinge": hpcopt.SquaredHinge, "squares": hpcopt.LeastSquares}
 
@@ -248,26 +249,11 @@ def test_bad_settings():
         hpcopt.simulate(hpcopt.CommonDirections(), hpcopt.Quadratic(2, "power", dim=3), 1)
 
 
-class SparseSplit:
-    """Rows in memory, read as CSR."""
-
-    sparse = True
-
-    def __init__(self, X, labels):
-        self._X, self.labels, self.shape = csr_matrix(X), labels, X.shape[1:]
-
-    def __len__(self):
-        return self._X.shape[0]
-
-    def read(self, numbers):
-        return self._X[numbers]
-
-
 def test_sparse_rows_and_single_precision():
     X, y = rows(5)
     X[np.abs(X) < 0.3] = 0
     dense, sparse = (hpcopt.Logistic((X, y), workers=3) for _ in range(2))
-    sparse.train = replace(sparse.train, split=SparseSplit(X, y))
+    sparse.train = replace(sparse.train, split=SparseArraySplit(csr_matrix(X), y))
     losses = [
         hpcopt.simulate(hpcopt.CommonDirections(), recipe, 12, evaluate_every=4, dtype=dtype)["metrics/loss"]
         for recipe, dtype in ((dense, "float64"), (sparse, "float64"), (sparse, "float32"))

@@ -21,30 +21,16 @@ from hpcopt.methods import fadl
 from hpcopt.methods.parts.local_directions import LocalDirections
 from hpcopt.methods.parts.local_models import LocalModel, Support, factors
 from hpcopt.problems.base import Share
+from hpcopt.problems.data.arrays import SparseArraySplit
 
 KINDS = {"logistic": hpcopt.Logistic, "squared_hinge": hpcopt.SquaredHinge, "squares": hpcopt.LeastSquares}
 APPROXIMATIONS = ("quadratic", "hybrid", "nonlinear", "linear")
 ULPS = 4
 
 
-class SparseRows:
-    """A split of a SciPy matrix."""
-
-    sparse = True
-
-    def __init__(self, X, labels):
-        self.X, self.labels, self.shape = csr_matrix(X), labels, X.shape[1:]
-
-    def __len__(self):
-        return self.X.shape[0]
-
-    def read(self, rows):
-        return self.X[rows]
-
-
 def sparse(recipe, X):
     """The same problem with sparse rows."""
-    recipe.train = replace(recipe.train, split=SparseRows(X, recipe.train.split.labels))
+    recipe.train = replace(recipe.train, split=SparseArraySplit(csr_matrix(X), recipe.train.split.labels))
     return recipe
 
 

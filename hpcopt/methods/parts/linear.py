@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from hpcopt.comm.ports import Contribution
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Problem
 from hpcopt.problems.linear_problem import LinearProblem
@@ -19,3 +22,9 @@ def linear(problem: Problem, who: str) -> LinearProblem:
         f'[run] method = "{who}" needs a linear problem '
         '(kind = "logistic", "squared_hinge" or "least_squares")'
     )
+
+
+def add_squares(total: Contribution, problem: LinearProblem, c: Tensor) -> None:
+    """Adds (X_p∘X_p)ᵀ c_p of every worker here, c (r,) a number of each of their rows."""
+    for i in range(problem.share.n):
+        total.add(i, problem.rows_of_worker(i).squared_transposed_times(c[problem.span(i)]))

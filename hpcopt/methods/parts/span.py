@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.ground.placement import block
+from hpcopt.methods.parts.linear import add_squares
 from hpcopt.methods.parts.subspace import Found, Subspace
 from hpcopt.state import State, per_worker, replicated
 
@@ -70,7 +71,6 @@ class Span:
         self._blocks = [block(problem.dim, share.total, worker) for worker in share.workers]
         ends = accumulate((len(coordinates) for coordinates in self._blocks), initial=0)
         self._own = [slice(*ends) for ends in pairwise(ends)]
-        self._rows = [problem.span(i) for i in range(share.n)]
         q, here = self.keep + 3 + another, sum(len(coordinates) for coordinates in self._blocks)
         self._V, self._E = w.new_zeros(here, q), w.new_zeros(len(problem.y), q)
         self._new = w.new_zeros(problem.dim, 2)
@@ -110,10 +110,8 @@ class Span:
         if passes < (last + self._settings.diagonal_every if last else FIRST_DIAGONAL):
             return
         problem = self._problem
-        c = problem.of_rows(problem.loss.curvature, state.z)
         problem.products += 1
-        for i, rows in enumerate(self._rows):
-            self._part.add(i, problem.rows_of_worker(i).squared_transposed_times(c[rows]))
+        add_squares(self._part, problem, problem.of_rows(problem.loss.curvature, state.z))
         torch.add(self._part.sum(), problem.regularisation, out=state.D)
         state.spent[0] += 1
         state.spent[1] = state.spent[0]
