@@ -217,6 +217,8 @@ def main() -> None:
         _fail(f"hpcopt: error: {message} (hpcopt --help)" if message else "", 2)
     except typer.Abort:
         _fail("hpcopt: aborted", 1)
+    finally:
+        signals.ignore()
 
 
 def _fail(message: str, code: int) -> None:

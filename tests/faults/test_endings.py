@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,19 @@ def usr1_to_the_launcher(job: Started) -> None:
 
 def term_to_one_rank(job: Started) -> None:
     os.kill(job.ranks()[1], signal.SIGTERM)
+
+
+def test_a_signal_while_a_process_ends_leaves_its_exit_code() -> None:
+    # the C library calls sleep(exit code) after Python is gone
+    code = "import ctypes; c = ctypes.CDLL(None); c.on_exit(c.sleep, None); from hpcopt.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "absent.toml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "absent.toml" in process.stderr.readline()
+        while process.poll() is None:
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.01)
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("send", [usr1_to_the_launcher, term_to_one_rank])
