@@ -203,9 +203,12 @@ def matrix_of(rows: Any, dtype: torch.dtype, device: torch.device) -> Matrix:
 
 
 def _csr(data: Any, indices: Any, indptr: Any, columns: int) -> csr_matrix:
+    """A matrix of arrays, which are not copied: the constructor would copy small parts of large ones."""
     from scipy.sparse import csr_matrix
 
-    return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, columns), copy=False)
+    matrix = csr_matrix((len(indptr) - 1, columns), dtype=data.dtype)
+    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
+    return matrix
 
 
 def _on(device: torch.device, csr: csr_matrix) -> Tensor:

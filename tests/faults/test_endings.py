@@ -103,7 +103,7 @@ def term_to_one_rank(job: Started) -> None:
 
 def test_a_signal_while_a_process_ends_leaves_its_exit_code() -> None:
     # the C library calls sleep(exit code) after Python is gone
-    code = "import ctypes; c = ctypes.CDLL(None); c.on_exit(c.sleep, None); from hpcopt.cli import main; main()"
+    code = "import ctypes; c = ctypes.CDLL(None); c.on_exit(c.sleep, None); import hpcopt.cli as h; h.main()"
     command = [sys.executable, "-c", code, "run", "absent.toml"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
