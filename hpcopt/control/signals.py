@@ -44,8 +44,8 @@ def release() -> None:
 def ignore() -> None:
     """From here on those that were caught change nothing: a process that has its exit code keeps it.
 
-    Python gives its own handlers back while it ends: a process that takes seconds for that, on a busy node, would
-    die of a signal after its work is done.
+    Python gives its own handlers back while it ends: a process that takes seconds for that, on a busy node,
+    would die of a signal after its work is done.
     """
     for number in _previous:
         signal.signal(number, signal.SIG_IGN)
