@@ -126,9 +126,7 @@ def _dense(
     X: Array, kind: int, y: Array, squares: Array, alpha: Array, v: Array, order: Array, scale: float
 ) -> None:
     for i in order:
-        z = 0.0
-        for j in range(X.shape[1]):
-            z += X[i, j] * v[j]
+        z = np.dot(X[i], v)
         after = _best(kind, alpha[i], y[i], z, scale * squares[i])
         change = scale * (after - alpha[i])
         alpha[i] = after
