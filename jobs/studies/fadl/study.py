@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from common import Case, Study, table  # noqa: E402  (the path comes first)
+from figures import curves  # noqa: E402
 from launch import ROOT  # noqa: E402
 
 from hpcopt.config import load  # noqa: E402
@@ -28,6 +29,7 @@ from hpcopt.engine.optimum import optimum  # noqa: E402
 WORKERS = (8, 32, 128)
 MOST_PASSES = 200
 GAPS = (1e-3, 1e-6)
+OPTIMA = "optima.json"
 HEAD = """# FADL and common directions: what came out
 
 Written by `python jobs/studies/fadl/study.py`; do not edit. [README.md](README.md) says what it means.
@@ -118,18 +120,30 @@ def main() -> None:
                         study.run([case for (line, _), case in every if METHODS[line].slow is slow])
     finally:  # also the results so far of a study that was stopped
         (HERE / "RESULTS.md").write_text("\n\n".join(sections(study)) + "\n", encoding="utf-8")
+        for data in ("text", "fashion"):
+            draw(study, data)
 
 
 def best(study: Study, problem: Problem) -> float:
     """f*, found once and kept beside the runs."""
-    file = study.directory / "optima.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = optima(study)
     if problem.name not in known:
         keys = [f"{key}={json.dumps(value)}" for key, value in problem.settings().items()]
         known[problem.name] = optimum(load(problem.config, [*keys, "run.workers=1"]))
         study.directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(known, indent=1))
+        (study.directory / OPTIMA).write_text(json.dumps(known, indent=1))
     return float(known[problem.name])
+
+
+def optima(study: Study) -> dict[str, float]:
+    """Those that were found so far."""
+    file = study.directory / OPTIMA
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def begun(study: Study) -> list[Problem]:
+    """Problems whose f* is known."""
+    return [problem for problem in PROBLEMS if problem.name in optima(study)]
 
 
 def cases(study: Study, problem: Problem) -> dict[tuple[str, int], Case]:
@@ -158,16 +172,37 @@ def most(problem: Problem, method: Method) -> int:
 def sections(study: Study) -> list[str]:
     """The text of RESULTS.md."""
     text = [f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}"]
-    known = study.directory / "optima.json"
-    for problem in PROBLEMS:
-        if known.is_file() and problem.name in json.loads(known.read_text()):
-            every = cases(study, problem)
-            rows = [[line, *(cell(study, every.get((line, N))) for N in WORKERS)] for line in METHODS]
-            head = ["", *(f"N = {N}" for N in WORKERS), "bytes", "small sums"]
-            rows = [[*row, *beside(study, every[row[0], WORKERS[0]])] for row in rows]
-            about = textwrap.fill(f"f* = {best(study, problem)!r}. {study.about(list(every.values()))}", 120)
-            text.append(f"## {problem.name}\n\n{about}\n\n{table(head, rows)}")
+    for problem in begun(study):
+        every = cases(study, problem)
+        rows = [[line, *(cell(study, every.get((line, N))) for N in WORKERS)] for line in METHODS]
+        head = ["", *(f"N = {N}" for N in WORKERS), "bytes", "small sums"]
+        rows = [[*row, *beside(study, every[row[0], WORKERS[0]])] for row in rows]
+        about = textwrap.fill(f"f* = {best(study, problem)!r}. {study.about(list(every.values()))}", 120)
+        text.append(f"## {problem.name}\n\n{about}\n\n{table(head, rows)}")
     return text
+
+
+def draw(study: Study, data: str) -> None:
+    """DATA.svg: the gap against passes, a panel for each problem and N."""
+    rows = []
+    for problem in begun(study):
+        if problem.data == data:
+            every = cases(study, problem)
+            rows.append([(f"{problem.name}, N = {N}", series(study, every, N)) for N in WORKERS])
+    if rows:
+        curves(HERE / f"{data}.svg", rows, "passes", "f/f* − 1", GAPS[-1] / 10)
+
+
+def series(
+    study: Study, every: dict[tuple[str, int], Case], N: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Line -> passes and gaps of its run with N workers, or of its only one."""
+    found = {line: every.get((line, N), every[line, WORKERS[0]]) for line in METHODS}
+    both = {
+        line: [study.series(case, name) for name in ("passes", "relative_gap")]
+        for line, case in found.items()
+    }
+    return {line: (passes, gaps) for line, (passes, gaps) in both.items() if passes}
 
 
 def cell(study: Study, case: Case | None) -> str:
