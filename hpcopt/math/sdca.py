@@ -5,7 +5,7 @@ Shalev-Shwartz & Zhang, "Stochastic dual coordinate ascent methods for regulariz
 models", Mach. Learn. 85, 2011.
 
 symbol    name      shape    meaning
-x_i                 (d,)     the rows, dense or in CSR format
+x_i                 (d,)     the rows
 y_i       y         (r,)     targets
 α_i       alpha     (r,)     dual variables; for y = ±1, y α is ≥ 0 (squared hinge) or in [0, 1] (logistic)
 v         v         (d,)     w + c Σ x_i Δα_i, Δα what α has gained
@@ -25,23 +25,19 @@ q = c ‖x_i‖²: its left side rises with a slope of at least 1, and where u i
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from numba import njit
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.math.losses import LogisticLoss, MarginLoss, SquaredHingeLoss
+from hpcopt.math.compiled_rows import SQUARED, SQUARED_HINGE, Array, Rows, add, dot, kind_of
+from hpcopt.math.losses import MarginLoss
 
-Array = NDArray[Any]
-LOGISTIC, SQUARED_HINGE, SQUARED = range(3)
 NEWTON_STEPS, CLOSE = 50, 1e-14
 
 
 def ascend(
-    arrays: tuple[Array, ...],
+    rows: Rows,
     loss: MarginLoss,
     y: Array,
     squares: Array,
@@ -53,43 +49,23 @@ def ascend(
     """One step for each row in ``order``, in place: α and v.
 
     Args:
-        arrays: (X,), or data, indices and indptr of CSR.
+        rows: x_i.
         loss: l.
         y, squares, alpha, v, scale: see above.
         order: rows, (steps,) int64.
     """
-    common = (_kind(loss), y, squares, alpha, v, order, scale)
-    if len(arrays) == 1:
-        _dense(arrays[0], *common)
-    else:
-        _sparse(arrays[0], arrays[1], arrays[2], *common)
-
-
-def squared_norms(arrays: tuple[Array, ...]) -> Array:
-    """‖x_i‖² of each row."""
-    if len(arrays) == 1:
-        return np.einsum("ij,ij->i", arrays[0], arrays[0])
-    data, _, indptr = arrays
-    squares = np.empty(len(indptr) - 1, data.dtype)
-    _row_squares(data, indptr, squares)
-    return squares
+    _steps(*rows.parts(), kind_of(loss), y, squares, alpha, v, order, scale)
 
 
 def conjugate(loss: MarginLoss, alpha: Tensor, y: Tensor) -> Tensor:
     """l*(−α), (r,), where α is admissible."""
-    kind = _kind(loss)
+    kind = kind_of(loss)
     if kind == SQUARED:
         return alpha * (alpha / 2 - y)
     a = y * alpha
     if kind == SQUARED_HINGE:
         return a * (a / 4 - 1)
     return torch.xlogy(a, a) + torch.xlogy(1 - a, 1 - a)
-
-
-def _kind(loss: MarginLoss) -> int:
-    if isinstance(loss, LogisticLoss):
-        return LOGISTIC
-    return SQUARED_HINGE if isinstance(loss, SquaredHingeLoss) else SQUARED
 
 
 @njit(cache=True)
@@ -122,24 +98,10 @@ def _best(kind: int, before: float, y: float, z: float, q: float) -> float:
 
 
 @njit(cache=True)
-def _dense(
-    X: Array, kind: int, y: Array, squares: Array, alpha: Array, v: Array, order: Array, scale: float
-) -> None:
-    for i in order:
-        z = np.dot(X[i], v)
-        after = _best(kind, alpha[i], y[i], z, scale * squares[i])
-        change = scale * (after - alpha[i])
-        alpha[i] = after
-        if change != 0.0:
-            for j in range(X.shape[1]):
-                v[j] += change * X[i, j]
-
-
-@njit(cache=True)
-def _sparse(
+def _steps(
     data: Array,
-    indices: Array,
-    indptr: Array,
+    indices: Array | None,
+    indptr: Array | None,
     kind: int,
     y: Array,
     squares: Array,
@@ -149,21 +111,9 @@ def _sparse(
     scale: float,
 ) -> None:
     for i in order:
-        z = 0.0
-        for entry in range(indptr[i], indptr[i + 1]):
-            z += data[entry] * v[indices[entry]]
+        z = dot(data, indices, indptr, i, v)
         after = _best(kind, alpha[i], y[i], z, scale * squares[i])
         change = scale * (after - alpha[i])
         alpha[i] = after
         if change != 0.0:
-            for entry in range(indptr[i], indptr[i + 1]):
-                v[indices[entry]] += change * data[entry]
-
-
-@njit(cache=True)
-def _row_squares(data: Array, indptr: Array, squares: Array) -> None:
-    for i in range(len(squares)):
-        total = 0.0
-        for entry in range(indptr[i], indptr[i + 1]):
-            total += data[entry] * data[entry]
-        squares[i] = total
+            add(data, indices, indptr, i, change, v)

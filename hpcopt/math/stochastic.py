@@ -15,43 +15,15 @@ Johnson & Zhang, NeurIPS 2013 (SVRG); Bottou, "Stochastic Gradient Descent Trick
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from hpcopt.math.losses import LogisticLoss, MarginLoss, SquaredHingeLoss
+from hpcopt.math.compiled_rows import Array, Rows, add, dot, kind_of, slope
+from hpcopt.math.losses import MarginLoss
 
-Array = NDArray[Any]
-LOGISTIC, SQUARED_HINGE, SQUARED = range(3)
 SMALL = 1e-30
 """where σ is as small, v is written out"""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a worker: dense (r, d), or their entries in CSR format.
-
-    Attributes:
-        data: (r, d) or (entries,).
-        indices, indptr: of CSR; None if dense.
-    """
-
-    data: Array
-    indices: Array | None = None
-    indptr: Array | None = None
-
-    def largest(self) -> float:
-        """max_i ‖x_i‖²."""
-        if self.indices is None or self.indptr is None:
-            squares = np.einsum("ij,ij->i", self.data, self.data)
-        else:
-            ends = np.concatenate([[0.0], np.cumsum(np.square(self.data, dtype=np.float64))])[self.indptr]
-            squares = np.diff(ends)
-        return float(squares.max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -86,74 +58,20 @@ def sweep(rows: Rows, objective: Objective, v: Array, order: Array, rate: float,
         rate, decay: η and δ.
     """
     φ = objective
-    common = (φ.z, φ.y, φ.reference, φ.linear, φ.factor, φ.regularisation, _kind(φ.loss))
-    if rows.indices is None or rows.indptr is None:
-        _dense(rows.data, *common, v, order, rate, decay)
-    else:
-        _sparse(rows.data, rows.indices, rows.indptr, *common, v, order, rate, decay)
+    weights = φ.factor, φ.regularisation
+    _steps(*rows.parts(), φ.z, φ.y, φ.reference, φ.linear, *weights, kind_of(φ.loss), v, order, rate, decay)
 
 
 def steepest(loss: MarginLoss) -> float:
     """The largest l''."""
-    return (0.25, 2.0, 1.0)[_kind(loss)]
-
-
-def _kind(loss: MarginLoss) -> int:
-    if isinstance(loss, LogisticLoss):
-        return LOGISTIC
-    return SQUARED_HINGE if isinstance(loss, SquaredHingeLoss) else SQUARED
+    return (0.25, 2.0, 1.0)[kind_of(loss)]
 
 
 @njit(cache=True)
-def _slope(kind: int, z: float, y: float) -> float:
-    """l'(z, y)."""
-    if kind == LOGISTIC:
-        return -y / (1.0 + math.exp(min(y * z, 700.0)))
-    if kind == SQUARED_HINGE:
-        return -2.0 * y * max(0.0, 1.0 - y * z)
-    return z - y
-
-
-@njit(cache=True)
-def _dense(
-    X: Array,
-    z: Array,
-    y: Array,
-    reference: Array,
-    C: Array,
-    factor: float,
-    strength: float,
-    kind: int,
-    v: Array,
-    order: Array,
-    rate: float,
-    decay: float,
-) -> None:
-    sigma, tau, eta = 1.0, 0.0, rate
-    for t in range(len(order)):
-        i = order[t]
-        margin = z[i]
-        for j in range(X.shape[1]):
-            margin += X[i, j] * (sigma * v[j] + tau * C[j])
-        change = factor * (_slope(kind, margin, y[i]) - reference[i])
-        eta = rate / (1.0 + rate * decay * t)
-        sigma *= 1.0 - eta * strength
-        tau = (1.0 - eta * strength) * tau - eta
-        if abs(sigma) < SMALL:
-            for j in range(len(v)):
-                v[j] = sigma * v[j] + tau * C[j]
-            sigma, tau = 1.0, 0.0
-        for j in range(X.shape[1]):
-            v[j] -= eta * change / sigma * X[i, j]
-    for j in range(len(v)):
-        v[j] = sigma * v[j] + tau * C[j]
-
-
-@njit(cache=True)
-def _sparse(
+def _steps(
     data: Array,
-    indices: Array,
-    indptr: Array,
+    indices: Array | None,
+    indptr: Array | None,
     z: Array,
     y: Array,
     reference: Array,
@@ -169,11 +87,8 @@ def _sparse(
     sigma, tau, eta = 1.0, 0.0, rate
     for t in range(len(order)):
         i = order[t]
-        margin = z[i]
-        for entry in range(indptr[i], indptr[i + 1]):
-            j = indices[entry]
-            margin += data[entry] * (sigma * v[j] + tau * C[j])
-        change = factor * (_slope(kind, margin, y[i]) - reference[i])
+        margin = z[i] + sigma * dot(data, indices, indptr, i, v) + tau * dot(data, indices, indptr, i, C)
+        change = factor * (slope(kind, margin, y[i]) - reference[i])
         eta = rate / (1.0 + rate * decay * t)
         sigma *= 1.0 - eta * strength
         tau = (1.0 - eta * strength) * tau - eta
@@ -181,7 +96,6 @@ def _sparse(
             for j in range(len(v)):
                 v[j] = sigma * v[j] + tau * C[j]
             sigma, tau = 1.0, 0.0
-        for entry in range(indptr[i], indptr[i + 1]):
-            v[indices[entry]] -= eta * change / sigma * data[entry]
+        add(data, indices, indptr, i, -eta * change / sigma, v)
     for j in range(len(v)):
         v[j] = sigma * v[j] + tau * C[j]

@@ -60,13 +60,13 @@ class CoCoA(Method[CoCoATable, CoCoAState]):
 
     def start(self, problem: Problem, ports: Ports) -> CoCoAState:
         """See `Method`."""
-        from hpcopt.math.sdca import squared_norms
+        from hpcopt.math.compiled_rows import Rows
 
         self._problem, self._reduce = linear(problem, "cocoa"), ports.reduce
         self._sum = ports.reduce.contribution(problem.dim)
         self._line = MarginLine(self._problem, ports.reduce)
-        self._rows = [self._problem.rows_of_worker(i).arrays() for i in range(problem.share.n)]
-        self._squares = [squared_norms(rows) for rows in self._rows]
+        self._rows = [Rows(*self._problem.rows_of_worker(i).arrays()) for i in range(problem.share.n)]
+        self._squares = [rows.squares() for rows in self._rows]
         # σ' = γ K
         self._safe = float(ports.reduce.scalars((problem.rows > 0).double()[:, None]))
         w = problem.initial().clone()

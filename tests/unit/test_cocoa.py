@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hpcopt
-from hpcopt.math import sdca
+from hpcopt.math import compiled_rows, sdca
+from hpcopt.math.compiled_rows import Rows
 from hpcopt.math.losses import LogisticLoss, SquaredHingeLoss, SquaredLoss
 from hpcopt.math.streams import stream
 
@@ -36,7 +37,7 @@ def test_a_step_is_the_maximum(kind, a, y, z, size):
     q = 10.0**size
     row, margin = np.array([[np.sqrt(q)]]), np.array([z / np.sqrt(q)])
     alpha = np.array([y * a])
-    sdca.ascend((row,), LOSSES[kind], np.array([y]), np.array([q]), alpha, margin, np.array([0]), 1.0)
+    sdca.ascend(Rows(row), LOSSES[kind], np.array([y]), np.array([q]), alpha, margin, np.array([0]), 1.0)
     assert alpha[0] == pytest.approx(ascent(kind, y * a, y, z, q), rel=1e-5, abs=1e-5)
     assert margin[0] == pytest.approx(z / np.sqrt(q) + np.sqrt(q) * (alpha[0] - y * a), abs=1e-9)
 
@@ -45,7 +46,7 @@ def test_extreme_margins():
     """No overflow, nothing outside of [0, 1]."""
     for z in (-1e6, -800.0, 0.0, 800.0, 1e6):
         for q in (0.0, 1e-12, 1.0, 1e12):
-            found = sdca._best(sdca.LOGISTIC, 0.3, 1.0, z, q)
+            found = sdca._best(compiled_rows.LOGISTIC, 0.3, 1.0, z, q)
             assert 0 <= found <= 1
 
 
@@ -66,7 +67,7 @@ def test_a_round(kind, sparse):
                 for row in mine[shuffled.permutation(len(mine))]:
                     squares = X[row] @ X[row]
                     after = sdca._best.py_func(
-                        sdca._kind(loss), alpha[row], y[row], X[row] @ v, 3 / lam * squares
+                        compiled_rows.kind_of(loss), alpha[row], y[row], X[row] @ v, 3 / lam * squares
                     )
                     v += 3 / lam * (after - alpha[row]) * X[row]
                     alpha[row] = after

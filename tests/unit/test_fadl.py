@@ -13,9 +13,10 @@ from scipy.sparse import csr_matrix, random_array
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
+from hpcopt.math.compiled_rows import Rows
 from hpcopt.math.krylov import conjugate_gradients
 from hpcopt.math.linesearch import search
-from hpcopt.math.stochastic import Objective, Rows, sweep
+from hpcopt.math.stochastic import Objective, sweep
 from hpcopt.math.trust_region import steihaug
 from hpcopt.methods import fadl
 from hpcopt.methods.parts.local_directions import LocalDirections
@@ -365,7 +366,7 @@ def test_stochastic_steps(kind):
             mine = np.ones(6)
             sweep(rows, Objective(loss, z, y, c, C, 3.0, lam), mine, order, rate, decay)
             np.testing.assert_allclose(mine, v, rtol=1e-9)
-            assert rows.largest() == pytest.approx((X**2).sum(1).max())
+            assert rows.squares().max() == pytest.approx((X**2).sum(1).max())
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from hpcopt.math.trust_region import ENOUGH, next_radius
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from hpcopt.math.compiled_rows import Rows
     from hpcopt.math.losses import MarginLoss
-    from hpcopt.math.stochastic import Objective, Rows
+    from hpcopt.math.stochastic import Objective
     from hpcopt.methods.parts.local_models import LocalModel, Support
     from hpcopt.problems.base import Problem
 
@@ -103,7 +104,7 @@ def check_stochastic(problem: Problem, what: str) -> None:
 
 def entries(support: Support) -> Rows:
     """The numbers of a worker's rows."""
-    from hpcopt.math.stochastic import Rows
+    from hpcopt.math.compiled_rows import Rows
 
     return Rows(*support.matrix.arrays())
 
@@ -120,4 +121,4 @@ def _curvature(rows: Rows, loss: MarginLoss, factor: float, regularisation: floa
     """The largest one of a row's part of the objective."""
     from hpcopt.math.stochastic import steepest
 
-    return factor * steepest(loss) * rows.largest() + regularisation
+    return factor * steepest(loss) * rows.squares().max(initial=0.0) + regularisation
