@@ -2,10 +2,10 @@
 
     REPEATS=5 mpirun -n P python -m mpi4py linear.py [LIMIT [problem.KEY=VALUE …]]    one rank per host
 
-The problem is that of linear.toml, with eight workers in all. Seconds are the optimisation clock of runs: neither start nor reading nor evaluation.
-They are shared out: computing, and being in the ports (sending, and waiting for slower ranks), means over the
-ranks. Rounds are made by the loop of runs, and all methods take turns in one process per rank, whose rows are
-read once.
+The problem is that of linear.toml, with eight workers in all. Seconds are the optimisation clock of runs:
+neither start nor reading nor evaluation. They are shared out, as means over the ranks: computing, and being
+in the ports (sending, and waiting for slower ranks). Rounds are made by the loop of runs, and all methods
+take turns in one process per rank, whose rows are read once.
 
 LIBLINEAR (by scikit-learn, where that is installed) has all rows on rank 0, while the others sleep. It makes
 as many of its iterations as reach the gap, and no more: the loosest tolerances overshoot by far. Its seconds
@@ -92,6 +92,11 @@ class Races:
         self._placement = Placement.even(config.run.workers, comm.size, comm.rank)
         self.problem: LinearProblem = bind(self._ranks, self._placement, config, config.problem.recipe())
         self._remembered: dict[str, Any] = {}
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self._comm.size
 
     @property
     def way(self) -> str:
@@ -207,6 +212,26 @@ def describe(name: str, results: list[Result], limit: str, best: list[float]) ->
     )
 
 
+def report(races: Races, limit: str, results: Mapping[str, list[Result]]) -> None:
+    """Prints the table."""
+    medians = {name: statistics.median(result.seconds for result in results[name]) for name in BASELINES}
+    reached = {name: took for name, took in medians.items() if results[name][0].gap <= GAP}
+    first = min(reached or medians, key=lambda name: medians[name])
+    if races.ranks > 1:
+        sent = 2 * 8 * races.problem.dim * (races.ranks - 1) / races.ranks
+        print(
+            f"sums travel by {races.way}; a pass takes a host {sent / 1e6:.1f} MB, "
+            f"{on_the_wire(limit, sent):.3f} s at the link's rate, of which a burst saves "
+            f"{on_the_wire(limit, BURST):.3f} s at most"
+        )
+    print(
+        f"  {'':21} seconds, and as a ratio to {first}; computing, in the ports, bytes at the link's rate "
+        "[s]; passes, rounds; MB sent per host"
+    )
+    for name in results:
+        print(describe(name, results[name], limit, [result.seconds for result in results[first]]))
+
+
 def main() -> None:
     """See above."""
     torch.set_num_threads(1)
@@ -214,46 +239,30 @@ def main() -> None:
     limit, plain = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("no limit", [])
     whole = load(CONFIG, [*plain, "run.workers=1"])
     best = on_the_first(comm, lambda: optimum(whole))
-    target = [*plain, f"problem.optimum={best!r}", f"run.target_loss={best * (1 + GAP)!r}"]
     said, alone = on_the_first(comm, lambda: liblinear(whole, best))
+    target = [*plain, f"problem.optimum={best!r}", f"run.target_loss={best * (1 + GAP)!r}"]
     races = Races(comm, load(CONFIG, target))
-    configs = {name: load(CONFIG, [*target, *keys]) for name, keys in (OURS | BASELINES).items()}
-    for keys in (OURS | BASELINES).values():  # what is compiled, or chosen by measuring, is then there
-        races.run(load(CONFIG, [*target, *keys, "run.rounds=1"]))
-    count = hosts(comm)
+    keys = {name: [*target, *own] for name, own in (OURS | BASELINES).items()}
+    for own in keys.values():  # what is compiled, or chosen by measuring, is then there
+        races.run(load(CONFIG, [*own, "run.rounds=1"]))
+    configs = {name: load(CONFIG, own) for name, own in keys.items()}
     results = in_turn({name: lambda config=config: races.run(config) for name, config in configs.items()})
+    count = hosts(comm)
     if comm.rank:
         return
-    medians = {name: statistics.median(result.seconds for result in results[name]) for name in BASELINES}
-    reached = {name: took for name, took in medians.items() if results[name][0].gap <= GAP}
-    first = min(reached or medians, key=lambda name: medians[name])
-    problem, size, table = races.problem, 8 * races.problem.dim, whole.problem.dump()
+    problem, table = races.problem, whole.problem.dump()
     print(
-        f"{count} hosts, {comm.size} ranks, {limit}; {table['kind']}, λ/n = {table['regularisation']:g}, "
-        f"{problem.total_rows:,} rows, d = {problem.dim:,}, {problem.share.total} workers; until f/f* - 1 <= "
-        f"{GAP:g}; medians of {REPEATS} [min, max]"
+        f"{count} hosts, {comm.size} ranks, {os.cpu_count()} cores for all, {limit}; {table['kind']}, "
+        f"λ/n = {table['regularisation']:g}, {problem.total_rows:,} rows, d = {problem.dim:,}, "
+        f"{problem.share.total} workers; until f/f* - 1 <= {GAP:g}; medians of {REPEATS} [min, max]"
     )
-    if comm.size > 1:
-        sent = 2 * size * (comm.size - 1) / comm.size
-        print(
-            f"sums travel by {races.way}; a pass takes a host {sent / 1e6:.1f} MB, "
-            f"{on_the_wire(limit, sent):.3f} s at the link's rate, of which a burst saves "
-            f"{on_the_wire(limit, BURST):.3f} s at most"
-        )
-    print(
-        f"  {'':21} seconds, and as a ratio to {first}; computing, in the ports, bytes at the link's rate [s]; "
-        "passes, rounds; MB sent per host"
-    )
-    for name in results:
-        print(describe(name, results[name], limit, [result.seconds for result in results[first]]))
+    report(races, limit, results)
     print("all rows on one host:")
     for line in said:
         print(line)
-    if alone:
-        fastest = min(alone, key=lambda name: statistics.median(alone[name]))
-        adaptive = [result.seconds for result in results["FADL, adaptive"]]
-        print(f"  FADL, adaptive / {fastest}: {ratios(adaptive, alone[fastest])}")
-    sys.stdout.flush()
+    for name, took in alone.items():
+        adaptive = statistics.median(result.seconds for result in results["FADL, adaptive"])
+        print(f"  FADL, adaptive / {name}: {adaptive / statistics.median(took):.2f}")
 
 
 if __name__ == "__main__":
