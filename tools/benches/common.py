@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -23,6 +23,7 @@ from hpcopt.math.mixing import mixing
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Draw, Evaluation, Problem, Ready, Share
 
+T = TypeVar("T")
 Call = Callable[[], object]
 VARIANTS = 3
 """different gradients of a `Given` problem: one and the same in every round would be accumulated unmixed"""
@@ -45,6 +46,15 @@ def in_turn(comm: MPI.Comm, calls: Mapping[str, Call], repeats: int, warm: int =
             if repeat >= 0:
                 times[name].append(took)
     return times
+
+
+def on_the_first(comm: MPI.Comm, call: Callable[[], T]) -> T:
+    """What rank 0 makes of a call, for every rank; those that wait for it sleep. Collective."""
+    result = call() if comm.rank == 0 else None
+    everybody = comm.Ibarrier()
+    while not everybody.Test():
+        time.sleep(0.01)
+    return cast(T, comm.bcast(result))
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> str:
