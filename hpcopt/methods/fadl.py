@@ -14,7 +14,7 @@ t                           the step along d
 
 A round costs two sums of d numbers, for g and for d, and for each trial of t a sum of two numbers: margins
 are linear in w, so f(w + t d) needs z + t e only. f̂_p and how it is minimised: `parts.local_models`,
-`parts.local_directions`.
+`parts.local_directions`. With approximation = "adaptive" rounds are other ones: `fadl_adaptive`.
 
 Differs from the paper: with unequal shards the number of nodes in f̂_p is the number of all rows over the
 worker's. Wolfe's condition is the strong one. Margins of the new w are computed anew, so that they do not
