@@ -15,7 +15,6 @@ Differs from the papers: workers minimise exactly, by Newton's method. A worker 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import AveragingTable
+from hpcopt.math.krylov import conjugate_gradients
 from hpcopt.math.linesearch import search
-from hpcopt.math.trust_region import steihaug
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.linear import linear
 from hpcopt.problems.base import Problem
@@ -92,7 +91,7 @@ def minimum(problem: LinearProblem, i: int, tolerance: float) -> Tensor:
         def hessian(v: Tensor, D: Tensor = D) -> Tensor:
             return strength * v + X.transposed_times(D * X.times(v))
 
-        step = steihaug(hessian, g, math.inf, CG_TOLERANCE, CG_ITERATIONS)
+        step = conjugate_gradients(hessian, g, CG_ITERATIONS, tolerance=CG_TOLERANCE)
         problem.samples += (1 + step.products) * len(y)
         s, e = step.s, X.times(step.s)
 

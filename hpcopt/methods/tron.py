@@ -26,7 +26,6 @@ former take 78. The search has Wolfe's condition, too, so that a step may also b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,8 +34,8 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods import TRONTable
+from hpcopt.math.krylov import conjugate_gradients
 from hpcopt.math.linesearch import search
-from hpcopt.math.trust_region import steihaug
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.linear import add_squares, linear
 from hpcopt.methods.parts.margin_line import MarginLine
@@ -81,9 +80,8 @@ class TRON(Method[TRONTable, TRONState]):
         D = problem.of_rows(loss.curvature, z)
         M = self._preconditioner(D)
         # s with ‖g + H s‖ ≤ 0.1 ‖g‖, in M⁻¹'s norm: one pass for each product with H
-        s = steihaug(
-            self._hessian(D), g, math.inf, self.settings.cg_tolerance, self.settings.cg_iterations, M
-        ).s
+        most, tolerance = self.settings.cg_iterations, self.settings.cg_tolerance
+        s = conjugate_gradients(self._hessian(D), g, most, tolerance=tolerance, precondition=M).s
         # e = X s
         e = problem.margins(s)
         # t with f(w + t s) ≤ f(w) + 1e-4 t g·s and |d/dt f(w + t s)| ≤ 0.9 |g·s|, from 1 on

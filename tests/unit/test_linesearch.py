@@ -8,8 +8,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hpcopt.math.krylov import Step, conjugate_gradients
 from hpcopt.math.linesearch import search
-from hpcopt.math.trust_region import Step, next_radius, steihaug
+from hpcopt.math.trust_region import next_radius
 
 ARMIJO, WOLFE = 1e-4, 0.9
 SHAPES = {
@@ -77,7 +78,7 @@ def system(seed=0, d=12):
 def test_without_a_radius_it_solves_the_system(scaled):
     H, g = system()
     M = torch.diagonal(H).clone() if scaled else None
-    step = steihaug(lambda v: H @ v, g, math.inf, 1e-12, 50, M)
+    step = conjugate_gradients(lambda v: H @ v, g, 50, tolerance=1e-12, precondition=M)
     torch.testing.assert_close(step.s, -torch.linalg.solve(H, g), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(step.residual, -g - H @ step.s, rtol=0, atol=1e-9)
     assert not step.boundary
@@ -88,8 +89,8 @@ def test_without_a_radius_it_solves_the_system(scaled):
 def test_the_radius_bounds_the_step(scaled):
     H, g = system()
     M = torch.diagonal(H).clone() if scaled else None
-    free = steihaug(lambda v: H @ v, g, math.inf, 1e-12, 50, M)
-    step = steihaug(lambda v: H @ v, g, free.length / 2, 1e-12, 50, M)
+    free = conjugate_gradients(lambda v: H @ v, g, 50, tolerance=1e-12, precondition=M)
+    step = conjugate_gradients(lambda v: H @ v, g, 50, free.length / 2, 1e-12, M)
     length = math.sqrt(float(step.s @ (step.s if M is None else M * step.s)))
     assert step.boundary
     assert length == pytest.approx(free.length / 2)
@@ -99,7 +100,7 @@ def test_the_radius_bounds_the_step(scaled):
 
 def test_as_many_products_as_allowed():
     H, g = system()
-    assert steihaug(lambda v: H @ v, g, math.inf, 0.0, 3).products == 3
+    assert conjugate_gradients(lambda v: H @ v, g, 3).products == 3
 
 
 @pytest.mark.parametrize(

@@ -49,16 +49,16 @@ def test_what_it_costs(preconditioner, monkeypatch):
     """A pass for the gradient, for each product with H and for its diagonal; margins however many trials."""
     found, tried = [], []
 
-    def solve(*arguments):
-        found.append(steihaug(*arguments))
+    def solve(*arguments, **options):
+        found.append(conjugate_gradients(*arguments, **options))
         return found[-1]
 
     def five(along, value, slope, slack):
         tried.extend(along(t) for t in (0.1, 0.2, 0.3, 0.4, 0.5))
         return search(along, value, slope, slack=slack)
 
-    steihaug, search = tron.steihaug, tron.search
-    monkeypatch.setattr(tron, "steihaug", solve)
+    conjugate_gradients, search = tron.conjugate_gradients, tron.search
+    monkeypatch.setattr(tron, "conjugate_gradients", solve)
     monkeypatch.setattr(tron, "search", five)
     method = hpcopt.TRON(preconditioner=preconditioner)
     problem, ports, state = begun(method, recipe("logistic"))

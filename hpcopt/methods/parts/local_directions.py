@@ -115,7 +115,8 @@ class LocalDirections:
             return steps(model, self._orders(i, iterations, round), self._rate)
         if solver == "tron" or approximation not in ("quadratic", "adaptive"):
             return newton(model, iterations)
-        return conjugate_gradients(model.hessian(torch.zeros_like(model.z)), model.g, iterations).s
+        hessian = model.hessian(torch.zeros_like(model.z))
+        return conjugate_gradients(hessian, model.g, iterations, stable=True).s
 
     def _orders(self, i: int, passes: int, round: int) -> Iterator[NDArray[np.int64]]:
         """The rows of worker i in other orders, one for each pass."""

@@ -40,7 +40,7 @@ def newton(model: LocalModel, iterations: int) -> Tensor:
     v, s, value, gradient = torch.zeros_like(model.g), torch.zeros_like(model.z), 0.0, model.g
     radius, left, first = float(gradient.norm()), iterations, True
     while left > 0:
-        step = conjugate_gradients(model.hessian(s), gradient, left, radius, NEWTON_TOLERANCE)
+        step = conjugate_gradients(model.hessian(s), gradient, left, radius, NEWTON_TOLERANCE, stable=True)
         predicted = step.predicted(gradient)
         if step.products == 0 or not predicted > torch.finfo(v.dtype).eps * abs(value):
             break
