@@ -30,6 +30,7 @@ WORKERS = (8, 32, 128)
 MOST_PASSES = 200
 GAPS = (1e-3, 1e-6)
 OPTIMA = "optima.json"
+CLASSES = {"text": 2, "fashion": 10}
 HEAD = """# FADL and common directions: what came out
 
 Written by `python jobs/studies/fadl/study.py`; do not edit. [README.md](README.md) says what it means.
@@ -47,6 +48,8 @@ class Method(NamedTuple):
     passes: int
     """the fewest of a round"""
     split: bool = True
+    by_label: bool = False
+    """whether a worker has rows of a single class"""
     slow: bool = False
     """run last, and for half as many passes where rows are dense: a round is 10 times all rows, one by one"""
 
@@ -67,6 +70,7 @@ METHODS = {
     "L-BFGS, 10 pairs": Method("lbfgs", {}, 1, split=False),
     "L-BFGS, 40 pairs": Method("lbfgs", {"memory": 40}, 1, split=False),
     "CoCoA+, 10 local passes": Method("cocoa", {}, 1, slow=True),
+    "FADL adaptive, rows sorted by label": Method("fadl", {"approximation": "adaptive"}, 1, by_label=True),
 }
 
 
@@ -151,16 +155,19 @@ def cases(study: Study, problem: Problem) -> dict[tuple[str, int], Case]:
     optimal = best(study, problem)
     found = {}
     for line, (line_name, method) in enumerate(METHODS.items()):
+        settings = problem.settings() | {
+            "problem.optimum": optimal,
+            "run.method": method.name,
+            "run.rounds": most(problem, method) // method.passes,
+            "run.target_loss": optimal * (1 + GAPS[-1]),
+            **{f"method.{key}": value for key, value in method.settings.items()},
+        }
+        if method.by_label:
+            settings |= {"problem.partition": "classes", "problem.classes_per_worker": 1}
         for N in WORKERS if method.split else WORKERS[:1]:
-            settings = problem.settings() | {
-                "problem.optimum": optimal,
-                "run.method": method.name,
-                "run.workers": N,
-                "run.rounds": most(problem, method) // method.passes,
-                "run.target_loss": optimal * (1 + GAPS[-1]),
-                **{f"method.{key}": value for key, value in method.settings.items()},
-            }
-            found[line_name, N] = Case(f"{problem.name}-{line}-{N}", problem.config, settings)
+            if not method.by_label or CLASSES[problem.data] <= N:
+                case = Case(f"{problem.name}-{line}-{N}", problem.config, settings | {"run.workers": N})
+                found[line_name, N] = case
     return found
 
 
@@ -176,7 +183,7 @@ def sections(study: Study) -> list[str]:
         every = cases(study, problem)
         rows = [[line, *(cell(study, every.get((line, N))) for N in WORKERS)] for line in METHODS]
         head = ["", *(f"N = {N}" for N in WORKERS), "bytes", "small sums"]
-        rows = [[*row, *beside(study, every[row[0], WORKERS[0]])] for row in rows]
+        rows = [[*row, *beside(study, every.get((row[0], WORKERS[0])))] for row in rows]
         about = textwrap.fill(f"f* = {best(study, problem)!r}. {study.about(list(every.values()))}", 120)
         text.append(f"## {problem.name}\n\n{about}\n\n{table(head, rows)}")
     return text
@@ -197,12 +204,12 @@ def series(
     study: Study, every: dict[tuple[str, int], Case], N: int
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Line -> passes and gaps of its run with N workers, or of its only one."""
-    found = {line: every.get((line, N), every[line, WORKERS[0]]) for line in METHODS}
-    both = {
-        line: [study.series(case, name) for name in ("passes", "relative_gap")]
-        for line, case in found.items()
-    }
-    return {line: (passes, gaps) for line, (passes, gaps) in both.items() if passes}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in METHODS:
+        case = every.get((line, N)) or every.get((line, WORKERS[0]))
+        if case is not None and study.data(case) is not None:
+            found[line] = study.series(case, "passes"), study.series(case, "relative_gap")
+    return found
 
 
 def cell(study: Study, case: Case | None) -> str:
@@ -229,10 +236,10 @@ def reached(gaps: list[float], passes: list[float], gap: float) -> int | None:
     return next((at for at, (now, spent) in pairs if now <= gap and spent <= MOST_PASSES), None)
 
 
-def beside(study: Study, case: Case) -> list[str]:
+def beside(study: Study, case: Case | None) -> list[str]:
     """What sums handed over in bytes of the passes, and calls of small sums, until the first gap."""
-    data = study.data(case)
-    if data is None:
+    data = None if case is None else study.data(case)
+    if case is None or data is None:
         return ["–", "–"]
     passes = study.series(case, "passes")
     at = reached(study.series(case, "relative_gap"), passes, GAPS[0])
