@@ -91,6 +91,8 @@ class Basis:
         m = self.expanded
         T = self._C[:m, :m].triu()
         values, S = torch.linalg.eigh(T + T.triu(1).T)
+        # where a sum of Ritz vectors is used, their signs must not depend on a rounding
+        S *= S.gather(0, S.abs().argmax(0, keepdim=True)).sign()
         squares = (self._waiting() @ S).square().sum(0) + S.square().T @ self._lost[:m]
         return Ritz(values, S, squares.sqrt())
 
