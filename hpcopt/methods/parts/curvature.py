@@ -97,11 +97,12 @@ class Curvature:
             return self._part.add_hvps(problem, x, reduce.allgather(v, d), draw).scatter()
 
         seed = problem.share.seed
-        start = state.V if number else random_start(own, seed, x.dtype, x.device)[:, None]
+        # a Krylov space that begins with the sum of the last eigenvectors has most of them
+        start = state.V.sum(1) if number else random_start(own, seed, x.dtype, x.device)
         return lanczos(
             product,
             reduce.slices,
-            start,
+            start[:, None],
             d,
             own,
             largest=settings.largest,
