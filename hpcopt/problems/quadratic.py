@@ -21,9 +21,9 @@ OUTLIERS = 10
 class Quadratic(Objective):
     """f(x) = ½ xᵀHx on every worker, H = Q diag(λ) Qᵀ with a rotation Q drawn from the seed.
 
-    So the optimum is 0 with value 0, unless an eigenvalue is 0 or negative: then there is none, and no ``gap``
-    or ``distance``. A single eigenvalue λ gives f = λx²/2 exactly. A worker's gradient counts as one sample
-    gradient. Named spectra, where i = 1 … d:
+    So the optimum is 0 with value 0, unless an eigenvalue is 0 or negative: then there is none, and no
+    ``gap`` or ``distance``. A single eigenvalue λ gives f = λx²/2 exactly. A worker's gradient counts as one
+    sample gradient. Named spectra, where i = 1 … d:
 
     - ``"outliers"``: 10 eigenvalues from 1000 down to 100 (geometric), the others evenly from 1 to 0.1;
     - ``"power"``: λ_i = 1/i;

@@ -80,7 +80,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(UserError, match="dim = 9000"):
         Quadratic(1, eigenvalues="power", dim=9000)
     for wrong in ([1.0, float("nan")], [float("inf")], [], ["1"], "outlier"):
-        with pytest.raises(UserError, match="eigenvalues|dim = 0"):
+        with pytest.raises(UserError, match=r"eigenvalues|dim = 0"):
             Quadratic(1, eigenvalues=wrong)
     with pytest.raises(UserError, match="rows_per_worker"):
         LinearRegression(1, rows_per_worker=0)
