@@ -4,6 +4,7 @@ from .api import run as run
 from .comm.ports import Ports as Ports
 from .config.base import Table as Table
 from .engine.simulation import simulate as simulate
+from .engine.spectrum import spectrum as spectrum
 from .errors import HpcoptError as HpcoptError
 from .errors import Interrupted as Interrupted
 from .errors import NotFinite as NotFinite

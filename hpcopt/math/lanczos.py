@@ -99,9 +99,7 @@ def lanczos(
         basis.append(column)
     before: Tensor | None = None  # the values of the sweep before
     while basis.finite:
-        while basis.finite and basis.filled == basis.expanded:
-            basis.append(next(fresh))
-        basis.expand()
+        basis.expand(fresh)
         full = basis.expanded == most
         if not basis.finite or (full and (tolerance is None or most == size)):
             break

@@ -72,8 +72,14 @@ class Basis:
         """Adds the direction of w (d here,), if there is something new in it. Collective."""
         return self._append(w, 0.0)[2]
 
-    def expand(self) -> None:
-        """Multiplies the first row that waits with H; what is new joins those that wait. Collective."""
+    def expand(self, fresh: Iterator[Tensor]) -> None:
+        """Multiplies the first row that waits with H; what is new joins those that wait. Collective.
+
+        Args:
+            fresh: random vectors (d here,), of which one is taken where none waits.
+        """
+        while self.finite and self.filled == self.expanded:
+            self.append(next(fresh))
         j, before = self.expanded, self.filled
         h, norm, added = self._append(self._matvec(self._V[j]), self._longest)
         self._C[:before, j] = h
