@@ -20,11 +20,11 @@ axis"""
 
 def table(tree: xarray.DataTree) -> str:
     """The eigenvalues and residuals of `hpcopt.spectrum`, a line for each, the largest first."""
-    about, cost = tree.attrs, tree["metrics"]
-    values, residuals = (tree[f"spectrum/{name}"].values[-1] for name in ("eigenvalue", "residual"))
+    about, products = tree.attrs, _numbers(tree, "metrics/products")
+    values, residuals = (_numbers(tree, f"spectrum/{name}")[-1] for name in ("eigenvalue", "residual"))
     lines = [
         f"{about['problem']}, {about['dim']} parameters, at {about['model']}: "
-        f"{int(cost['products'][-1])} Hessian-vector products",
+        f"{int(products[-1])} Hessian-vector products",
         f"{'pair':>6}  {'eigenvalue':>16}  {'residual':>9}",
     ]
     pairs = list(enumerate(zip(values, residuals, strict=True)))
@@ -56,19 +56,24 @@ def draw(tree: xarray.DataTree, file: Path) -> str:
         from matplotlib.figure import Figure
     except ImportError:
         return f"{file}: not drawn, for want of matplotlib: pip install 'hpcopt[report]'"
-    nodes, weights = tree["density/eigenvalue"].values, tree["density/weight"].values
-    eigenvalues = tree["spectrum/eigenvalue"].values[-1]
+    nodes, weights = (_numbers(tree, f"density/{name}") for name in ("eigenvalue", "weight"))
+    eigenvalues = _numbers(tree, "spectrum/eigenvalue")[-1]
     every = np.concatenate([nodes.ravel(), eigenvalues])
     span = float(np.ptp(every)) or 1.0
     at = np.linspace(every.min() - 0.03 * span, every.max() + 0.03 * span, POINTS)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.semilogy(at, density(nodes, weights, at, WIDTH * span), label="density")
+    heights = density(nodes, weights, at, WIDTH * span)
     floor = 1 / (tree.attrs["dim"] * span)  # one eigenvalue in all of the axis
-    axes.set_ylim(bottom=floor / 10)
+    axes.semilogy(at, heights, label="density")
+    axes.set_ylim(floor / 10, 3 * heights.max())
     axes.plot(eigenvalues, np.full_like(eigenvalues, floor / 5), "|", color="black", label="eigenvalues")
     axes.set(xlabel="λ", ylabel="density of eigenvalues", title=f"at {tree.attrs['model']}")
     axes.legend()
     with files.replacing(file) as partial:
         figure.savefig(partial, format=file.suffix.removeprefix("."))
     return f"{file}: the density of eigenvalues"
+
+
+def _numbers(tree: xarray.DataTree, column: str) -> NDArray[Any]:
+    return np.asarray(tree[column])
