@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.fft import dct
 from torch import Tensor, nn
 
@@ -23,8 +22,8 @@ class LeastSquares(hpcopt.Objective):
     """f_n(x) = ½ ‖A_n x − b_n‖² / D, rows of A from N(0, Q diag(λ) Qᵀ), b = A t + noise, t from N(0, I).
 
     10 eigenvalues λ from 1000 down to 100 (geometric), the others evenly from 1 to 0.1; those of the Hessian
-    AᵀA/D are scattered about them as 1/D is. Q is the cosine transform: no parameter is steep by itself, which
-    would be Adam's affair.
+    AᵀA/D are scattered about them as 1/D is. Q is the cosine transform, so that no parameter
+    is steep by itself, which would be Adam's affair.
     """
 
     dim: int = 1000
