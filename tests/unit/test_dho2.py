@@ -212,7 +212,7 @@ def test_the_rehearsal_costs_nothing_and_changes_nothing():
     method.rehearse(state)
     assert problem.samples == 2 * D * sum(ROWS)  # it was made
     for name, (_, tensor) in state.tensors().items():
-        assert torch.equal(tensor.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+        assert torch.equal(tensor, before[name]), name
     tree = hpcopt.simulate(method, Logit(workers=WORKERS), 1)
     assert tree["metrics"]["gradients"].values.tolist() == [0, (2 * D + 1) * sum(ROWS)]
     assert tree["metrics"]["passes"].values.tolist() == [0, D + 1]

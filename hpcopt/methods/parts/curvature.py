@@ -67,7 +67,7 @@ class Curvature:
         Args:
             x: this rank's slice of the parameters.
         """
-        history = torch.full((KEPT, self._settings.pairs), torch.nan, dtype=torch.float64)
+        history = torch.zeros(KEPT, self._settings.pairs, dtype=torch.float64)
         never = torch.zeros(1, dtype=torch.int64)
         return {
             "V": x.new_zeros(len(x), self._settings.pairs),
