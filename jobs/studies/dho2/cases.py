@@ -85,13 +85,13 @@ class Variant:
         return ADAM_RATES if "adam" in self.name else None
 
 
-def _first_order(name: str, label: str, **keys: Any) -> Variant:
+def _first_order(name: str, label: str, /, **keys: Any) -> Variant:
     return Variant(name, label, {"run.method": "allreduce_sgd", **_keys(keys)})
 
 
-def _hybrid(name: str, label: str, base: str, **keys: Any) -> Variant:
+def _hybrid(name: str, label: str, before: str, /, **keys: Any) -> Variant:
     keys |= {"largest": 10, "smallest": 0, "lanczos_iterations": 40, "curvature_batch": 128}
-    return Variant(name, label, {"run.method": "dho2", **_keys(keys)}, base)
+    return Variant(name, label, {"run.method": "dho2", **_keys(keys)}, before)
 
 
 def _keys(keys: dict[str, Any]) -> dict[str, Any]:
