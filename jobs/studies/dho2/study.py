@@ -22,7 +22,7 @@ from common import Case, Study, spread, table  # noqa: E402
 
 PARTS = (0.1, 0.25, 0.5, 1.0)
 COSTS = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
-COSTS |= {"10³ gradients": ("gradients", 1e3, ",.0f"), "MB": ("bytes_workers", 1e6, ",.0f")}
+COSTS |= {"10³ gradients": ("gradients", 1e3, ",.0f"), "MB": ("bytes_workers", 1e6, ",.1f")}
 """head of a column -> metric, its unit, format"""
 HEAD = """# DHO2: what came out
 
@@ -53,7 +53,8 @@ def main() -> None:
                     plan.study.run([case for v in plan.variants(problem) for case in plan.finals(problem, v)])
     finally:  # also the results so far of a study that was stopped
         machine = textwrap.fill(f"Machine: {plan.study.where()}", 120)
-        text = "\n\n".join([f"{HEAD}\n\n{machine}", *(section(plan, problem) for problem in PROBLEMS)]) + "\n"
+        ready = [problem for problem in PROBLEMS if plan.targets(problem)]
+        text = "\n\n".join([f"{HEAD}\n\n{machine}", *(section(plan, problem) for problem in ready)]) + "\n"
         if quick == 1:
             (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
         else:
