@@ -33,6 +33,7 @@ class Problem:
         rates: the grid of all methods but Adam's.
         alpha: of the hybrids.
         lbfgs: whether L-BFGS is tried.
+        starts: whether its start has a seed of its own.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Problem:
     rates: tuple[float, ...]
     alpha: float = 0.1
     lbfgs: bool = False
+    starts: bool = False
 
     @property
     def config(self) -> Path:
@@ -55,7 +57,7 @@ PROBLEMS = [
         lbfgs=True,
     ),
     Problem("logistic", "Logistic regression, d = 7850", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1), 0.01, lbfgs=True),
-    Problem("autoencoder", "Autoencoder, d = 435,536", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)),
+    Problem("autoencoder", "Autoencoder, d = 435,536", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1), starts=True),
     Problem("mlp", "`mlp`, d = 235,146", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)),
     Problem("cnn", "`cnn`, d = 206,922", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)),
 ]
@@ -162,7 +164,8 @@ class Plan:
         rate = "" if lr is None else f"-lr{lr:g}"
         folder = "tune" if seed == TUNING_SEED else "final"
         name = f"{problem.name}/{folder}/{variant.name}{rate}-seed{seed}"
-        return Case(name, problem.config, settings | {"run.seed": seed}, self.ranks)
+        seeds = {"run.seed": seed} | ({"problem.seed": seed} if problem.starts else {})
+        return Case(name, problem.config, settings | seeds, self.ranks)
 
     # --- learning rates ----------------------------------------------------------------------------------
 

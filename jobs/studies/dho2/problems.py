@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.fft import dct
 from torch import Tensor, nn
 
 import hpcopt
@@ -22,8 +21,7 @@ class LeastSquares(hpcopt.Objective):
     """f_n(x) = ½ ‖A_n x − b_n‖² / D, rows of A from N(0, Q diag(λ) Qᵀ), b = A t + noise, t from N(0, I).
 
     10 eigenvalues λ from 1000 down to 100 (geometric), the others evenly from 1 to 0.1; those of the Hessian
-    AᵀA/D are scattered about them as 1/D is. Q is the cosine transform, so that no parameter
-    is steep by itself, which would be Adam's affair.
+    AᵀA/D are scattered about them as 1/D is. Q is a random rotation: no parameter is steep by itself.
     """
 
     dim: int = 1000
@@ -41,8 +39,9 @@ class LeastSquares(hpcopt.Objective):
         """A_n (D, d) and b_n (D,)."""
         generator, d = stream(seed, "outlying_least_squares", worker), self.dim
         deviations = np.sqrt([*np.geomspace(1000, 100, OUTLIERS), *np.linspace(1, 0.1, d - OUTLIERS)])
-        A = dct(generator.standard_normal((self.rows_per_worker, d)) * deviations, norm="ortho")
-        truth = stream(seed, "outlying_least_squares truth").standard_normal(d)
+        common = stream(seed, "outlying_least_squares")
+        Q, truth = np.linalg.qr(common.standard_normal((d, d)))[0], common.standard_normal(d)
+        A = generator.standard_normal((self.rows_per_worker, d)) * deviations @ Q.T
         return A, A @ truth + self.noise * generator.standard_normal(self.rows_per_worker)
 
     def loss(self, x: Tensor, A: Tensor, b: Tensor) -> Tensor:
