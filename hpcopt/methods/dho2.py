@@ -104,7 +104,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
             # c = Vᵀg; g_2 = g − V c
             c = self._curvature.along(state, g)
             g.sub_(V @ c)
-            # b ← μ b + c, so V b is the momentum of g_1; d_1 = V b/h
+            # b ← μ b + c, so V b is the momentum of g_1; b/h, so that d_1 = V b/h
             state.b.mul_(self._momentum).add_(c)
             d1 = state.b / self._divisors(state)
             # d_2 = base(g_2) is a change of x: from 0
@@ -112,7 +112,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
             self._first_order(state, d2, g)
             # x ← x + s (d_2 − V Vᵀd_2) − α d_1
             s, alpha = self._rule.scale(state), self._rule.alpha(state)
-            back = self._curvature.along(state, d2).mul_(s).add_(d1, alpha=alpha)
+            back = self._curvature.along(state, d2).mul_(s).add_(alpha * d1)
             x.add_(d2, alpha=s).sub_(V @ back)
         if settings.variant == "admm":
             self._outer_step(state, x)
