@@ -69,6 +69,14 @@ def ends(H, largest, smallest):
     return np.concatenate([values[:smallest], values[len(values) - largest :]])
 
 
+def assert_honest(dense, found):
+    """Residuals are as said but for rounding, and for what sweeps gave up, added as if it were orthogonal."""
+    V = found.vectors.double().numpy()
+    true = np.linalg.norm(dense.H @ V - V * found.values.numpy(), axis=0)
+    rounding = 30 * torch.finfo(dense.dtype).eps * dense.norm()
+    assert (true <= 2 * found.residuals.numpy() + rounding).all()
+
+
 @pytest.mark.parametrize("dtype", LOOSE)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_ends_of_a_dense_spectrum_with_every_copy(name, dtype):
@@ -82,6 +90,7 @@ def test_both_ends_of_a_dense_spectrum_with_every_copy(name, dtype):
     np.testing.assert_allclose(dense.H @ V, V * found.values.numpy(), rtol=0, atol=loose)
     assert found.products == dense.products
     assert (found.residuals <= loose).all()
+    assert_honest(dense, found)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,6 +118,7 @@ def test_any_multiplicities(values, largest, smallest, room, vectors):
         copies=True,
     )
     np.testing.assert_allclose(found.values, ends(dense.H, largest, smallest), rtol=0, atol=1e-6)
+    assert_honest(dense, found)
 
 
 def test_the_cheap_use_is_one_krylov_space():
@@ -176,6 +186,15 @@ def test_starts_without_content(columns):
         start += dense.start()
     found = dense.pairs(start, largest=3, iterations=30, tolerance=1e-8)
     np.testing.assert_allclose(found.values, ends(dense.H, 3, 0), atol=1e-6)
+
+
+def test_an_exhausted_space_goes_on_with_a_random_vector_and_not_with_a_rounding():
+    """H = I: v alone is a space that H leaves invariant, though rounding leaves something of H v."""
+    dense = Dense(np.ones(50))
+    V = dense.pairs(largest=3, iterations=3, seed=8).vectors.numpy()
+    for index in (1, 2):
+        v = random_start(range(50), 8, torch.float64, CPU, index).numpy()
+        np.testing.assert_allclose(V @ (V.T @ v), v, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
