@@ -75,8 +75,8 @@ def spectrum(
 
     Returns:
         What `hpcopt.load` gives of the file, on every rank: ``spectrum/eigenvalue`` and ``spectrum/residual``
-        (1, pairs), ascending; ``density/eigenvalue`` and ``density/weight`` (probes, nodes), weights of a probe of
-        sum 1; ``metrics`` tell what it cost.
+        (1, pairs), ascending; ``density/eigenvalue`` and ``density/weight`` (probes, nodes), weights of a
+        probe of sum 1; ``metrics`` tell what it cost.
 
     Raises:
         UserError: a setting is wrong, the problem has no Hessian, or there is no such model; on every rank.

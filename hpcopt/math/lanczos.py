@@ -25,7 +25,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from hpcopt.math.ritz import Basis, Ritz
+from hpcopt.math.ritz import NOTHING, Basis, Ritz
 from hpcopt.math.streams import stream
 
 BLOCK = 1 << 12
@@ -80,9 +80,9 @@ def lanczos(
         largest, smallest: k and l, together at most d.
         iterations: vectors that the basis may have beside those that wait; the products of the cheap use. At
             least k + l; k + l + 2 where there are restarts; d is always enough.
-        tolerance: None for the cheap use.
+        tolerance: None for the cheap use; below 100 roundings of the dtype, these.
         copies: find all copies of multiple eigenvalues.
-        restarts: at most so many; residuals then tell what is left.
+        restarts: at most so many, sweeps included; residuals then tell what is left.
         seed: of the random vectors that go on where a space that H leaves invariant is exhausted.
 
     Raises:
@@ -97,6 +97,8 @@ def lanczos(
     fresh = (random_start(own, seed, start.dtype, start.device, i) for i in count(1))
     for column in start.T:
         basis.append(column)
+    if tolerance is not None:
+        tolerance = max(tolerance, NOTHING * torch.finfo(start.dtype).eps)
     before: Tensor | None = None  # the values of the sweep before
     while basis.finite:
         basis.expand(fresh)
@@ -107,16 +109,18 @@ def lanczos(
             continue
         pairs = basis.ritz()
         limit = tolerance * float(pairs.values.abs().max())
-        if ends.converged(pairs, limit, next_too=before is not None):
-            values = pairs.values[ends.wanted(len(pairs.values))]
-            if not copies or (before is not None and float((values - before).abs().max()) <= 2 * limit):
-                break
+        done = ends.converged(pairs, limit, next_too=before is not None)
+        if not (done or full):
+            continue
+        values = pairs.values[ends.wanted(basis.expanded)]
+        settled = before is not None and float((values - before).abs().max()) <= 2 * limit
+        if restarts == 0 or (done and (settled or not copies)):
+            break
+        restarts -= 1
+        if done:
             before = values
             basis.restart(pairs, ends.wanted(basis.expanded), waiting=False)
-        elif full:
-            if not restarts:
-                break
-            restarts -= 1
+        else:
             basis.restart(pairs, ends.kept(most))
     return _result(basis, ends, start)
 

@@ -164,6 +164,16 @@ def test_a_basis_is_bounded_and_its_sums_are_two_per_product():
     assert len(longest) == 2 * (found.products + 1)
 
 
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_restarts_come_to_an_end(restarts):
+    dense = Dense(SPECTRA["plain"])
+    keys = {"largest": 4, "smallest": 1, "iterations": 12, "tolerance": 1e-8, "copies": True}
+    found = dense.pairs(**keys, restarts=restarts)
+    assert found.products <= (1 + restarts) * 12
+    assert (found.residuals > 1e-8).any()
+    assert_honest(dense, found)
+
+
 def test_the_sum_of_earlier_eigenvectors_is_a_better_start():
     before, dense = Dense(100 / np.arange(1.0, 201)), Dense(100 / np.arange(1.0, 201))
     change = torch.from_numpy(np.random.default_rng(2).standard_normal((200, 200)))
