@@ -103,8 +103,13 @@ def _race(study: Study, every: dict[Variant, list[Case]], target: float) -> list
     rows = []
     for variant, cases in every.items():
         if not _complete(seconds[variant]):
-            missed = sum(map(math.isnan, seconds[variant]))
-            rows.append([variant.label, f"missed by {missed} of {len(cases)} runs", *[""] * len(COSTS)])
+            ended = [
+                values
+                for case, values in zip(cases, seconds[variant], strict=True)
+                if study.data(case) is not None
+            ]
+            missed = f"missed by {sum(map(math.isnan, ended))} of {len(ended)} runs" if ended else "–"
+            rows.append([variant.label, missed, *[""] * len(COSTS)])
             continue
         spent = [[v / unit for v in _spent(study, cases, m, target)] for m, unit, _ in COSTS.values()]
         shown = [spread(values, form) for values, (_, _, form) in zip(spent, COSTS.values(), strict=True)]
