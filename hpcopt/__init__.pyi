@@ -4,6 +4,7 @@ from .api import run as run
 from .comm.ports import Ports as Ports
 from .config.base import Table as Table
 from .engine.simulation import simulate as simulate
+from .engine.spectrum import spectrum as spectrum
 from .errors import HpcoptError as HpcoptError
 from .errors import Interrupted as Interrupted
 from .errors import NotFinite as NotFinite
@@ -16,6 +17,7 @@ from .methods.base import StepInfo as StepInfo
 from .methods.cocoa import CoCoA as CoCoA
 from .methods.common_directions import CommonDirections as CommonDirections
 from .methods.deprl import DePRL as DePRL
+from .methods.dho2 import DHO2 as DHO2
 from .methods.dpsgd import DPSGD as DPSGD
 from .methods.fadl import FADL as FADL
 from .methods.fedavg import FedAvg as FedAvg

@@ -86,6 +86,47 @@ def export(
 
 
 @app.command()
+def spectrum(
+    source: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="A TOML file, or a run's directory.")],
+    largest: Annotated[int, typer.Option(help="How many of the largest eigenvalues.")] = 10,
+    smallest: Annotated[int, typer.Option(help="How many of the smallest ones.")] = 0,
+    tolerance: Annotated[float, typer.Option(help="Of residuals, relative to the largest |λ|.")] = 1e-6,
+    iterations: Annotated[
+        int | None, typer.Option(help="Vectors in the basis (40, or 2 × pairs + 10).")
+    ] = None,
+    probes: Annotated[int, typer.Option(help="Random vectors for the density; 0: none.")] = 4,
+    nodes: Annotated[int, typer.Option(help="Products with the Hessian for each of them.")] = 40,
+    batch: Annotated[bool, typer.Option("--batch", help="On the first mini-batch, not on all rows.")] = False,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A directory for run.h5 and a figure of the density.")
+    ] = None,
+) -> None:
+    """Eigenvalues of the Hessian, at a config's start or a run's last checkpoint. Alone and under mpirun."""
+    from hpcopt.config import check_table, load, resumable
+    from hpcopt.config.spectrum import SpectrumTable
+
+    options = {"largest": largest, "smallest": smallest, "tolerance": tolerance, "iterations": iterations}
+    options |= {"probes": probes, "nodes": nodes, "batch": batch}
+    run = source if source.is_dir() else None
+    comm, (wanted, config) = _together(
+        lambda: (
+            check_table(SpectrumTable, options, "hpcopt spectrum"),
+            (resumable if run else load)(source, overrides or []),
+        )
+    )
+    from hpcopt.engine.spectrum import of_config
+
+    tree = of_config(comm, config, wanted, run, out)
+    if comm.rank == 0:
+        from hpcopt.report.spectrum import draw, table
+
+        typer.echo(table(tree))
+        if out is not None and probes:
+            typer.echo(draw(tree, out / "density.png"))
+
+
+@app.command()
 def doctor() -> None:
     """Try what this machine really does, with a remedy per line. Alone, and under mpirun or srun."""
     from hpcopt.doctor import examine

@@ -108,7 +108,8 @@ class NetworkTable(PartitionTable):
     model: Literal["mlp", "cnn", "alexnet", "resnet18"] = "mlp"
     """the network"""
     hidden: list[Count] = Field(default=[256, 128])
-    """mlp: widths of the hidden layers; the last layer is the head"""
+    """mlp: widths of the hidden layers; the last layer is the head, and without others, [], it is logistic
+    regression"""
     dropout: Fraction = 0.0
     """cnn, alexnet: dropout before the head"""
     private: list[str] = Field(default=["head.*"])

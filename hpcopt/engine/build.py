@@ -107,6 +107,8 @@ def begin(
         method.prepare(problem)
     state = method.start(problem, ports)
     _check_state(state)
+    with uncounted(problem, ports):
+        method.rehearse(state)
     return Built(config, ranks, problem, ports, device, method, state)
 
 

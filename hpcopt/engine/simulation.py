@@ -108,7 +108,7 @@ def simulate(
         memory.end()
     end = {"start": start, "end": now(), "stopped_by": stopped_by, "last_round": built.state.round}
     about = attributes(built, platform.node(), {}) | end
-    tree = _tree(run.recorder.schema(first, room(config.run)), memory.records, about)
+    tree = tree_of(run.recorder.schema(first, room(config.run)), memory.records, about)
     return (tree, built.state) if return_state else tree
 
 
@@ -170,7 +170,7 @@ def _build(config: RunConfig, method: Method[Any, Any], recipe: Recipe) -> Built
     return begin(ranks, nowhere, problem, ports, method, f"{problem.share.device} (one process)")
 
 
-def _tree(schema: Schema, records: list[Record], about: dict[str, Any]) -> xarray.DataTree:
+def tree_of(schema: Schema, records: list[Record], about: dict[str, Any]) -> xarray.DataTree:
     """The records as `hpcopt.load` gives them."""
     import xarray
 

@@ -55,7 +55,14 @@ class FirstOrderUpdate:
         )
 
     def __call__(
-        self, x: Tensor, g: Tensor, m: Tensor, v: Tensor, round: int, support: Tensor | None = None
+        self,
+        x: Tensor,
+        g: Tensor,
+        m: Tensor,
+        v: Tensor,
+        round: int,
+        support: Tensor | None = None,
+        lr: float | None = None,
     ) -> None:
         """x ← x − η · update(g).
 
@@ -65,8 +72,9 @@ class FirstOrderUpdate:
             m, v: the moments from `moments`; changed.
             round: counted from 0.
             support: where alone g (d,) may differ from zero, (u,) int64; None: anywhere.
+            lr: a rate in place of the table's, on its schedule.
         """
-        table, eta = self._table, learning_rate(self._table, round)
+        table, eta = self._table, learning_rate(self._table, round, lr)
         if support is not None and (table.weight_decay or table.nesterov):
             g = g.clone()
         if table.weight_decay:

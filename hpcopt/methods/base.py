@@ -78,6 +78,12 @@ class Method(ABC, Generic[T, S]):
     def start(self, problem: Problem, ports: Ports) -> S:
         """Takes the problem and the ports, and gives the state of round 0. After `prepare`. Collective."""
 
+    def rehearse(self, state: S) -> None:
+        """Does once what takes longer the first time in a process; after `start`, also where a run goes on.
+
+        The state, of round 0, must stay as it is. Collective, outside the clock and of what is counted.
+        """
+
     def notes(self) -> list[str]:
         """What the user should know before the first round, one line each; asked for after `start`."""
         return []

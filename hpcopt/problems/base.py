@@ -39,11 +39,15 @@ class Draw:
     """Which mini-batch every worker uses: step ``step`` of the ``of`` steps that a method makes in ``round``.
 
     Successive draws go through a worker's rows in a shuffled order, epoch by epoch.
+
+    Attributes:
+        rows: of each worker, in place of the problem's batch size; all that it has, if fewer.
     """
 
     round: int
     step: int = 0
     of: int = 1
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         """Raises `ValueError` where there is no such step: it would be the mini-batch of another round."""

@@ -41,9 +41,10 @@ class Batches:
 
     def count(self, i: int, draw: Draw | None) -> int:
         """How many rows worker i (from 0 here) uses in a draw."""
-        if draw is None or self.size == "full":
+        size = self.size if draw is None or draw.rows is None else draw.rows
+        if draw is None or size == "full":
             return self._rows[i]
-        return min(self.size, self._rows[i])
+        return min(size, self._rows[i])
 
     def select(self, i: int, draw: Draw | None) -> Tensor | None:
         """The rows of worker i in a draw, (count,) int64 on the share's device; None: all, in their order."""

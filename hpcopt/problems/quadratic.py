@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 
-from hpcopt.config.base import Count, Positive
+from hpcopt.config.base import Count
 from hpcopt.problems.objective import Objective
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ OUTLIERS = 10
 class Quadratic(Objective):
     """f(x) = ½ xᵀHx on every worker, H = Q diag(λ) Qᵀ with a rotation Q drawn from the seed.
 
-    So the optimum is 0 with value 0, and a single eigenvalue λ gives f = λx²/2 exactly. A worker's gradient
-    counts as one sample gradient. Named spectra, where i = 1 … d:
+    So the optimum is 0 with value 0, unless an eigenvalue is 0 or negative: then there is none, and no
+    ``gap`` or ``distance``. A single eigenvalue λ gives f = λx²/2 exactly. A worker's gradient counts as one
+    sample gradient. Named spectra, where i = 1 … d:
 
     - ``"outliers"``: 10 eigenvalues from 1000 down to 100 (geometric), the others evenly from 1 to 0.1;
     - ``"power"``: λ_i = 1/i;
@@ -30,7 +31,7 @@ class Quadratic(Objective):
     """
 
     batch_size: ClassVar[Literal["full"]] = "full"  # type: ignore[misc]  # without rows it is no key
-    eigenvalues: list[Positive] | Literal["outliers", "power", "geometric"] = "outliers"
+    eigenvalues: list[FiniteFloat] | Literal["outliers", "power", "geometric"] = "outliers"
     """the spectrum, or a named one of length dim"""
     dim: Count | None = None
     """parameters d; needed for a named spectrum (100 if not given), else the length of the list"""
@@ -93,6 +94,6 @@ class Quadratic(Objective):
         """See `Objective`."""
         return H @ v
 
-    def minimum(self, total: Tensor | None = None) -> tuple[Any, float]:
-        """The origin."""
-        return [0.0] * self._d, 0.0
+    def minimum(self, total: Tensor | None = None) -> tuple[Any, float] | None:
+        """The origin, where it is the only one."""
+        return ([0.0] * self._d, 0.0) if float(self.spectrum().min()) > 0 else None

@@ -1,40 +1,87 @@
 """The ring between hosts, on one host: the nodes are made up, the arithmetic is the same."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+import torch
 from mpi4py import MPI
 
+from hpcopt.comm.ports import allreduce_bytes, gather_bytes
+from hpcopt.comm.reduce import mpi_reducer
 from hpcopt.comm.reduce import ring as ring_module
 from hpcopt.comm.reduce.choice import choose
 from hpcopt.comm.reduce.ring import Ring
+from hpcopt.comm.staging import Staging
+from hpcopt.ground.placement import Placement, sizes
 
 pytestmark = pytest.mark.mpi
 
 
-class MadeUpNodes(Ring):
-    """A ring over nodes of ``ranks`` consecutive ranks each."""
-
-    def __init__(self, comm: MPI.Comm, ranks: int) -> None:
-        self._node = comm.Split(comm.rank // ranks, comm.rank)
-        self._across = comm.Split(self._node.rank, comm.rank)
-        self._landing = {}
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("size", [0, 1, 3, 7, 1001, 300_000])
-def test_sums_and_the_same_bits_everywhere(comm, monkeypatch, ranks, size):
+@pytest.fixture(params=["1 rank", "2 ranks", "every other rank"])
+def ring(request, comm, monkeypatch):
+    """A ring over nodes of one or two ranks each, which follow each other or, as on two nodes, take turns."""
     monkeypatch.setattr(ring_module, "SEGMENT_BYTES", 4096)
-    if comm.size % ranks:
-        pytest.skip("nodes of two ranks need an even number of them")
-    ring = MadeUpNodes(comm, ranks)
-    for dtype in (np.float32, np.float64, np.float32):
-        vector = np.random.default_rng(comm.rank).standard_normal(size).astype(dtype)
-        expected = vector.astype(np.float64)
+    if comm.size % 2 and request.param != "1 rank":
+        pytest.skip("two ranks on a node, or two nodes, need an even number of them")
+    nodes = {"1 rank": comm.rank, "2 ranks": comm.rank // 2, "every other rank": comm.rank % 2}
+    ring = Ring(comm, comm.Split(nodes[request.param], comm.rank))
+    yield ring
+    ring.free()
+
+
+def test_sums_and_the_same_bits_everywhere(comm, ring):
+    # what a longer vector, or one of the other kind, left in the ring's memory is of no importance
+    for size, dtype in product((30_001, 0, 1, 3, 7, 1001), (np.float32, np.float64)):
+        vector = np.random.default_rng([size, comm.rank]).standard_normal(size).astype(dtype)
+        expected, part = vector.astype(np.float64), vector.copy()
         comm.Allreduce(MPI.IN_PLACE, expected)
         ring.allreduce(vector)
-        assert np.allclose(vector, expected, atol=1e-5)
+        tolerance = 8 * comm.size * np.finfo(dtype).eps
+        assert np.allclose(vector, expected, rtol=0, atol=tolerance)
         assert all(np.array_equal(vector, other) for other in comm.allgather(vector))
-    ring.free()
+        uneven = [size, *[0] * (comm.size - 1)]  # as where one rank has all workers
+        for counts in (sizes(size, comm.size), uneven, uneven[::-1]):
+            start = sum(counts[: comm.rank])
+            piece = ring.reduce_scatter(part.copy(), counts).copy()
+            assert np.allclose(piece, expected[start : start + counts[comm.rank]], rtol=0, atol=tolerance)
+            whole = np.full(size, np.nan, dtype)
+            ring.allgather(piece, whole, counts)
+            assert np.array_equal(whole, np.concatenate(comm.allgather(piece)))
+
+
+def test_a_reducer_takes_it_for_what_is_long_and_counts_the_same(comm, ring, monkeypatch):
+    taken = []
+    for verb in ("allreduce", "reduce_scatter", "allgather"):
+        plan = getattr(ring, verb)
+        monkeypatch.setattr(ring, verb, lambda *a, plan=plan, verb=verb: (taken.append(verb), plan(*a))[1])
+    monkeypatch.setattr(ring, "free", lambda: None)
+    monkeypatch.setattr(mpi_reducer, "Ring", lambda comm: ring)
+    for size, dtype in product((5, 20_001), (torch.float32, torch.float64)):
+        like, placement = torch.zeros(size, dtype=dtype), Placement.even(7, comm.size, comm.rank)
+        made = torch.Generator().manual_seed(size)
+        rows = torch.randn(7, size, dtype=dtype, generator=made)
+        found = {}
+        for way in ("ring", "mpi"):
+            port = mpi_reducer.MPIReducer(comm, placement, Staging(torch.device("cpu")), like, way)
+            mine = rows[placement.here.start : placement.here.stop]
+            part = port.contribution(size)
+            for i, worker in enumerate(mine):
+                part.add(i, worker)
+            piece, total = part.scatter(), port.sum(mine)
+            by_worker = torch.cat([total[:0], *(total.tensor_split(7)[w] for w in placement.here)])
+            wholes = port.allgather(piece, size), port.allgather(by_worker, size, by_worker=True)
+            assert torch.equal(wholes[1], total)
+            few = port.slices(piece[:2].sum()[None]), port.scalars(mine[:, :2])
+            found[way] = [piece, *wholes, total, *few]
+            nbytes = size * like.element_size()
+            counted = [port.counters[verb].bytes for verb in ("scatter", "gather", "sum")]
+            half, both = gather_bytes(nbytes, comm.size), allreduce_bytes(nbytes, comm.size)
+            assert counted == pytest.approx([half, 2 * half, both])
+            port.free()
+        for a, b in zip(*found.values(), strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=100 * torch.finfo(dtype).eps)
+    assert taken == ["reduce_scatter", "allreduce", "allgather", "allgather"] * 2  # of the longer one alone
 
 
 def test_within_one_node_mpi_sums(comm):

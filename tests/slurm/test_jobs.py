@@ -24,7 +24,7 @@ HANG = 20  # seconds; the promise is an error within 15
 # a problem with private parameters
 HEADED = {"kind": "network", "dataset": "digits", "hidden": [8], "batch_size": 8}
 MARGINS = {"dataset": "digits", "positive": 3}
-SETTINGS = {"lr": 0.05, "density": 0.5}
+SETTINGS = {"lr": 0.05, "density": 0.5, "largest": 3, "warmup": 10, "alpha": 0.1}
 SUBMITTED = ("allreduce_sgd", "regtopk", "deprl")  # dense sums, sparse ones, neighbours
 LONG = 240  # seconds for some jobs of four ranks; only against hanging
 RATES = ["0.01", "0.02", "0.05", "0.1"]

@@ -57,6 +57,18 @@ def test_quadratic_has_its_spectrum(name: str) -> None:
     assert problem.gradients(problem.optimum).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("eigenvalues", [[2.0, 0.0, 1.0], [-3.0, 1.0, 1.0], [-1.0]])
+def test_a_quadratic_may_have_no_optimum(eigenvalues: list[float]) -> None:
+    recipe = Quadratic(2, eigenvalues=eigenvalues)
+    problem = recipe.bind(Share(range(2), 2, seed=3))
+    H = torch.stack([problem.total_hvp(problem.initial(), e) for e in torch.eye(recipe._d).double()])
+    assert torch.linalg.eigvalsh(H).tolist() == pytest.approx(sorted(eigenvalues), abs=1e-12)
+    assert (problem.optimum, problem.optimal_value) == (None, None)
+    data = hpcopt.simulate(hpcopt.AllreduceSGD(lr=0.1), recipe, rounds=2, seed=3)
+    assert "loss" in data["metrics"]
+    assert not {"gap", "relative_gap", "distance"} & set(data["metrics"].data_vars)
+
+
 def test_one_eigenvalue_is_exact() -> None:
     problem = Quadratic(1, eigenvalues=[0.3]).bind(Share(range(1), 1, seed=3))
     x = problem.initial()
@@ -67,8 +79,9 @@ def test_one_eigenvalue_is_exact() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(UserError, match="dim = 9000"):
         Quadratic(1, eigenvalues="power", dim=9000)
-    with pytest.raises(UserError, match="eigenvalues"):
-        Quadratic(1, eigenvalues=[1.0, -1.0])
+    for wrong in ([1.0, float("nan")], [float("inf")], [], ["1"], "outlier"):
+        with pytest.raises(UserError, match=r"eigenvalues|dim = 0"):
+            Quadratic(1, eigenvalues=wrong)
     with pytest.raises(UserError, match="rows_per_worker"):
         LinearRegression(1, rows_per_worker=0)
 

@@ -7,12 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from hpcopt.config import from_tables
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Draw, Share
+from hpcopt.problems.data import open_dataset
 from hpcopt.problems.models import ResNet18, build
 from hpcopt.problems.network import Network
 
@@ -216,6 +219,20 @@ def test_built_in_networks_start_the_same_everywhere_and_learn() -> None:
     measured = problem.evaluate(x)
     weights = measured.weights["accuracy"]
     assert (measured.values["accuracy"] * weights).sum() / weights.sum() > 0.9
+
+
+def test_an_mlp_without_hidden_layers_is_logistic_regression() -> None:
+    tables = {"run": {"workers": 2}, "problem": {"kind": "network", "dataset": "digits", "hidden": []}}
+    problem = bind(from_tables(tables, "c").problem.recipe())
+    W, b = (value.numpy() for value in problem.layout.views(problem.initial()).values())
+    assert (W.shape, b.shape, problem.dim) == ((10, 64), (10,), 650)
+    data = open_dataset("digits")
+    X = (data.train.read(np.arange(len(data.train))).reshape(-1, 64) - data.mean) / data.std
+    Y = np.eye(10)[data.train.labels]
+    P = softmax(X @ W.T + b, axis=1)
+    errors = torch.tensor(np.hstack([((P - Y).T @ X).ravel(), (P - Y).sum(0)]) / len(X))
+    assert problem.losses(problem.initial()).mean().item() == pytest.approx(-np.log((P * Y).sum(1)).mean())
+    assert torch.allclose(problem.total_gradient(problem.initial()), errors, atol=1e-12)
 
 
 def test_what_does_not_fit_together_is_named() -> None:

@@ -157,6 +157,25 @@ CASES = {
         "hinge",
         [23.9755739643, 17.3459131284, 20.011206417],
     ),
+    "dho2": (
+        hpcopt.DHO2(lr=0.05, largest=3, smallest=1, warmup=2, refresh_every=2, curvature_batch=8),
+        "network",
+        [1.0397328201, 0.962351619204, 0.909471238375],
+    ),
+    "dho2 admm": (
+        hpcopt.DHO2(
+            variant="admm",
+            base="adam",
+            lr=0.05,
+            largest=2,
+            warmup=1,
+            refresh_every=3,
+            outer_every=2,
+            outer_damping=0.1,
+        ),
+        "linear",
+        [15.4925029718, 14.835556278, 14.5842235203],
+    ),
     "averaging": (hpcopt.Averaging(), "squares", [42.866324843]),
 }
 

@@ -1,4 +1,4 @@
-"""`tools/bench hosts`: dense allreduces between rate-limited hosts: MPI's, the ring, and torch's gloo."""
+"""`tools/bench hosts`: sums between rate-limited hosts, whole and in halves: MPI, the ring, torch's gloo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable
-from hpcopt.ground.placement import Placement
+from hpcopt.ground.placement import Placement, sizes
 from hpcopt.problems.base import Draw, Share
 
 ELEMENTS = 11_000_000  # float32: 44 MB
@@ -47,17 +47,23 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     start_gloo(comm)
     ring, array, tensor = Ring(comm), np.ones(ELEMENTS, np.float32), torch.ones(ELEMENTS)
+    counts = sizes(ELEMENTS, comm.size)
+    piece = np.ones(counts[comm.rank], np.float32)
     calls = {
-        "MPI's allreduce": lambda: comm.Allreduce(MPI.IN_PLACE, array),
-        "ring over the hosts": lambda: ring.allreduce(array),
-        "gloo": lambda: torch.distributed.all_reduce(tensor),
+        ("allreduce", "MPI"): lambda: comm.Allreduce(MPI.IN_PLACE, array),
+        ("allreduce", "gloo"): lambda: torch.distributed.all_reduce(tensor),
+        ("allreduce", "ring"): lambda: ring.allreduce(array),
+        ("reduce-scatter", "MPI"): lambda: comm.Reduce_scatter(array, piece, counts),
+        ("reduce-scatter", "ring"): lambda: np.copyto(piece, ring.reduce_scatter(array, counts)),
+        ("allgather", "MPI"): lambda: comm.Allgatherv(piece, [array, counts]),
+        ("allgather", "ring"): lambda: ring.allgather(piece, array, counts),
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     for repeat in range(1 + REPEATS):
         for name, call in calls.items():
-            array[:], tensor[:] = 1, 1
+            array[:], tensor[:], piece[:] = 1, 1, comm.rank + 1
             took = seconds(comm, call)
-            assert max(array[-1], float(tensor[-1])) == comm.size
+            assert max(array[-1], float(tensor[-1]), piece[-1]) == comm.size
             if repeat:
                 times[name].append(took)
     count = hosts(comm)
@@ -65,12 +71,11 @@ def main() -> None:
     steps = overlapping(comm)
     if comm.rank == 0:
         print(f"{count} hosts, {comm.size} ranks, {' '.join(sys.argv[1:])}, 44 MB, medians of {REPEATS}")
-        ring_times = times["ring over the hosts"]
-        for name, values in times.items():
-            ratio = statistics.median(a / b for a, b in zip(ring_times, values, strict=True))
+        for (verb, way), values in times.items():
+            ratio = statistics.median(a / b for a, b in zip(times[verb, "ring"], values, strict=True))
             print(
-                f"  {name:20} {statistics.median(values):7.3f} s  [{min(values):.3f}, {max(values):.3f}]  "
-                f"ring / this {ratio:.2f}"
+                f"  {verb:15} {way:5} {statistics.median(values):7.3f} s  "
+                f"[{min(values):.3f}, {max(values):.3f}]  ring / this {ratio:.2f}"
             )
         plain, early = (statistics.median(values) for values in zip(*steps, strict=True))
         ratio = statistics.median(b / a for a, b in steps)

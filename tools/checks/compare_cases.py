@@ -103,6 +103,11 @@ MAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("lbfgs", "linear mlp logistic", {"memory": 3}),
     ("cocoa", "logistic hinge squares", {"local_passes": 1}),
     ("averaging", "logistic", {}),
+    (
+        "dho2",
+        "linear mlp own",
+        {"lr": 0.01, "largest": 3, "smallest": 1, "warmup": 2, "refresh_every": 4, "curvature_batch": 9},
+    ),
 ]
 DECAY = {"lr": 0.02, "weight_decay": 0.01}
 MORE = {
@@ -126,6 +131,23 @@ MORE = {
     "allreduce_sgd-target": Case(
         "allreduce_sgd", "batches", {"lr": 0.02, "schedule": "exponential"}, {"target_loss": 78.0}
     ),
+    # the form of the hybrid step, and its base
+    "dho2-admm": Case(
+        "dho2",
+        "mlp",
+        {
+            "variant": "admm",
+            "base": "adam",
+            "lr": 0.01,
+            "largest": 2,
+            "warmup": 1,
+            "refresh_every": 3,
+            "outer_every": 2,
+            "outer_damping": 0.1,
+            "outer_reset": True,
+        },
+    ),
+    "dho2-base": Case("dho2", "batches", {"lr": 0.01, "largest": 0, "warmup": 4, "warmup_lr": 0.002}),
     # which entries, and how they travel
     "regtopk-k": Case(
         "regtopk", "batches", {"lr": 0.01, "k": 5, "denominator": "accumulated", "exchange": "owner"}

@@ -53,6 +53,7 @@ METHODS = (
     hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
     hpcopt.RegTopK(lr=0.2, density=0.1),
     hpcopt.PowerSGD(lr=0.5),
+    hpcopt.DHO2(lr=0.5, largest=4, smallest=1, warmup=5, refresh_every=15),
 )
 FOR_MARGINS = (
     hpcopt.FADL(),

@@ -26,9 +26,10 @@ class MPIReducer:
     """`Reducer` over a communicator.
 
     Its ways of a sum: ``"mpi"``, MPI's own allreduce of the ranks' partial sums, in place and without
-    copies; ``"ring"``, the same between hosts with slow links (`hpcopt.comm.reduce.ring`); ``"ordered"``, an
-    exchange that gives every rank all workers' rows for its slice of the columns, so that sums run in the
-    order of the workers and come out bit-identical on any number of ranks (N/2 times the bytes).
+    copies; ``"ring"``, the same between hosts with slow links (`hpcopt.comm.reduce.ring`), where long vectors
+    are reduce-scattered and gathered so, too; ``"ordered"``, an exchange that gives every rank all workers'
+    rows for its slice of the columns, so that sums run in the order of the workers and come out bit-identical
+    on any number of ranks (N/2 times the bytes).
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -182,13 +183,17 @@ class MPIReducer:
 
     def _allreduce_wire(self, wire: Any) -> None:
         step = gather.MAX_MESSAGE // wire.dtype.itemsize
-        if self._ring is not None and wire.shape[0] >= RING_ELEMENTS:
-            self._ring.allreduce(wire)
+        ring = self._ring_for(wire.shape[0])
+        if ring is not None:
+            ring.allreduce(wire)
         elif wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
             self._comm.Allreduce(MPI.IN_PLACE, wire)
         else:
             for start in range(0, wire.shape[0], step):
                 self._comm.Allreduce(MPI.IN_PLACE, wire[start : start + step])
+
+    def _ring_for(self, size: int) -> Ring | None:
+        return self._ring if size >= RING_ELEMENTS else None
 
     def _reduce_scatter(self, part: Tensor) -> Tensor:
         """This rank's slice, from everybody's whole vectors."""
@@ -199,7 +204,10 @@ class MPIReducer:
         piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
         landing = self._staging.landing(piece)
         step = max(1, gather.MAX_MESSAGE // part.element_size() // self._ranks)
-        if max(counts) <= step:
+        ring = self._ring_for(size)
+        if ring is not None:
+            landing[:] = ring.reduce_scatter(wire, counts)
+        elif max(counts) <= step:
             self._comm.Reduce_scatter(wire, landing, counts)
         else:
             for rank, count in enumerate(counts):
@@ -234,6 +242,10 @@ class MPIReducer:
     def _gather(self, piece: Tensor, counts: list[int]) -> Tensor:
         whole = torch.empty(sum(counts), dtype=piece.dtype, device=piece.device)
         wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
-        gather.allgather(self._comm, wire, landing, counts)
+        ring = self._ring_for(len(whole))
+        if ring is not None:
+            ring.allgather(wire, landing, counts)
+        else:
+            gather.allgather(self._comm, wire, landing, counts)
         self._staging.back(landing, whole)
         return whole

@@ -1,10 +1,9 @@
-"""An allreduce for slow links between hosts: sums within a node first, then rings that use both directions.
+"""Sums for slow links between hosts: within a node first, then rings that use both directions.
 
-Every node sums its ranks' vectors so that each of its L ranks holds one slice; the ranks with the same slice
-on the M nodes then form a ring, in which everybody sends to the right and receives from the left at the same
-time (reduce-scatter, then allgather, in M − 1 steps each); at last the slices are put together within the
-node. So each host's link carries 2n(M − 1)/M bytes of a vector of n bytes in each direction, however many
-ranks it has.
+The L ranks with the same place on the M nodes form a ring, in which everybody sends to the right and
+receives from the left at the same time, in M − 1 steps. In a reduce-scatter, what a ring carries was summed
+within the node before; in an allgather, it is shared within the node afterwards. So each host's link carries
+n(M − 1)/M bytes of a vector of n bytes in each direction, however many ranks it has; an allreduce is both.
 
 A segment of a step goes on to the right while later ones are on the way. Patarasuk & Yuan, J. Parallel
 Distrib. Comput. 69 (2009), show that the ring is bandwidth-optimal.
@@ -12,13 +11,15 @@ Distrib. Comput. 69 (2009), show that the ring is bandwidth-optimal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.ground.placement import block, sizes
+from hpcopt.ground.placement import sizes
 
 # below Open MPI's limit for sending over TCP at once: larger messages wait for an answer of the receiver,
 # which queues behind what the receiver itself is sending, so that the two directions of a link take turns
@@ -28,16 +29,23 @@ Vector = NDArray[Any]
 
 
 class Ring:
-    """A plan for allreduces over a communicator whose nodes hold equally many ranks.
+    """A plan for sums over a communicator whose nodes hold equally many ranks.
+
+    A vector lies in P parts, ordered by node and then by place on it; where the ranks of a node do not follow
+    each other, those who want another order pay for a copy.
 
     Args:
         comm: all ranks. Collective.
+        node: those of this node, which the ring then frees; as MPI says if None.
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
-        self._node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self._across = comm.Split(self._node.rank, comm.rank)
-        self._landing: dict[tuple[str, np.dtype[Any]], Vector] = {}
+    def __init__(self, comm: MPI.Comm, node: MPI.Comm | None = None) -> None:
+        self._node = node or comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self._across = comm.Split(self._node.rank, self._node.bcast(comm.rank))
+        nodes = self._across.allgather(self._node.allgather(comm.rank))
+        self._order = [rank for node in nodes for rank in node]
+        self._in_order = self._order == list(range(comm.size))
+        self._memory: dict[tuple[str, np.dtype[Any]], Vector] = {}
 
     @staticmethod
     def admits(comm: MPI.Comm) -> bool:
@@ -49,56 +57,94 @@ class Ring:
 
     def allreduce(self, vector: Vector) -> None:
         """Sums a vector over all ranks, in place. Collective."""
-        counts = sizes(len(vector), self._node.size)
-        own = block(len(vector), self._node.size, self._node.rank)
-        piece = vector[own.start : own.stop]
-        if self._node.size > 1:
-            piece = self._buffer("slice", len(own), vector.dtype)
-            self._node.Reduce_scatter(vector, piece, counts)
-        self._ring(piece)
-        if self._node.size > 1:
-            self._node.Allgatherv(piece, [vector, counts])
+        counts = sizes(len(vector), len(self._order))
+        chunks = self._chunks(vector, counts)
+        self._scatter(vector, counts, chunks)
+        self._gather(chunks, vector, counts)
+
+    def reduce_scatter(self, vector: Vector, counts: Sequence[int]) -> Vector:
+        """This rank's part of a sum over all ranks, until the next call. Collective.
+
+        Args:
+            vector: (Σ counts,), overwritten.
+            counts: how long the part of every rank is, (P,), one after the other in ``vector``.
+        """
+        if not self._in_order:
+            parts = np.split(vector, np.cumsum(counts)[:-1])
+            vector, counts = np.concatenate([parts[r] for r in self._order]), [counts[r] for r in self._order]
+        chunks = self._chunks(vector, counts)
+        self._scatter(vector, counts, chunks)
+        return chunks[self._across.rank]
+
+    def allgather(self, piece: Vector, whole: Vector, counts: Sequence[int]) -> None:
+        """Puts the ranks' pieces one after the other into ``whole``; arguments as above. Collective."""
+        target = whole if self._in_order else np.empty_like(whole)
+        ordered = [counts[rank] for rank in self._order]
+        chunks = self._chunks(target, ordered)
+        chunks[self._across.rank][:] = piece
+        self._gather(chunks, target, ordered)
+        if not self._in_order:
+            parts = np.split(target, np.cumsum(ordered)[:-1])
+            np.concatenate([parts[self._order.index(rank)] for rank in range(len(counts))], out=whole)
 
     def free(self) -> None:
         """Frees the communicators. Collective."""
         self._across.Free()
         self._node.Free()
 
-    def _ring(self, piece: Vector) -> None:
-        """Step t passes on what step t - 1 brought: sums in the first M - 1 steps, results in the others."""
-        nodes, me = self._across.size, self._across.rank
-        chunks = [block(len(piece), nodes, index) for index in range(nodes)]
-        views = [piece[chunk.start : chunk.stop] for chunk in chunks]
-        steps = 2 * (nodes - 1)
-        sends = [self._send(views[me])] if steps else []
-        for step in range(steps):
-            incoming, adding = views[(me - step - 1) % nodes], step < nodes - 1
-            if adding:
-                landing = self._buffer(f"chunk {step % 2}", len(chunks[0]), piece.dtype)[: len(incoming)]
-            else:  # what was there has to be gone before it is overwritten
-                MPI.Request.Waitall(sends[step - nodes + 1])
-                landing = incoming
-            sends.append(self._pass_on(landing, incoming, adding, last=step == steps - 1))
-        for requests in sends:
-            MPI.Request.Waitall(requests)
+    def _scatter(self, vector: Vector, counts: Sequence[int], chunks: list[Vector]) -> None:
+        """Sums into the chunk of this node; a step sums one within the nodes and adds what has come."""
+        nodes, sends = self._nodes(vector, counts), list[MPI.Request]()
+        for step in range(len(nodes)):
+            index = (self._across.rank - 1 - step) % len(nodes)
+            landing = self._buffer("landing", len(chunks[index]), vector.dtype)
+            receives = self._receives(landing) if step else []
+            if self._node.size > 1:
+                self._node.Reduce_scatter(nodes[index][0], chunks[index], nodes[index][1])
+            sends += self._pass_on(chunks[index], receives, landing, last=step == len(nodes) - 1)
+        MPI.Request.Waitall(sends)
 
-    def _pass_on(self, landing: Vector, chunk: Vector, adding: bool, last: bool) -> list[MPI.Request]:
-        """Receives a chunk from the left; each segment goes to the right as soon as it is complete."""
-        left = (self._across.rank - 1) % self._across.size
-        segments = self._segments(chunk)
-        receives = [self._across.Irecv(landing[segment], left) for segment in segments]
-        sends: list[MPI.Request] = []
-        for segment, receive in zip(segments, receives, strict=True):
-            receive.Wait()
-            if adding:
-                chunk[segment] += landing[segment]
+    def _gather(self, chunks: list[Vector], vector: Vector, counts: Sequence[int]) -> None:
+        """The chunks of all nodes from their owners; a node shares one while the next is on the way."""
+        nodes, sends = self._nodes(vector, counts), list[MPI.Request]()
+        for step in range(len(nodes)):
+            index = (self._across.rank - step) % len(nodes)
+            receives = self._receives(chunks[index]) if step else []
+            sends += self._pass_on(chunks[index], receives, None, last=step == len(nodes) - 1)
+            if self._node.size > 1:
+                self._node.Allgatherv(chunks[index], list(nodes[index]))
+        MPI.Request.Waitall(sends)
+
+    def _pass_on(
+        self, chunk: Vector, receives: list[MPI.Request], adding: Vector | None, last: bool
+    ) -> list[MPI.Request]:
+        """Each segment goes to the right as soon as it is complete: at once, or when it has come."""
+        right, sends = (self._across.rank + 1) % self._across.size, list[MPI.Request]()
+        for segment, receive in zip_longest(self._segments(chunk), receives):
+            if receive is not None:
+                receive.Wait()
+                if adding is not None:
+                    chunk[segment] += adding[segment]
             if not last:
-                sends += self._send(chunk[segment])
+                sends.append(self._across.Isend(chunk[segment], right))
         return sends
 
-    def _send(self, vector: Vector) -> list[MPI.Request]:
-        right = (self._across.rank + 1) % self._across.size
-        return [self._across.Isend(vector[segment], right) for segment in self._segments(vector)]
+    def _receives(self, landing: Vector) -> list[MPI.Request]:
+        left = (self._across.rank - 1) % self._across.size
+        return [self._across.Irecv(landing[segment], left) for segment in self._segments(landing)]
+
+    def _chunks(self, vector: Vector, counts: Sequence[int]) -> list[Vector]:
+        """What this rank has of the parts of every node: in the vector where it is alone, else beside it."""
+        mine = counts[self._node.rank :: self._node.size]
+        if self._node.size > 1:
+            vector = self._buffer("chunks", sum(mine), vector.dtype)
+        return np.split(vector, np.cumsum(mine)[:-1])
+
+    def _nodes(self, vector: Vector, counts: Sequence[int]) -> list[tuple[Vector, Sequence[int]]]:
+        """The parts of every node's ranks, which lie one after the other, and how long each of them is."""
+        L, ends = self._node.size, np.cumsum([0, *counts]).tolist()
+        firsts = range(0, len(counts), L)
+        return [(vector[ends[at] : ends[at + L]], counts[at : at + L]) for at in firsts]
 
     @staticmethod
     def _segments(vector: Vector) -> list[slice]:
@@ -107,6 +153,6 @@ class Ring:
 
     def _buffer(self, use: str, size: int, dtype: np.dtype[Any]) -> Vector:
         key = (use, dtype)
-        if key not in self._landing or len(self._landing[key]) < size:
-            self._landing[key] = np.empty(size, dtype)
-        return self._landing[key][:size]
+        if key not in self._memory or len(self._memory[key]) < size:
+            self._memory[key] = np.empty(size, dtype)
+        return self._memory[key][:size]

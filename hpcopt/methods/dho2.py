@@ -1,0 +1,165 @@
+"""DHO2: Newton's step along extreme eigenvectors of the Hessian, a first-order step in the rest of the space.
+
+Sivan, Gabel & Schuster, "FOSI: Hybrid first and second order optimization", ICLR 2024, arXiv 2302.08484,
+algorithm 2; Gu, You, Ren, Guo, Luo & Xia, "DHO2", arXiv 2505.00982, v2 with its outer steps (``admm``).
+
+symbol  name  shape        meaning
+x       x     (d,)         parameters, replicated: gradients need all of them
+g             (d here,)    Σ ω_n ∇f_n(x; batch of worker n); admm: + π
+V, λ    V     (d here, q)  eigenvectors and eigenvalues, see `hpcopt.methods.parts.curvature`
+c             (q,)         Vᵀg; g_1 = V c is the gradient's part in the span of V, g_2 = g − g_1 the rest
+b       b     (q,)         g_1's momentum, heavy ball, as coefficients along V
+m, v    m, v  (d here,)    the base's first and second moments, of g_2 (empty where it has none)
+h             (q,)         |λ|; admm: |λ + σ|; plus the damping, and not below the floor
+α, s                       lengths of Newton's step and of the base's
+π, z    pi, z (d here,)    admm: the multiplier, and x as it was after the last outer step (else empty)
+
+A rank has slices of d/P of everything but x and the buffer in which gradients are added up. A round costs a
+reduce-scatter and an allgather, as many bytes as the allreduce of a first-order method, and two sums of q
+numbers; a refresh a pass for each product with the Hessian. With q = 0, and in the warm-up, a round is one of
+`allreduce_sgd`, to the bit.
+
+Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large while
+the steep directions are still its; g_1's momentum is kept in the span, and expressed along the new
+eigenvectors where these change; with Adam it is heavy ball, too. Differs from DHO2: curvature is that of all
+workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
+multiplier may shrink or be forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.ports import Ports
+from hpcopt.config.methods import DHO2Table
+from hpcopt.math.optimizers import FirstOrderUpdate
+from hpcopt.methods.base import Method, StepInfo
+from hpcopt.methods.parts.curvature import Curvature, CurvatureState, FixedRule, check
+from hpcopt.problems.base import Draw, Problem
+from hpcopt.state import Group, replicated, sliced
+
+
+@dataclass(kw_only=True)
+class DHO2State(CurvatureState):
+    """Parameters, moments, eigenpairs; for ADMM its multiplier and its anchor."""
+
+    x: Tensor = replicated()
+    b: Tensor = replicated()
+    m: Tensor = sliced()
+    v: Tensor = sliced()
+    pi: Tensor = sliced()
+    z: Tensor = sliced()
+
+
+class DHO2(Method[DHO2Table, DHO2State]):
+    """The hybrid step on slices; the eigenpairs and who decides about them are objects that it holds."""
+
+    def prepare(self, problem: Problem) -> None:
+        """See `Method`; raises `UserError` if there are fewer parameters than pairs, or no Hessian."""
+        check(self.settings, problem)
+
+    def start(self, problem: Problem, ports: Ports) -> DHO2State:
+        """See `Method`."""
+        self._problem, self._reduce = problem, ports.reduce
+        self._part = ports.reduce.contribution(problem.dim)
+        own = ports.reduce.own(problem.dim)
+        self._own = slice(own.start, own.stop)
+        self._base = FirstOrderUpdate(self.settings.first_order())
+        self._curvature = Curvature(self.settings, problem, ports.reduce, self._part)
+        self._rule = FixedRule(self.settings)
+        x = problem.initial().clone()
+        mine = x[self._own]
+        m, v = self._base.moments(mine)
+        outer = mine if self.settings.variant == "admm" else x[:0]
+        pairs = self._curvature.begin(mine)
+        b = x.new_zeros(self.settings.pairs)
+        return DHO2State(x=x, b=b, m=m, v=v, pi=torch.zeros_like(outer), z=outer.clone(), **pairs)
+
+    def rehearse(self, state: DHO2State) -> None:
+        """See `Method`: a refresh of which nothing is kept."""
+        if self.settings.pairs:
+            self._curvature.pairs(state, state.x)
+
+    def step(self, state: DHO2State) -> StepInfo:
+        """One round; vectors are this rank's slices."""
+        settings, x, V = self.settings, state.x[self._own], state.V
+        # every T rounds after the warm-up: V, λ of Σ ω ∇²f; b along the new V
+        if self._rule.refresh(state):
+            momentum = V @ state.b
+            self._curvature.refresh(state, state.x)
+            state.b.copy_(self._curvature.along(state, momentum))
+        # g ← Σ ω ∇f(x): half a pass
+        g = self._part.add_gradients(self._problem, state.x, Draw(state.round)).scatter()
+        if settings.variant == "admm":
+            # g ← g + π
+            g.add_(state.pi)
+        if int(state.refreshes) == 0:
+            # the base alone: x ← x + base(g), at a rate of its own in the warm-up
+            self._first_order(state, x, g)
+        else:
+            # c = Vᵀg; g_2 = g − V c
+            c = self._curvature.along(state, g)
+            g.sub_(V @ c)
+            # b ← μ b + c, so V b is the momentum of g_1; b/h, so that d_1 = V b/h
+            state.b.mul_(self._momentum).add_(c)
+            d1 = state.b / self._divisors(state)
+            # d_2 = base(g_2) is a change of x: from 0
+            d2 = torch.zeros_like(x)
+            self._first_order(state, d2, g)
+            # x ← x + s (d_2 − V Vᵀd_2) − α d_1
+            s, alpha = self._rule.scale(state), self._rule.alpha(state)
+            back = self._curvature.along(state, d2).mul_(s).add_(alpha * d1)
+            x.add_(d2, alpha=s).sub_(V @ back)
+        if settings.variant == "admm":
+            self._outer_step(state, x)
+        # x, whole, from all slices: half a pass
+        state.x.copy_(self._reduce.allgather(x, len(state.x)))
+        return StepInfo()
+
+    def _outer_step(self, state: DHO2State, x: Tensor) -> None:
+        """Every c rounds after the warm-up: π, x and z."""
+        settings, since = self.settings, state.round + 1 - self.settings.warmup
+        if since <= 0:
+            # z = x where the warm-up ends
+            state.z.copy_(x)
+        elif since % settings.outer_every == 0:
+            # π ← (1 − damping) π, or 0 where π·(x − z) < 0
+            moved = x - state.z
+            state.pi.mul_(1 - settings.outer_damping)
+            if settings.outer_reset and float(self._reduce.slices((state.pi @ moved)[None])) < 0:
+                state.pi.zero_()
+            # π ← π + σ (x − z); x ← x + π/σ; z = x
+            state.pi.add_(moved, alpha=settings.sigma)
+            x.add_(state.pi, alpha=1 / settings.sigma)
+            state.z.copy_(x)
+
+    def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
+        """x ← x + base(g), and the base's moments."""
+        lr = self.settings.warmup_lr if state.round < self.settings.warmup else None
+        self._base(x, g, state.m, state.v, state.round, lr=lr)
+
+    @property
+    def _momentum(self) -> float:
+        """μ."""
+        return 0.0 if self.settings.base == "sgd" else self.settings.momentum
+
+    def _divisors(self, state: DHO2State) -> Tensor:
+        """h, (q,)."""
+        settings = self.settings
+        shift = settings.sigma if settings.variant == "admm" else 0.0
+        h = (state.eigenvalue[-1] + shift).abs() + settings.damping
+        # no step where nothing curves
+        return h.clamp(min=settings.floor * float(h.max()) or math.inf).to(state.b)
+
+    def metrics(self, state: DHO2State) -> dict[str, float]:
+        """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""
+        never = int(state.refreshes) == 0
+        return {"spectrum_age": math.nan if never else float(state.round - int(state.refreshed))}
+
+    def groups(self, state: DHO2State) -> dict[str, Group]:
+        """``spectrum``: eigenvalues and residuals of the last refreshes."""
+        return self._curvature.groups(state)

@@ -1,0 +1,261 @@
+"""DHO2 against FOSI and its ADMM form written out in NumPy with dense Hessians, and what must hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+import hpcopt
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.config import from_tables
+from hpcopt.errors import UserError
+from hpcopt.methods.parts import curvature
+from hpcopt.problems.base import Draw, Share
+
+D, WORKERS, PENALTY = 9, 3, 0.02
+ROWS = (14, 9, 21)
+
+
+class Logit(hpcopt.Objective):
+    """Logistic regression on features of quite different sizes; ‖w‖²/100, so that H is positive."""
+
+    dim: int = D
+    """parameters"""
+    longer: bool = False
+    """whether the last row of the last worker is twice as long"""
+
+    def data(self, worker, seed):
+        draw = np.random.default_rng([seed, worker])
+        X = draw.standard_normal((ROWS[worker], D)) * np.logspace(1, -0.3, D)
+        y = np.sign(X[:, 0] - 8 * X[:, 3] + draw.standard_normal(len(X)))
+        if self.longer and worker == WORKERS - 1:
+            X[-1] *= 2
+        return X, y
+
+    def loss(self, w, X, y):
+        return torch.nn.functional.softplus(-y * (X @ w)).mean() + PENALTY / 2 * w.square().sum()
+
+
+class Dense:
+    """The same in NumPy: gradient and Hessian of the mean over workers on the rows of a draw."""
+
+    def __init__(self, seed=0, **keys):
+        self.recipe = Logit(workers=WORKERS, **keys)
+        self.data = [self.recipe.data(worker, seed) for worker in range(WORKERS)]
+        self.batches = self.recipe.bind(Share(range(WORKERS), WORKERS, seed))._batches
+
+    def rows(self, draw):
+        for i, (X, y) in enumerate(self.data):
+            chosen = self.batches.select(i, draw)
+            yield (X, y) if chosen is None else (X[chosen], y[chosen])
+
+    def gradient(self, w, draw):
+        parts = [X.T @ (-y * expit(-y * (X @ w))) / len(y) for X, y in self.rows(draw)]
+        return np.mean(parts, 0) + PENALTY * w
+
+    def hessian(self, w, draw):
+        parts = [(X.T * (expit(X @ w) * expit(-X @ w))) @ X / len(y) for X, y in self.rows(draw)]
+        return np.mean(parts, 0) + PENALTY * np.eye(D)
+
+
+def oracle(problem, rounds, s):
+    """x after every round, and the eigenvalues of every refresh; vectors are whole."""
+    x, z, pi = np.zeros(D), np.zeros(D), np.zeros(D)
+    V, lam, g1_momentum, m, v, found = None, None, np.zeros(D), np.zeros(D), np.zeros(D), []
+    points = []
+    mu = 0.0 if s.base == "sgd" else s.momentum
+
+    def base(g, t, eta):
+        nonlocal m, v
+        if s.base == "sgd":
+            return -eta * g
+        if s.base == "momentum":
+            m = s.momentum * m + g
+            return -eta * m
+        m = s.beta1 * m + (1 - s.beta1) * g
+        v = s.beta2 * v + (1 - s.beta2) * g**2
+        return -eta * (m / (1 - s.beta1 ** (t + 1))) / (np.sqrt(v / (1 - s.beta2 ** (t + 1))) + s.eps)
+
+    for t in range(rounds):
+        warm = t < s.warmup
+        if not warm and (t - s.warmup) % s.refresh_every == 0:
+            every, Q = np.linalg.eigh(problem.hessian(x, Draw(len(found), rows=s.curvature_batch)))
+            chosen = [*range(s.smallest), *range(D - s.largest, D)]
+            lam, V = every[chosen], Q[:, chosen]
+            found.append(lam)
+            g1_momentum = V @ (V.T @ g1_momentum)
+        g = problem.gradient(x, Draw(t)) + pi
+        if warm:
+            x = x + base(g, t, s.warmup_lr or s.lr)
+        else:
+            shifted = np.abs(lam + (s.sigma if s.variant == "admm" else 0)) + s.damping
+            shifted = np.maximum(shifted, s.floor * shifted.max())
+            g1 = V @ (V.T @ g)
+            g1_momentum = mu * g1_momentum + g1
+            d1 = V @ ((V.T @ g1_momentum) / shifted)
+            d2 = base(g - g1, t, s.lr)
+            d2 = d2 - V @ (V.T @ d2)
+            ratio = lam[-1] / lam[-s.largest] if s.largest > 1 else 1
+            scale = np.clip(ratio, 1, 1 if s.base == "adam" else 3)
+            x = x + scale * d2 - s.alpha * d1
+        if s.variant == "admm":
+            if warm and t + 1 == s.warmup:
+                z = x
+            elif not warm and (t + 1 - s.warmup) % s.outer_every == 0:
+                pi = (1 - s.outer_damping) * pi
+                if s.outer_reset and pi @ (x - z) < 0:
+                    pi = 0 * pi
+                pi = pi + s.sigma * (x - z)
+                x = x + pi / s.sigma
+                z = x
+        points.append(x)
+    return points, found
+
+
+def begun(method, recipe):
+    problem = recipe.bind(Share(range(WORKERS), WORKERS, seed=0))
+    ports = LocalPorts(WORKERS, problem.initial())
+    state = method.start(problem, ports)
+    return problem, ports, state
+
+
+CASES = {
+    "sgd": {"base": "sgd", "lr": 0.5, "smallest": 2, "damping": 0.01, "floor": 0.05},
+    "momentum": {"lr": 0.1, "alpha": 0.3, "warmup_lr": 0.02},
+    "no warm-up": {"warmup": 0, "lr": 0.1, "largest": 1},
+    "adam": {"base": "adam", "lr": 0.05, "smallest": 1},
+    "batches": {"lr": 0.05, "curvature_batch": 8},
+    "admm": {"variant": "admm", "lr": 0.05, "sigma": 0.2, "outer_every": 2},
+    "admm damped": {"variant": "admm", "base": "adam", "lr": 0.2, "outer_every": 1, "outer_damping": 0.3},
+    "admm reset": {"variant": "admm", "lr": 0.1, "outer_every": 1, "outer_reset": True},
+}
+ROUNDS = 12
+
+
+def settings(**keys):
+    defaults = {"largest": 3, "lanczos_iterations": D, "refresh_every": 4, "warmup": 3}
+    return hpcopt.DHO2(**(defaults | keys))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_trajectory_is_the_papers(name):
+    method = settings(**CASES[name])
+    problem = Dense(batch_size=5 if name == "batches" else "full")
+    points, spectra = oracle(problem, ROUNDS, method.settings)
+    _, _, state = begun(method, problem.recipe)
+    for point in points:
+        method.step(state)
+        state.round += 1
+        np.testing.assert_allclose(state.x, point, rtol=1e-8, atol=1e-10)
+    found = method.groups(state)["spectrum"].columns
+    np.testing.assert_allclose(found["eigenvalue"], spectra, rtol=1e-9)
+    assert len(spectra) >= 3
+    assert found["residual"].max() < 1e-9
+    if "reset" in str(CASES[name]):  # it makes a difference here
+        other = settings(**CASES[name] | {"outer_reset": False})
+        assert not np.allclose(oracle(problem, ROUNDS, other.settings)[0][-1], points[-1], rtol=1e-3)
+
+
+BASES = {
+    "sgd": ({"base": "sgd"}, {}),
+    "momentum": ({"momentum": 0.8}, {"momentum": 0.8}),
+    "adam": ({"base": "adam", "beta1": 0.8}, {"optimizer": "adam", "beta1": 0.8}),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_without_pairs_it_is_its_base_to_the_bit(base):
+    rate = {"lr": 0.07, "schedule": "cosine", "warmup_rounds": 3}
+    mine, plain = BASES[base]
+    recipe = Logit(workers=WORKERS, batch_size=5)
+    methods = hpcopt.DHO2(largest=0, warmup=4, **mine, **rate), hpcopt.AllreduceSGD(**plain, **rate)
+    trees = [hpcopt.simulate(method, recipe, 9, dtype="float32") for method in methods]
+    assert np.array_equal(*(tree["metrics"]["loss"] for tree in trees))
+    assert "spectrum" not in trees[0].children
+
+
+def test_a_quadratic_is_solved_in_one_step():
+    method = hpcopt.DHO2(largest=12, base="sgd", alpha=1.0, warmup=0, floor=1e-5, lanczos_iterations=12)
+    tree = hpcopt.simulate(method, hpcopt.Quadratic(WORKERS, "geometric", dim=12), 1)
+    assert float(tree["metrics"]["gap"][-1]) < 1e-20 * float(tree["metrics"]["gap"][0])
+
+
+def test_one_row_of_the_last_worker_counts():
+    spectra = [
+        hpcopt.simulate(settings(warmup=0), Logit(workers=WORKERS, longer=longer), 1)["spectrum"]
+        for longer in (False, True)
+    ]
+    first, second = (spectrum["eigenvalue"].values for spectrum in spectra)
+    assert np.abs(first / second - 1).max() > 1e-3
+
+
+def test_signs_of_eigenvectors_do_not_matter():
+    method = settings(warmup=0, refresh_every=100)
+    _, _, state = begun(method, Logit(workers=WORKERS))
+    method.step(state)
+    state.round += 1
+    other = replace(state, **{name: tensor.clone() for name, (_, tensor) in state.tensors().items()})
+    signs = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    other.V *= signs
+    other.b *= signs
+    for one in (state, other):
+        method.step(one)
+    assert torch.allclose(state.x, other.x, rtol=1e-14)
+
+
+def test_the_rehearsal_costs_nothing_and_changes_nothing():
+    method = settings(warmup=0)
+    problem, _, state = begun(method, Logit(workers=WORKERS))
+    before = {name: tensor.clone() for name, (_, tensor) in state.tensors().items()}
+    method.rehearse(state)
+    assert problem.samples == 2 * D * sum(ROWS)  # it was made
+    for name, (_, tensor) in state.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+    tree = hpcopt.simulate(method, Logit(workers=WORKERS), 1)
+    assert tree["metrics"]["gradients"].values.tolist() == [0, (2 * D + 1) * sum(ROWS)]
+    assert tree["metrics"]["passes"].values.tolist() == [0, D + 1]
+    assert np.array_equal(tree["metrics"]["spectrum_age"], [np.nan, 1], equal_nan=True)
+
+
+def test_the_newest_spectra_are_kept(monkeypatch):
+    monkeypatch.setattr(curvature, "KEPT", 2)
+    method = settings(refresh_every=2, warmup=1)
+    everything = oracle(Dense(), 8, method.settings)[1]
+    tree = hpcopt.simulate(method, Logit(workers=WORKERS), 8)
+    np.testing.assert_allclose(tree["spectrum"]["eigenvalue"], everything[-2:], rtol=1e-9)
+
+
+class Detached(Logit):
+    """What autograd cannot differentiate twice."""
+
+    def gradient(self, w, X, y):
+        return torch.from_numpy(np.asarray(w.detach()))
+
+
+@pytest.mark.parametrize(
+    ("keys", "recipe", "words"),
+    [
+        ({"largest": 8, "smallest": 2}, Logit, ["largest + smallest = 10", "9 parameters"]),
+        ({"lanczos_iterations": 2}, Logit, ["lanczos_iterations = 2", "largest + smallest = 3"]),
+        ({"lanczos_iterations": 0}, Logit, ["lanczos_iterations = 0"]),
+        ({"largest": -1}, Logit, ["largest = -1"]),
+        ({"floor": 0.0}, Logit, ["floor = 0.0"]),
+        ({"base": "lbfgs"}, Logit, ["base = 'lbfgs'"]),
+        ({}, Detached, ["no Hessian-vector products", "largest = 0"]),
+    ],
+)
+def test_what_is_refused(keys, recipe, words):
+    with pytest.raises(UserError) as error:
+        hpcopt.simulate(settings(**{"lanczos_iterations": None} | keys), recipe(workers=WORKERS), 1)
+    for word in words:
+        assert word in str(error.value)
+    if recipe is Detached:
+        hpcopt.simulate(hpcopt.DHO2(largest=0), recipe(workers=WORKERS), 1)
+
+
+def test_a_config_says_what_is_wrong():
+    tables = {"run": {"workers": 2, "method": "dho2"}, "problem": {"kind": "quadratic"}}
+    with pytest.raises(UserError, match="needs at least one for each"):
+        from_tables(tables | {"method": {"lanczos_iterations": 3}}, "c")
