@@ -50,12 +50,14 @@ class MPIReducer:
         overlap: bool = False,
     ) -> None:
         self._comm = comm.Dup()
-        self._placement, self._staging, self._like = placement, staging, like
+        self._placement, self._like = placement, like
         # small sums take microseconds: what is counted of them must not be looked up again and again
         self._dim, self._n, self._workers, self._ranks = len(like), placement.n, placement.total, comm.size
         self._ordered = reduction == "ordered"
         self._overlap = overlap and not self._ordered and staging.device.type == "cpu"
         self._ring = Ring(self._comm) if reduction == "ring" else None
+        # the ring adds in host memory, also where MPI takes the GPU's
+        self._staging = Staging(staging.device, aware=False) if self._ring is not None else staging
         self._gradient: Buffer | None = None
         self.counters = {verb: Counter() for verb in VERBS}
 
