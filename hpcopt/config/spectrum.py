@@ -39,9 +39,9 @@ class SpectrumTable(Table):
     def _enough(self) -> SpectrumTable:
         if not self.pairs:
             raise ValueError("largest = 0 and smallest = 0: at least one must be above 0")
-        if self.iterations is not None and self.iterations < self.pairs + 2:
+        if self.iterations is not None and self.iterations < self.pairs + 4:
             raise ValueError(
-                f"iterations = {self.iterations}: must be at least {self.pairs + 2}, two more than "
+                f"iterations = {self.iterations}: must be at least {self.pairs + 4}, four more than "
                 f"largest + smallest = {self.pairs}"
             )
         return self

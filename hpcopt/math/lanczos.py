@@ -79,7 +79,8 @@ def lanczos(
         own: which slice is here.
         largest, smallest: k and l, together at most d.
         iterations: vectors that the basis may have beside those that wait; the products of the cheap use. At
-            least k + l; k + l + 2 where there are restarts; d is always enough.
+            least k + l; k + l + 2 where there are restarts, and one more for each end with ``copies``;
+            d is always enough.
         tolerance: None for the cheap use; below 100 roundings of the dtype, these.
         copies: find all copies of multiple eigenvalues.
         restarts: at most so many, sweeps included; residuals then tell what is left.
@@ -88,11 +89,10 @@ def lanczos(
     Raises:
         ValueError: k + l or the iterations are out of range.
     """
-    wanted, most = largest + smallest, min(iterations, size)
-    least = min(size, wanted + (2 if tolerance is not None else 0))
-    if not 0 < wanted <= size or most < least:
-        raise ValueError(f"{wanted} of {size} eigenpairs need at least {least} iterations, not {iterations}")
-    ends = _Ends(largest, smallest)
+    ends, most = _Ends(largest, smallest), min(iterations, size)
+    least = ends.count if tolerance is None else (ends.next() if copies else ends).count + 2
+    if not 0 < ends.count <= size or most < min(size, least):
+        raise ValueError(f"{ends.count} of {size} eigenpairs need {least} iterations or d, not {iterations}")
     basis = Basis(matvec, sums, most + max(start.shape[1], 1), start[:, 0])
     fresh = (random_start(own, seed, start.dtype, start.device, i) for i in count(1))
     for column in start.T:
@@ -105,11 +105,12 @@ def lanczos(
         full = basis.expanded == most
         if not basis.finite or (full and (tolerance is None or most == size)):
             break
-        if tolerance is None or basis.expanded < wanted:
+        if tolerance is None or basis.expanded < ends.count:
             continue
         pairs = basis.ritz()
         limit = tolerance * float(pairs.values.abs().max())
-        done = ends.converged(pairs, limit, next_too=before is not None)
+        watched = ends if before is None else ends.next()
+        done = watched.converged(pairs, limit)
         if not (done or full):
             continue
         values = pairs.values[ends.wanted(basis.expanded)]
@@ -121,7 +122,7 @@ def lanczos(
             before = values
             basis.restart(pairs, ends.wanted(basis.expanded), waiting=False)
         else:
-            basis.restart(pairs, ends.kept(most))
+            basis.restart(pairs, watched.kept(most))
     return _result(basis, ends, start)
 
 
@@ -150,27 +151,34 @@ class _Ends:
     largest: int
     smallest: int
 
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.largest + self.smallest
+
+    def next(self) -> _Ends:
+        """With the next one at each end that counts."""
+        return _Ends(self.largest + (self.largest > 0), self.smallest + (self.smallest > 0))
+
     def wanted(self, n: int) -> list[int]:
+        """Their numbers."""
         return [*range(self.smallest), *range(n - self.largest, n)]
 
     def kept(self, n: int) -> list[int]:
         """Those that a restart keeps: half of the room that the wanted ones leave is for the next ones."""
-        more = (n - self.largest - self.smallest) // 2
-        above = more * self.largest // (self.largest + self.smallest)
+        more = (n - self.count) // 2
+        above = more * self.largest // self.count
         return _Ends(self.largest + above, self.smallest + more - above).wanted(n)
 
-    def converged(self, pairs: Ritz, limit: float, next_too: bool) -> bool:
-        """Whether residuals of the wanted ones, and of the next at each end, are within a limit."""
-        n, ends = len(pairs.values), self
-        if next_too:
-            ends = _Ends(self.largest + (self.largest > 0), self.smallest + (self.smallest > 0))
-        enough = n >= ends.largest + ends.smallest
-        return enough and bool((pairs.residuals[ends.wanted(n)] <= limit).all())
+    def converged(self, pairs: Ritz, limit: float) -> bool:
+        """Whether their residuals are within a limit."""
+        n = len(pairs.values)
+        return n >= self.count and bool((pairs.residuals[self.wanted(n)] <= limit).all())
 
 
 def _result(basis: Basis, ends: _Ends, like: Tensor) -> Eigenpairs:
     if not basis.finite:
-        k = ends.largest + ends.smallest
+        k = ends.count
         unknown = torch.full((k,), torch.nan, dtype=torch.float64)
         return Eigenpairs(unknown, unknown.clone(), like.new_full((len(like), k), torch.nan), basis.products)
     pairs = basis.ritz()

@@ -140,7 +140,7 @@ class Basis:
             dots = self._sums(self._dots(f + 1)).cpu()
             along, square = dots[:f], float(dots[f])
             if passes == 0:
-                limit = NOTHING * torch.finfo(w.dtype).eps * max(square**0.5, longest)
+                limit = NOTHING * torch.finfo(V.dtype).eps * max(square**0.5, longest)
             # w ← w − V Vᵀw, ‖w‖² ← ‖w‖² − ‖Vᵀw‖²
             w_f.addmv_(V.T, along.to(V), alpha=-1)
             h += along

@@ -227,6 +227,21 @@ def test_the_newest_spectra_are_kept(monkeypatch):
     np.testing.assert_allclose(tree["spectrum"]["eigenvalue"], everything[-2:], rtol=1e-9)
 
 
+def test_a_draw_may_ask_for_other_rows():
+    """Successive draws of four rows go through all of them; more than there are: all, in their order."""
+    batches = Dense(batch_size=5).batches
+    epoch = torch.cat([batches.select(0, Draw(i, rows=4)) for i in range(3)])
+    assert sorted(set(epoch.tolist())) == sorted(epoch.tolist())
+    assert len(epoch) == 12
+    assert [batches.count(1, draw) for draw in (Draw(7), Draw(7, rows=4), Draw(7, rows=50), None)] == [
+        5,
+        4,
+        9,
+        9,
+    ]
+    assert batches.select(1, Draw(0, rows=50)) is None
+
+
 class Detached(Logit):
     """What autograd cannot differentiate twice."""
 

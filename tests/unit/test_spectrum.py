@@ -97,7 +97,7 @@ def test_of_a_trained_run_and_what_is_written(tmp_path):
     ("keys", "message"),
     [
         ({"largest": 50, "smallest": 4}, "has 53 parameters"),
-        ({"largest": 10, "iterations": 11}, "iterations = 11: must be at least 12"),
+        ({"largest": 10, "iterations": 11}, "iterations = 11: must be at least 14"),
         ({"largest": -1}, "largest = -1"),
         ({"largest": 0}, "at least one must be above 0"),
         ({"tolerence": 1e-3}, r"tolerence: unknown; allowed: .*tolerance"),
