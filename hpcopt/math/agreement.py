@@ -8,7 +8,7 @@ from hpcopt.errors import UserError
 from hpcopt.math.mixing import Mixing, check, mixing
 
 if TYPE_CHECKING:
-    from hpcopt.config.methods import MixingTable
+    from hpcopt.config.methods.gossip import MixingTable
     from hpcopt.problems.base import Problem
 
 

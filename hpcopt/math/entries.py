@@ -15,7 +15,7 @@ from hpcopt.math.streams import stream
 from hpcopt.math.topk import largest
 
 if TYPE_CHECKING:
-    from hpcopt.config.methods import SparsifiedTable
+    from hpcopt.config.methods.first_order import SparsifiedTable
     from hpcopt.math.flat import Layout
 
 

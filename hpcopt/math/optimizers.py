@@ -17,7 +17,7 @@ SWEEP = 64
 
 if TYPE_CHECKING:
     from hpcopt.config.base import FirstOrder, LearningRate
-    from hpcopt.config.methods import OwnStepsTable
+    from hpcopt.config.methods.gossip import OwnStepsTable
 
 
 def learning_rate(table: LearningRate, round: int, lr: float | None = None) -> float:

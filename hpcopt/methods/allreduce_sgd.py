@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import AllreduceSGDTable
+from hpcopt.config.methods.first_order import AllreduceSGDTable
 from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import CoCoATable
+from hpcopt.config.methods.linear import CoCoATable
 from hpcopt.math.streams import stream
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.linear import linear

@@ -34,7 +34,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import CommonDirectionsTable
+from hpcopt.config.methods.linear import CommonDirectionsTable
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.linear import linear
 from hpcopt.methods.parts.span import Span, SpanState

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import DePRLTable
+from hpcopt.config.methods.gossip import DePRLTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.math.flat import check_split
 from hpcopt.methods.base import Method, StepInfo

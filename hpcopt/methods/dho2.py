@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import DHO2Table
+from hpcopt.config.methods.hybrid import DHO2Table
 from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.curvature import Curvature, CurvatureState, FixedRule, check

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import DPSGDTable
+from hpcopt.config.methods.gossip import DPSGDTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import FADLTable
+from hpcopt.config.methods.linear import FADLTable
 from hpcopt.math.linesearch import search
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.fadl_adaptive import AdaptiveFADL, AdaptiveState

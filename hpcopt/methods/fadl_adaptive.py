@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Reducer
-from hpcopt.config.methods import FADLTable
+from hpcopt.config.methods.linear import FADLTable
 from hpcopt.math.span_newton import newton_step, without
 from hpcopt.methods.base import StepInfo
 from hpcopt.methods.parts.local_directions import LocalDirections

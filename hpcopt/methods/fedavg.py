@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import FedAvgTable
+from hpcopt.config.methods.gossip import FedAvgTable
 from hpcopt.math.flat import buffer
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps

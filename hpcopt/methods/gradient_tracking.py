@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import GradientTrackingTable
+from hpcopt.config.methods.gossip import GradientTrackingTable
 from hpcopt.math.agreement import agreeing
 from hpcopt.math.optimizers import learning_rate
 from hpcopt.methods.base import Method, StepInfo

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import LBFGSTable
+from hpcopt.config.methods.linear import LBFGSTable
 from hpcopt.math.linesearch import search
 from hpcopt.math.quasi_newton import direction, remember
 from hpcopt.methods.base import Method, StepInfo

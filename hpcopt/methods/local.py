@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import LocalTable
+from hpcopt.config.methods.gossip import LocalTable
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import PowerSGDTable
+from hpcopt.config.methods.first_order import PowerSGDTable
 from hpcopt.math.flat import aligned, buffer
 from hpcopt.math.low_rank import matrix, packed
 from hpcopt.math.optimizers import FirstOrderUpdate

@@ -9,7 +9,7 @@ Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 180
 from __future__ import annotations
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import RandomKTable
+from hpcopt.config.methods.first_order import RandomKTable
 from hpcopt.math.entries import Random
 from hpcopt.math.flat import buffer
 from hpcopt.math.topk import take

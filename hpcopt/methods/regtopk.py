@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import RegTopKTable
+from hpcopt.config.methods.first_order import RegTopKTable
 from hpcopt.math.entries import Largest
 from hpcopt.math.topk import survival, take
 from hpcopt.methods.base import Method, StepInfo

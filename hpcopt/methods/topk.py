@@ -18,7 +18,7 @@ Stich, Cordonnier & Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 180
 from __future__ import annotations
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import TopKTable
+from hpcopt.config.methods.first_order import TopKTable
 from hpcopt.math.entries import Largest
 from hpcopt.math.topk import take
 from hpcopt.methods.base import Method, StepInfo

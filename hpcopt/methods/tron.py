@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
-from hpcopt.config.methods import TRONTable
+from hpcopt.config.methods.linear import TRONTable
 from hpcopt.math.krylov import conjugate_gradients
 from hpcopt.math.linesearch import search
 from hpcopt.methods.base import Method, StepInfo

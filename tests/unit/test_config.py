@@ -54,7 +54,7 @@ def test_shipped_configs_are_valid_and_survive_a_round_trip(path):
         ({"problem": {}}, ["[problem] kind", "missing", '"network"']),
         ({"problem": {"kind": "quadratc"}}, ["[problem] kind", "did you mean 'quadratic'?"]),
         ({"problem": {"kind": 7}}, ["[problem] kind = 7"]),
-        ({"problem": {"kind": "quadratic", "eigenvalues": [1.0, -1.0]}}, ["[problem] eigenvalues"]),
+        ({"problem": {"kind": "quadratic", "eigenvalues": [1.0, float("inf")]}}, ["[problem] eigenvalues"]),
         ({"problem": {"kind": "quadratic", "eigenvalues": [1.0], "dim": 2}}, ["dim = 2", "1 entries"]),
         ({"problem": {"kind": "network", "model": "mpl"}}, ["[problem] model = 'mpl'", "'mlp'"]),
     ],

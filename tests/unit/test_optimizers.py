@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcopt.config.methods import AllreduceSGDTable
+from hpcopt.config.methods.first_order import AllreduceSGDTable
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 
 CASES = {

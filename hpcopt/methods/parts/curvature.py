@@ -25,7 +25,7 @@ from hpcopt.state import Group, State, replicated, sliced
 
 if TYPE_CHECKING:
     from hpcopt.comm.ports import Contribution, Reducer
-    from hpcopt.config.methods import DHO2Table
+    from hpcopt.config.methods.hybrid import DHO2Table
     from hpcopt.problems.base import Problem
 
 KEPT = 256

@@ -21,7 +21,7 @@ from hpcopt.state import State, per_worker, replicated
 
 if TYPE_CHECKING:
     from hpcopt.comm.ports import Aggregate, Ports, Reducer
-    from hpcopt.config.methods import SparseSumTable, SparsifiedTable
+    from hpcopt.config.methods.first_order import SparseSumTable, SparsifiedTable
 
 AUTO = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 """densities from which "auto" chooses"""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hpcopt.comm.ports import Reducer
-    from hpcopt.config.methods import LocalModelsTable
+    from hpcopt.config.methods.linear import LocalModelsTable
     from hpcopt.problems.linear_problem import LinearProblem
 
 

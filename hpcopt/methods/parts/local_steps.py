@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports, Way
-from hpcopt.config.methods import OwnStepsTable
+from hpcopt.config.methods.gossip import OwnStepsTable
 from hpcopt.math.optimizers import learning_rate, sgd
 from hpcopt.problems.base import Draw, Part, Problem
 

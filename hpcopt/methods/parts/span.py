@@ -30,7 +30,7 @@ from hpcopt.state import State, per_worker, replicated
 
 if TYPE_CHECKING:
     from hpcopt.comm.ports import Reducer
-    from hpcopt.config.methods import SpanTable
+    from hpcopt.config.methods.linear import SpanTable
     from hpcopt.problems.linear_problem import LinearProblem
 
 FEWEST, MOST = 8, 40

@@ -1,0 +1,117 @@
+"""Settings of methods in which workers have models of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hpcopt.config.base import Count, Fraction, LearningRate, NonNegative, Positive, Table
+
+
+class OwnStepsTable(LearningRate):
+    """The SGD steps that workers make on their own between exchanges; mixed into every method with such."""
+
+    momentum: Fraction = 0.0
+    """momentum coefficient (heavy ball)"""
+    weight_decay: NonNegative = 0.0
+    """λ of the λx that is added to the gradient"""
+    clip: NonNegative = 0.0
+    """largest norm of a worker's gradient (deprl: of each part), longer ones are shortened to it; 0: none"""
+
+
+class LocalStepsTable(OwnStepsTable):
+    """How many of them, where all parameters move together."""
+
+    local_steps: Count | None = None
+    """steps on its own that a worker makes in a round; 5 if local_epochs is not given either"""
+    local_epochs: Count | None = None
+    """the same in passes through the worker's rows, so that workers with more rows make more steps"""
+
+    @model_validator(mode="after")
+    def _one_of_steps_and_epochs(self) -> LocalStepsTable:
+        _only_one(self, "local_steps", "local_epochs")
+        return self
+
+
+class BeforeMixingTable(Table):
+    """Mixed into every method that averages models."""
+
+    fixed = frozenset({"before_mixing"})
+    before_mixing: bool = False
+    """also evaluate the workers' models as they were just before the last averaging; needs memory for as
+    many numbers as they have"""
+
+
+class MixingTable(BeforeMixingTable):
+    """Who averages with whom; mixed into every method that gossips."""
+
+    topology: str = "ring"
+    """ring, torus, star, complete, erdos_renyi, exponential, one_peer_exponential (another graph every
+    round), or a file of edges, one "i j" a line, workers counted from 0"""
+    mixing: str = "metropolis"
+    """weights of the average with the neighbours: metropolis, laplacian, uniform (only row-stochastic on
+    irregular graphs, where workers with more neighbours count more), or a file of lines "i j weight": without
+    a line "j i" that has the same weight, without "i i" that is the rest of the row; if it is the topology,
+    too, it says which edges there are"""
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """erdos_renyi: the probability of an edge; the graph is drawn once, from run.seed"""
+
+
+class OverlapTable(MixingTable):
+    """Mixed into methods whose exchange may travel during the workers' own steps."""
+
+    overlap: bool = False
+    """neighbours' models as they were at the beginning of the round are averaged in at its end, so that they
+    travel meanwhile; another method mathematically (run.overlap is about sums and changes nothing)"""
+
+
+class DPSGDTable(OverlapTable, LocalStepsTable):
+    """Gossip of whole models (D-PSGD, arXiv 1705.09056)."""
+
+
+class GradientTrackingTable(MixingTable, LearningRate):
+    """Gossip of models and of an estimate of the mean gradient (DIGing, arXiv 1607.03218)."""
+
+
+class LocalTable(LocalStepsTable):
+    """Every worker by itself, no exchange: what has to be beaten."""
+
+
+class FedAvgTable(BeforeMixingTable, LocalStepsTable):
+    """Local steps, then the mean over all workers (FedAvg, arXiv 1602.05629)."""
+
+
+class DePRLTable(OverlapTable, OwnStepsTable):
+    """Gossip of the representation only, heads stay with their workers (DePRL, AAAI 2024)."""
+
+    lr_head: Positive | None = None
+    """learning rate of the head, on the same schedule; lr if not given"""
+    lr_body: Positive | None = None
+    """learning rate of the representation, on the same schedule; lr if not given"""
+    head_steps: Count | None = None
+    """τ: steps on the head in a round; 5 if head_epochs is not given either"""
+    head_epochs: Count | None = None
+    """the same in passes through the worker's rows, so that workers with more rows make more steps"""
+    body_steps: Count | None = None
+    """steps on the representation in a round; 5 if body_epochs is not given either"""
+    body_epochs: Count | None = None
+    """the same in passes through the worker's rows"""
+    order: Literal["head_first", "body_first", "together"] = "head_first"
+    """which steps come first; "together": body_steps or body_epochs steps on both at once"""
+
+    @model_validator(mode="after")
+    def _one_of_steps_and_epochs(self) -> DePRLTable:
+        _only_one(self, "head_steps", "head_epochs")
+        _only_one(self, "body_steps", "body_epochs")
+        if self.order == "together" and (self.head_steps or self.head_epochs):
+            raise ValueError(
+                'order = "together" moves the head in the body\'s steps: give body_steps or body_epochs, '
+                "neither head_steps nor head_epochs"
+            )
+        return self
+
+
+def _only_one(table: Table, *keys: str) -> None:
+    if sum(getattr(table, key) is not None for key in keys) > 1:
+        raise ValueError(f"{' and '.join(keys)} say the same thing: give one of them")

@@ -1,0 +1,79 @@
+"""Settings of methods that know the Hessian's extreme eigenpairs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hpcopt.config.base import Count, FirstOrder, Fraction, LearningRate, NonNegative, Positive
+
+
+class DHO2Table(LearningRate):
+    """Newton's step where f is steep, a first-order step elsewhere (FOSI, arXiv 2302.08484; DHO2)."""
+
+    fixed = frozenset({"variant", "largest", "smallest", "base"})
+    variant: Literal["fosi", "admm"] = "fosi"
+    """fosi: the plain step; admm: with DHO2's outer steps, of weight sigma"""
+    largest: Annotated[int, Field(ge=0)] = 10
+    """k: eigenpairs of the Hessian with the largest eigenvalues"""
+    smallest: Annotated[int, Field(ge=0)] = 0
+    """l: eigenpairs with the smallest ones; with k = l = 0 the method is its base"""
+    lanczos_iterations: Count | None = None
+    """products with the Hessian for these pairs, each of them a pass; 4 (k + l) if not given"""
+    refresh_every: Count = 800
+    """T: rounds after which the pairs are computed anew"""
+    curvature_batch: Count | None = None
+    """rows of each worker from which they are computed; the problem's batch size if not given"""
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """rounds of the base alone before the pairs are computed for the first time; not the learning rate's
+    warmup_rounds"""
+    warmup_lr: Positive | None = None
+    """learning rate in these rounds, on the same schedule; lr if not given"""
+    alpha: Positive = 0.1
+    """α: length of Newton's step in the span of the eigenvectors; 1 solves a quadratic there"""
+    base: Literal["sgd", "momentum", "adam"] = "momentum"
+    """the first-order step in the rest of the space"""
+    momentum: Fraction = 0.9
+    """coefficient of the heavy ball: of base = "momentum", and of the gradient in the span; "sgd" has none"""
+    beta1: Fraction = 0.9
+    """adam: decay of the first moment"""
+    beta2: Fraction = 0.999
+    """adam: decay of the second moment"""
+    eps: Positive = 1e-8
+    """adam: added to the root of the second moment"""
+    damping: NonNegative = 0.0
+    """added to the |λ| that Newton's step divides by"""
+    floor: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """the smallest of these, as a fraction of the largest: below it, |λ| is taken to be that"""
+    sigma: Positive = 0.1
+    """admm: σ, added to the eigenvalues, and what the multiplier grows by per displacement"""
+    outer_every: Count = 100
+    """admm: c, rounds between outer steps"""
+    outer_damping: Fraction = 0.0
+    """admm: by which fraction the multiplier, the sum of all displacements, shrinks before each outer step"""
+    outer_reset: bool = False
+    """admm: the multiplier is forgotten where the last displacement goes against it"""
+
+    @model_validator(mode="after")
+    def _iterations_suffice(self) -> DHO2Table:
+        if self.lanczos_iterations is not None and self.lanczos_iterations < self.pairs:
+            raise ValueError(
+                f"lanczos_iterations = {self.lanczos_iterations}, but largest + smallest = {self.pairs}: "
+                "needs at least one for each of these, better 4"
+            )
+        return self
+
+    @property
+    def pairs(self) -> int:
+        """k + l."""
+        return self.largest + self.smallest
+
+    def first_order(self) -> FirstOrder:
+        """The base's own table."""
+        keys = {*LearningRate.model_fields, "beta1", "beta2", "eps"}
+        own: dict[str, Any] = {
+            "optimizer": "adam" if self.base == "adam" else "sgd",
+            "momentum": self.momentum if self.base == "momentum" else 0.0,
+        }
+        return FirstOrder(**own, **self.model_dump(include=keys))
