@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from mpi4py import MPI
 
 from hpcopt.config import RunConfig, check_table
@@ -26,6 +24,7 @@ from hpcopt.ground.stamps import now
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.math.quadrature import quadrature
 from hpcopt.methods.allreduce_sgd import AllreduceSGD
+from hpcopt.methods.parts.hessian import check_hessian, hessian_products
 from hpcopt.problems.base import Draw
 from hpcopt.state import Held
 from hpcopt.storage import provenance
@@ -191,13 +190,9 @@ def _measure(built: Built, x: Tensor, wanted: SpectrumTable) -> Record:
             "and so no more eigenvalues"
         )
     with ranks.agreed():
-        check_hessian(lambda: problem.total_hvp(x, torch.zeros_like(x), draw))
+        check_hessian(problem, draw)
     own, part = reduce.own(d), reduce.contribution(d)
-
-    def product(v: Tensor) -> Tensor:
-        """H v, own slices of both."""
-        return part.add_hvps(problem, x, reduce.allgather(v, d), draw).scatter()
-
+    product = hessian_products(problem, reduce, part, x, draw)
     seed, dtype, device = problem.share.seed, x.dtype, x.device
     start = random_start(own, seed, dtype, device)
     pairs = lanczos(
@@ -225,16 +220,6 @@ def _measure(built: Built, x: Tensor, wanted: SpectrumTable) -> Record:
     }
     density = {"density/eigenvalue": nodes.numpy(), "density/weight": weights.numpy()}
     return record | (density if wanted.probes else {})
-
-
-def check_hessian(product: Callable[[], object]) -> None:
-    """Tries one Hessian-vector product; raises `UserError` where the problem has none. Local."""
-    try:
-        product()
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
-        raise UserError(f"this problem has no Hessian-vector products; write its `hvp`: {error}") from error
 
 
 def _schema(record: Record) -> Schema:

@@ -73,8 +73,8 @@ def lanczos(
         start: slices of b starting vectors, (d here, b), of the dtype (float32 or float64) and on the device
             of the basis; they need not be orthogonal, nor independent. One is a Krylov space: a
             `random_start`, or the sum of the eigenvectors of a matrix that is nearly this one, which leaves
-            errors 10 to 1000 times smaller after 24 products for 10 pairs (apart, as b vectors, they leave
-            larger ones than a random vector). b vectors find up to b copies of a multiple eigenvalue.
+            smaller errors after as many products (apart, as b vectors, they leave larger ones than a random
+            vector). b vectors find up to b copies of a multiple eigenvalue.
         size: d.
         own: which slice is here.
         largest, smallest: k and l, together at most d.

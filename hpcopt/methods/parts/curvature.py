@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpcopt.errors import UserError
 from hpcopt.math.lanczos import Eigenpairs, lanczos, random_start
+from hpcopt.methods.parts.hessian import check_hessian, hessian_products
 from hpcopt.problems.base import Draw
 from hpcopt.state import Group, State, replicated, sliced
 
@@ -91,16 +92,11 @@ class Curvature:
         settings, problem, reduce = self._settings, self._problem, self._reduce
         number, d, own = int(state.refreshes), problem.dim, reduce.own(problem.dim)
         draw = Draw(number, rows=settings.curvature_batch)
-
-        def product(v: Tensor) -> Tensor:
-            """H v, own slices of both: one pass."""
-            return self._part.add_hvps(problem, x, reduce.allgather(v, d), draw).scatter()
-
         seed = problem.share.seed
         # a Krylov space that begins with the sum of the last eigenvectors has most of them
         start = state.V.sum(1) if number else random_start(own, seed, x.dtype, x.device)
         return lanczos(
-            product,
+            hessian_products(problem, reduce, self._part, x, draw),
             reduce.slices,
             start[:, None],
             d,
@@ -131,19 +127,8 @@ def check(settings: DHO2Table, problem: Problem) -> None:
         raise UserError(
             f"largest + smallest = {settings.pairs}: more eigenpairs than the {problem.dim} parameters"
         )
-    if not settings.pairs:
-        return
-    x, samples = problem.initial(), problem.samples
-    try:
-        problem.total_hvp(x, x, Draw(0, rows=settings.curvature_batch))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:  # of which NotImplementedError is a kind
-        raise UserError(
-            "this problem has no Hessian-vector products, which eigenpairs need: give it an `hvp`, or take "
-            f"largest = 0 and smallest = 0: {error}"
-        ) from error
-    problem.samples = samples
+    if settings.pairs:
+        check_hessian(problem, Draw(0, rows=settings.curvature_batch))
 
 
 class FixedRule:
