@@ -8,8 +8,9 @@ x       x     (d,)         parameters, replicated: gradients need all of them
 g             (d here,)    Σ ω_n ∇f_n(x; batch of worker n); admm: + π
 V, λ    V     (d here, q)  eigenvectors and eigenvalues, see `hpcopt.methods.parts.curvature`
 c             (q,)         Vᵀg; g_1 = V c is the gradient's part in the span of V, g_2 = g − g_1 the rest
-b       b     (q,)         g_1's momentum, heavy ball, as coefficients along V
-m, v    m, v  (d here,)    the base's first and second moments, of g_2 (empty where it has none)
+η                          the base's learning rate
+b       b     (q,)         g_1's momentum, heavy ball, as coefficients along V (kept with Adam, else Vᵀm)
+m, v    m, v  (d here,)    the base's moments: heavy ball's of g, Adam's of g_2 (empty where there are none)
 h             (q,)         |λ|; admm: |λ + σ|; plus the damping, and not below the floor
 α, s                       lengths of Newton's step and of the base's
 π, z    pi, z (d here,)    admm: the multiplier, and x as it was after the last outer step (else empty)
@@ -20,8 +21,9 @@ numbers; a refresh a pass for each product with the Hessian. With q = 0, and in 
 `allreduce_sgd`, to the bit.
 
 Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large while
-the steep directions are still its; g_1's momentum is kept in the span, and expressed along the new
-eigenvectors where these change; with Adam it is heavy ball, too. Differs from DHO2: curvature is that of all
+the steep directions are still its; heavy ball has one momentum, of g, of which V b and the rest are those of
+g_1 and g_2, so that a round reads V twice; with Adam g_1's is heavy ball, too. Where V changes, g_1's becomes
+what is in the new span, and g_2's what is not. Differs from DHO2: curvature is that of all
 workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
 multiplier may shrink or be forgotten.
 """
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.hybrid import DHO2Table
-from hpcopt.math.optimizers import FirstOrderUpdate
+from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.curvature import Curvature, CurvatureState, FixedRule, check
 from hpcopt.problems.base import Draw, Problem
@@ -68,7 +70,8 @@ class DHO2(Method[DHO2Table, DHO2State]):
         self._part = ports.reduce.contribution(problem.dim)
         own = ports.reduce.own(problem.dim)
         self._own = slice(own.start, own.stop)
-        self._base = FirstOrderUpdate(self.settings.first_order())
+        self._table = self.settings.first_order()
+        self._base, self._adam = FirstOrderUpdate(self._table), self.settings.base == "adam"
         self._curvature = Curvature(self.settings, problem, ports.reduce, self._part)
         self._rule = FixedRule(self.settings)
         x = problem.initial().clone()
@@ -76,7 +79,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
         m, v = self._base.moments(mine)
         outer = mine if self.settings.variant == "admm" else x[:0]
         pairs = self._curvature.begin(mine)
-        b = x.new_zeros(self.settings.pairs)
+        b = x.new_zeros(self.settings.pairs if self._adam else 0)
         return DHO2State(x=x, b=b, m=m, v=v, pi=torch.zeros_like(outer), z=outer.clone(), **pairs)
 
     def rehearse(self, state: DHO2State) -> None:
@@ -87,11 +90,9 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def step(self, state: DHO2State) -> StepInfo:
         """One round; vectors are this rank's slices."""
         settings, x, V = self.settings, state.x[self._own], state.V
-        # every T rounds after the warm-up: V, λ of Σ ω ∇²f; b along the new V
+        # every T rounds after the warm-up: V, λ of Σ ω ∇²f
         if self._rule.refresh(state):
-            momentum = V @ state.b
-            self._curvature.refresh(state, state.x)
-            state.b.copy_(self._curvature.along(state, momentum))
+            self._refresh(state)
         # g ← Σ ω ∇f(x): half a pass
         g = self._part.add_gradients(self._problem, state.x, Draw(state.round)).scatter()
         if settings.variant == "admm":
@@ -100,25 +101,46 @@ class DHO2(Method[DHO2Table, DHO2State]):
         if int(state.refreshes) == 0:
             # the base alone: x ← x + base(g), at a rate of its own in the warm-up
             self._first_order(state, x, g)
-        else:
-            # c = Vᵀg; g_2 = g − V c
+        elif self._adam:
+            # c = Vᵀg; g_2 = g − V c; b ← μ b + c
             c = self._curvature.along(state, g)
             g.sub_(V @ c)
-            # b ← μ b + c, so V b is the momentum of g_1; b/h, so that d_1 = V b/h
-            state.b.mul_(self._momentum).add_(c)
-            d1 = state.b / self._divisors(state)
-            # d_2 = base(g_2) is a change of x: from 0
+            state.b.mul_(settings.momentum).add_(c)
+            # d_2 = adam(g_2) is a change of x: from 0
             d2 = torch.zeros_like(x)
             self._first_order(state, d2, g)
-            # x ← x + s (d_2 − V Vᵀd_2) − α d_1
-            s, alpha = self._rule.scale(state), self._rule.alpha(state)
-            back = self._curvature.along(state, d2).mul_(s).add_(alpha * d1)
-            x.add_(d2, alpha=s).sub_(V @ back)
+            # x ← x + s (d_2 − V Vᵀd_2) − α V b/h
+            s, newton = self._rule.scale(state), self._newton(state, state.b)
+            x.add_(d2, alpha=s).sub_(V @ self._curvature.along(state, d2).mul_(s).add_(newton))
+        else:
+            # m ← μ m + g; x ← x − s η m
+            s = self._rule.scale(state)
+            self._first_order(state, x, g, s)
+            # b = Vᵀm: V b is g_1's momentum, and m − V b that of g_2
+            b = self._curvature.along(state, state.m if settings.base == "momentum" else g)
+            # x ← x + s η V b − α V b/h
+            eta = s * learning_rate(self._table, state.round)
+            x.add_(V @ b.mul(eta).sub_(self._newton(state, b)))
         if settings.variant == "admm":
             self._outer_step(state, x)
         # x, whole, from all slices: half a pass
         state.x.copy_(self._reduce.allgather(x, len(state.x)))
         return StepInfo()
+
+    def _refresh(self, state: DHO2State) -> None:
+        """New pairs; of g_1's momentum what is in the new span, of g_2's what is not."""
+        along, V = self._curvature.along, state.V
+        if self._adam:
+            old = V @ state.b
+            self._curvature.refresh(state, state.x)
+            state.b.copy_(along(state, old))
+        elif self.settings.base == "momentum":
+            old = V @ along(state, state.m)
+            state.m.sub_(old)
+            self._curvature.refresh(state, state.x)
+            state.m.add_(V @ along(state, old - state.m))
+        else:
+            self._curvature.refresh(state, state.x)
 
     def _outer_step(self, state: DHO2State, x: Tensor) -> None:
         """Every c rounds after the warm-up: π, x and z."""
@@ -137,23 +159,24 @@ class DHO2(Method[DHO2Table, DHO2State]):
             x.add_(state.pi, alpha=1 / settings.sigma)
             state.z.copy_(x)
 
-    def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
-        """x ← x + base(g), and the base's moments."""
-        lr = self.settings.warmup_lr if state.round < self.settings.warmup else None
-        self._base(x, g, state.m, state.v, state.round, lr=lr)
+    def _first_order(self, state: DHO2State, x: Tensor, g: Tensor, scale: float = 1.0) -> None:
+        """x ← x + scale · base(g), and the base's moments."""
+        settings = self.settings
+        lr = (
+            settings.lr
+            if settings.warmup_lr is None or state.round >= settings.warmup
+            else settings.warmup_lr
+        )
+        self._base(x, g, state.m, state.v, state.round, lr=scale * lr)
 
-    @property
-    def _momentum(self) -> float:
-        """μ."""
-        return 0.0 if self.settings.base == "sgd" else self.settings.momentum
-
-    def _divisors(self, state: DHO2State) -> Tensor:
-        """h, (q,)."""
+    def _newton(self, state: DHO2State, b: Tensor) -> Tensor:
+        """α b/h, (q,): Newton's step along the eigenvectors, but for its sign."""
         settings = self.settings
         shift = settings.sigma if settings.variant == "admm" else 0.0
         h = (state.eigenvalue[-1] + shift).abs() + settings.damping
         # no step where nothing curves
-        return h.clamp(min=settings.floor * float(h.max()) or math.inf).to(state.b)
+        h = h.clamp(min=settings.floor * float(h.max()) or math.inf)
+        return self._rule.alpha(state) * b / h.to(b)
 
     def metrics(self, state: DHO2State) -> dict[str, float]:
         """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""
