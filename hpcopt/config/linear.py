@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class LinearTable(PartitionTable):
     """λ/2 ‖w‖² + Σ l(w·x, y) over all rows, dense or sparse: a sum, not a mean."""
 
-    fixed = PartitionTable.fixed | {"positive", "bias", "regularisation"}
+    fixed = PartitionTable.fixed | {"dataset", "positive", "bias", "regularisation"}
     dataset: str = "fashion-mnist"
     """"fashion-mnist", "digits", or the path of a file made by `hpcopt data import`"""
     positive: int | list[int] | None = None
@@ -24,7 +24,7 @@ class LinearTable(PartitionTable):
     """a constant column, regularised like the others"""
     regularisation: Positive = 1e-4
     """λ/n: of λ/2 ‖w‖², divided by the number of training rows n"""
-    optimum: float | None = None
+    optimum: Positive | None = None
     """f*, the smallest value of the objective, from `hpcopt data optimum`: for gap and relative_gap"""
     weights: Literal["rows"] = "rows"
     """ω of the objective Σ ω_n f_n: all rows count the same, so that a worker counts by its rows"""

@@ -76,7 +76,10 @@ def conjugate_gradients(
             return Step(s, r, product, False, length)
         p = torch.add(z, p, alpha=zr / before)
         Hp = hv(p)
-        alpha = zr / _dot(p, Hp)
+        curvature = _dot(p, Hp)
+        if not 0 < curvature < math.inf:  # it has under- or overflowed
+            return Step(s, r, product + 1, False, length)
+        alpha = zr / curvature
         ahead = torch.add(s, p, alpha=alpha)
         length = _norm(ahead, M)
         if length > radius:

@@ -36,7 +36,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.linear import CommonDirectionsTable
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.linear import linear
+from hpcopt.methods.parts.linear import linear, linear_in_double
 from hpcopt.methods.parts.span import Span, SpanState
 from hpcopt.problems.base import Problem
 
@@ -47,8 +47,8 @@ class CommonDirections(Method[CommonDirectionsTable, SpanState]):
     model_field = "w"
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`: only linear models have margins."""
-        linear(problem, "common_directions")
+        """See `Method`: only linear models have margins; in double precision."""
+        linear_in_double(problem, "common_directions")
 
     def start(self, problem: Problem, ports: Ports) -> SpanState:
         """See `Method`."""

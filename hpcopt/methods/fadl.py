@@ -34,7 +34,7 @@ from hpcopt.config.methods.linear import FADLTable
 from hpcopt.math.linesearch import search
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.fadl_adaptive import AdaptiveFADL, AdaptiveState
-from hpcopt.methods.parts.linear import linear
+from hpcopt.methods.parts.linear import linear, linear_in_double
 from hpcopt.methods.parts.local_directions import LocalDirections
 from hpcopt.methods.parts.local_solvers import check_stochastic
 from hpcopt.methods.parts.margin_line import MarginLine
@@ -58,6 +58,8 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises `UserError` if the problem is not linear, or has its rows on a GPU for SGD."""
         settings, problem = self.settings, linear(problem, "fadl")
+        if settings.approximation == "adaptive":
+            linear_in_double(problem, 'fadl with approximation = "adaptive"')
         if settings.inner_solver in ("svrg", "sgd"):
             check_stochastic(problem, f'inner_solver = "{settings.inner_solver}"')
         if settings.warm_start:

@@ -56,11 +56,11 @@ class Linear:
 
         Args:
             train: (X, y), an array or tensor (r, …) or a SciPy sparse matrix (r, d), and the targets (r,); or
-                the name or path of a data set. Bytes are taken for pixels and divided by 255.
+                the name or path of a data set. Dense bytes are taken for pixels and divided by 255.
             test: the same for test rows.
             workers: N.
-            rows: which training rows each of the N workers has, any number of them, also none; in place of a
-                partition.
+            rows: which training rows each of the N workers has, as numbers or as a mask; also none; in place
+                of a partition.
             keys: those of `LinearTable`.
 
         Raises:
@@ -70,7 +70,7 @@ class Linear:
         self._describe(self.keys(workers=workers, **keys), data)
         if rows is not None and len(rows) != workers:
             raise UserError(f"rows: of {len(rows)} workers, but there are workers = {workers}")
-        self._rows = None if rows is None else [np.asarray(mine, np.int64).reshape(-1) for mine in rows]
+        self._rows = None if rows is None else self._numbers(rows)
 
     @classmethod
     def of(cls, table: LinearTable) -> Linear:
@@ -91,6 +91,25 @@ class Linear:
                 f'[problem] dataset = "{data.name}": all training rows are {self.train.targets[0]:+.0f}'
                 f"{self._positive()}; there is nothing to tell apart"
             )
+
+    def _numbers(self, rows: Sequence[Any]) -> list[NDArray[np.int64]]:
+        """The rows of each worker, from numbers or masks."""
+        total, found = len(self.train.targets), []
+        for worker, given in enumerate(rows):
+            mine = np.asarray(given)
+            if mine.dtype == bool and mine.shape == (total,):
+                mine = np.flatnonzero(mine)
+            whole = mine.size == 0 or (mine.dtype.kind in "iu" and mine.min() >= 0 and mine.max() < total)
+            if mine.ndim != 1 or not whole:
+                raise UserError(
+                    f"rows of worker {worker}: {given!r:.60}; allowed are numbers from 0 to {total - 1}, "
+                    f"or a mask of {total} rows"
+                )
+            found.append(mine.astype(np.int64))
+        used = self.train.targets[np.concatenate(found)]
+        if len(used) == 0 or (self.signed and np.ptp(used) == 0):
+            raise UserError(f"rows: {len(used)} rows in all, and no two different targets among them")
+        return found
 
     @property
     def signed(self) -> bool:
@@ -136,7 +155,7 @@ class Linear:
             return labels.astype(np.float64)
         found = np.unique(labels)
         if self.table.positive is not None:
-            return np.where(np.isin(labels, self._chosen(found, where)), 1.0, -1.0)
+            return np.where(np.isin(labels, self._chosen(found, where, which)), 1.0, -1.0)
         for negative in (-1, 0):
             if np.isin(found, (negative, 1)).all():
                 return np.where(labels == 1, 1.0, -1.0)
@@ -146,16 +165,16 @@ class Linear:
             "say with positive = 3, or a list, which are +1"
         )
 
-    def _chosen(self, found: NDArray[Any], where: str) -> NDArray[Any]:
+    def _chosen(self, found: NDArray[Any], where: str, which: str) -> NDArray[Any]:
         given = self.table.positive
         positive = np.array(given if isinstance(given, list) else [given])
         known = found if self.data.classes is None else np.arange(self.data.classes)
-        for label in positive:
+        for label in positive if which == "training" else ():
             if label not in known:
                 shown = ", ".join(f"{label:g}" for label in known[:MOST_SHOWN])
                 more = ", …" * (len(known) > MOST_SHOWN)
                 raise UserError(
-                    f"{where}, positive = {label}: no row has this label; there are {shown}{more}"
+                    f"{where}, positive = {label}: no training row has this label; there are {shown}{more}"
                 )
         return positive
 

@@ -63,6 +63,8 @@ class LinearProblem(OneByOne):
         self._recipe, self._parts = recipe, parts
         self._train = self._read(recipe.train, parts.train)
         self.y = self._train.y
+        # every worker's even slice of all test rows, for a model of all: so what is wrong is found now
+        self._even_test = self._evenly(recipe.test)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self.products = 0.0
 
@@ -159,7 +161,7 @@ class LinearProblem(OneByOne):
         result.add(
             "loss", sums * (self.total_rows / self.rows.double().clamp(min=1)) + penalties, self.weights
         )
-        if recipe.test is None:
+        if recipe.test is None or self._even_test is None:
             return result
         tests = self._even_test if common else self._own_test
         counts = torch.tensor([len(tests.of(i)) for i in range(self.share.n)], dtype=torch.float64)
@@ -181,7 +183,7 @@ class LinearProblem(OneByOne):
     @torch.no_grad()
     def scores(self, X: Tensor, buffers: Tensor | None = None) -> dict[str, Tensor]:
         """``auprc``: decision value and label of the test rows here, (r, 2)."""
-        if self._recipe.test is None or not self._recipe.signed:
+        if self._even_test is None or not self._recipe.signed:
             return {}
         tests = self._even_test if X.ndim == 1 else self._own_test
         decisions = enumerate(self._decisions(tests, X))
@@ -230,13 +232,10 @@ class LinearProblem(OneByOne):
     def _decisions(self, rows: LinearRows, X: Tensor) -> list[Tensor]:
         return [block.times(row(X, i)) for i, block in enumerate(rows.blocks)]
 
-    @cached_property
-    def _even_test(self) -> LinearRows:
-        """Every worker's even slice of all test rows, for a model of all."""
-        assert self._recipe.test is not None
-        return self._read(
-            self._recipe.test, np.array_split(np.arange(len(self._recipe.test.targets)), self.share.total)
-        )
+    def _evenly(self, source: Labelled | None) -> LinearRows | None:
+        if source is None:
+            return None
+        return self._read(source, np.array_split(np.arange(len(source.targets)), self.share.total))
 
     @cached_property
     def _own_test(self) -> LinearRows:

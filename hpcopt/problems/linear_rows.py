@@ -91,6 +91,7 @@ class LinearRows:
 
     def _dense(self, rows: NDArray[Any]) -> Matrix:
         self._check(rows)
+        rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
         features = math.prod(rows.shape[1:])
         X = torch.ones(len(rows), features + self._bias, dtype=self._share.dtype)
         X[:, :features] = torch.from_numpy(rows.reshape(len(rows), features))
@@ -99,9 +100,15 @@ class LinearRows:
         return matrix_of(X, self._share.dtype, self._share.device)
 
     def _check(self, numbers: NDArray[Any]) -> None:
-        if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-            bad = numbers[~np.isfinite(numbers)][0]
-            raise UserError(f'[problem] dataset = "{self._name}": a feature is {bad}, which is not finite')
+        if numbers.dtype.kind != "f" or numbers.size == 0:
+            return
+        limit = torch.finfo(self._share.dtype).max
+        for extreme in (numbers.max(), numbers.min()):  # nan if one is
+            if not abs(extreme) <= limit:
+                of = str(self._share.dtype).removeprefix("torch.")
+                raise UserError(
+                    f'[problem] dataset = "{self._name}": a feature is {extreme}, which is no finite {of}'
+                )
 
 
 def _with_ones(csr: Any) -> Any:

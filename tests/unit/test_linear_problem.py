@@ -9,6 +9,7 @@ import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
 from hpcopt.math.losses import LogisticLoss, SquaredHingeLoss, SquaredLoss
+from hpcopt.problems.base import Share
 
 from .linear_cases import KINDS, UNEVEN, bound, gradient, objective, recipe, rows
 
@@ -167,15 +168,23 @@ def data(labels=None, **changes):
 
 BAD = {
     "labels": (data(labels=[1, 2, 3]), {}, r"training labels are 1, 2, 3; allowed without `positive`"),
-    "unknown": (data(labels=[1, 2, 3]), {"positive": 7}, r"positive = 7: no row has this label"),
+    "unknown": (data(labels=[1, 2, 3]), {"positive": 7}, r"positive = 7: no training row has this label"),
     "target": (data(labels=[1.0, np.nan]), {}, r"training row 1: its target is not finite"),
     "one class": (data(labels=[1.0]), {}, r"all training rows are \+1; there is nothing to tell apart"),
     "rest": (data(labels=[0, 1]), {"positive": [0, 1]}, r"all training rows are \+1 \(positive = \[0, 1\]\)"),
-    "NaN": (data(x5=np.nan), {}, r"a feature is nan, which is not finite"),
-    "infinite": (data(x9=np.inf), {}, r"a feature is inf, which is not finite"),
+    "NaN": (data(x5=np.nan), {}, r"a feature is nan, which is no finite float64"),
+    "infinite": (data(x9=np.inf), {}, r"a feature is inf, which is no finite float64"),
     "weights": (data(), {"weights": "uniform"}, r"weights = 'uniform'.*'rows'"),
     "λ = 0": (data(), {"regularisation": 0.0}, r"regularisation = 0.0"),
     "λ < 0": (data(), {"regularisation": -1.0}, r"regularisation = -1.0"),
+    "no row": (data(), {"rows": [[], [], [], []]}, r"rows: 0 rows in all"),
+    "one sign": (data(), {"rows": [np.flatnonzero(rows()[1] > 0), [], [], []]}, r"no two different targets"),
+    "beyond": (data(), {"rows": [[0, 90], [], [], []]}, r"rows of worker 0: \[0, 90\]; .* from 0 to 89"),
+    "negative": (data(), {"rows": [[], [0, -1], [], []]}, r"rows of worker 1: \[0, -1\]"),
+    "fractions": (data(), {"rows": [[0.7, 1.9], [], [], []]}, r"rows of worker 0: \[0.7, 1.9\]"),
+    "test NaN": (data(), {"test": data(x5=np.nan)}, r"a feature is nan, which is no finite float64"),
+    "f* = 0": (data(), {"optimum": 0.0}, r"optimum = 0.0"),
+    "f* = nan": (data(), {"optimum": np.nan}, r"optimum = nan"),
     "shards": (data(), {"rows": UNEVEN[:3]}, r"rows: of 3 workers, but there are workers = 4"),
 }
 
@@ -186,6 +195,24 @@ def test_bad_input_is_one_message(case):
     with pytest.raises(UserError, match=message) as caught:
         bound(hpcopt.Logistic(train, workers=4, **keys))
     assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_rows_and_their_numbers_are_the_same():
+    masks = [np.isin(np.arange(90), mine) for mine in UNEVEN]
+    one, other = (bound(recipe("logistic", shards=shards)) for shards in (UNEVEN, masks))
+    assert torch.equal(one.y, other.y)
+
+
+def test_numbers_must_fit_the_dtype():
+    made = hpcopt.Logistic(data(x5=1e39), workers=4)
+    with pytest.raises(UserError, match=r"a feature is 1e\+39, which is no finite float32"):
+        made.bind(Share(range(4), 4, seed=0, dtype=torch.float32))
+
+
+def test_a_class_without_test_rows():
+    train, test = data(labels=[-1, 0, 1, 2]), data(labels=[-1, 0, 1])
+    made = hpcopt.Logistic(train, test, workers=2, positive=2)
+    assert (made.test.targets < 0).all()
 
 
 def test_labels():

@@ -15,6 +15,8 @@ ROUNDS, INTERRUPTED_AT = 8, 5
 """off the grid of records, so that the last record of the first job is one more"""
 RUN = {"workers": 5, "evaluate_every": 3, "device": "cpu", "reduction": "mpi", "stall_seconds": 60.0}
 """three ranks have 2, 2 and 1 of the workers, and fifths are never exact"""
+DOUBLE = {"dtype": "float64"}
+"""of methods that refuse another one"""
 DTYPES = {"float64": {"dtype": "float64"}, "float32": {"dtype": "float32", "deterministic": True}}
 
 LINEAR = {"kind": "linear_regression", "dim": 23, "rows_per_worker": 40}
@@ -98,7 +100,6 @@ MAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("local", "linear mlp own", {"lr": 0.02, "local_steps": 2}),
     ("fedavg", "linear mlp own", {"lr": 0.02, "momentum": 0.5, "local_steps": 2, "before_mixing": True}),
     ("fadl", "logistic hinge", {"inner_iterations": 3}),
-    ("common_directions", "logistic hinge", {"keep": 3, "diagonal_every": 3, "margins_every": 4}),
     ("tron", "logistic hinge", {"cg_iterations": 2}),
     ("lbfgs", "linear mlp logistic", {"memory": 3}),
     ("cocoa", "logistic hinge squares", {"local_passes": 1}),
@@ -109,10 +110,15 @@ MAIN: list[tuple[str, str, dict[str, Any]]] = [
         {"lr": 0.01, "largest": 3, "smallest": 1, "warmup": 2, "refresh_every": 4, "curvature_batch": 9},
     ),
 ]
+KEPT = {"keep": 3, "diagonal_every": 3, "margins_every": 4}
 DECAY = {"lr": 0.02, "weight_decay": 0.01}
 MORE = {
     # what workers make of a linear model
-    "fadl-adaptive": Case("fadl", "hinge", {"approximation": "adaptive", "inner_iterations": 2, "keep": 3}),
+    "common-logistic": Case("common_directions", "logistic", KEPT, run=DOUBLE),
+    "common-hinge": Case("common_directions", "hinge", KEPT, run=DOUBLE),
+    "fadl-adaptive": Case(
+        "fadl", "hinge", {"approximation": "adaptive", "inner_iterations": 2, "keep": 3}, run=DOUBLE
+    ),
     "fadl-nonlinear": Case("fadl", "hinge", {"approximation": "nonlinear", "inner_iterations": 3}),
     "fadl-svrg": Case(
         "fadl",

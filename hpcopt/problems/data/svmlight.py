@@ -82,7 +82,7 @@ def _texts(path: Path) -> Iterator[tuple[int, bytes]]:
     """Whole lines, with the number of the first of them."""
     line, pending, size = 1, list[bytes](), 0
     with damage_is_user_error(str(path)):
-        stream: IO[bytes] = OPENERS.get(path.suffix, open)(path, "rb")
+        stream: IO[bytes] = OPENERS.get(path.suffix.lower(), open)(path, "rb")
     with stream:
         while piece := _read(stream, path):
             head, newline, tail = piece.rpartition(b"\n")
