@@ -64,9 +64,9 @@ def test_every_method_has_the_twins_bits(comm, name):
 
     tensors, metrics = three_rounds(name, placement.here, over_mpi)
     twins, expected = three_rounds(name, range(N), lambda like: LocalPorts(N, like, ordered=True))
-    assert metrics == pytest.approx(expected, rel=1e-9)
+    assert metrics == pytest.approx(expected, rel=1e-9, nan_ok=True)
     for field, (held, tensor) in tensors.items():
-        if held is Held.PER_WORKER and tensor.shape[1:] != (0,):
+        if held is not Held.REPLICATED and tensor.shape[1:] != (0,):
             rows = tensor.double().numpy()
             tensor = torch.from_numpy(
                 gather_rows(comm, rows.reshape(len(rows), math.prod(rows.shape[1:])))
