@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
@@ -156,6 +156,7 @@ def test_the_minimum_over_the_span(kind):
     keep=st.integers(1, 9),
     adaptive=st.booleans(),
 )
+@example("squared_hinge", 100, 1.57421875, 1e-8, 8, True)  # λ/2 ‖w‖² is nearly all of f
 def test_f_never_rises(kind, seed, spread, regularisation, keep, adaptive):
     """Neither with the workers' direction nor without, whatever the data."""
     recipe = KINDS[kind](rows(seed, 40, 7, spread), workers=3, regularisation=regularisation)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 ARMIJO, HALVINGS, NEWTON_STEPS, WORTH = 1e-4, 30, 8, 0.1
 """of a step: the part of the promised fall that must be there, how often it is halved; how many there are,
 and which part of what the round has gained one must gain for another to follow"""
-ROUNDING = 1e-16
-"""of Σ l: a decrement below that is none"""
+ROUNDING = 1e-15
+"""of f: a decrement below that is none, for f itself is not known any better"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Subspace:
         loss, h_l, K_l, G = self._first(z)
         Vw = G[:, self._itself]
         a, gained = torch.zeros_like(h_l), 0.0
+        least = ROUNDING * (loss + weight / 2 * float(Vw[self._itself]))
         small = Small(h_l + weight * Vw, K_l + weight * G)
         h, K = small.h, small.K
         for made in range(NEWTON_STEPS):
@@ -107,6 +108,8 @@ class Subspace:
             step = newton_step(h, K)
             if made == 0:
                 step = max(step, steepest_step(h, K, self._gradient), key=lambda step: step.decrement)
+            if not step.decrement > least:
+                break
             # a += t p, z += t E p
             slope, curvature = float(step.p @ (Vw + G @ a)), float(step.p @ G @ step.p)
             t, fall = self._search(step, z, loss, weight * slope, weight * curvature)
@@ -131,8 +134,6 @@ class Subspace:
             z, loss: margins at a, and Σ l there.
             slope, curvature: of λ/2 ‖w + V (a + t p)‖² in t at 0.
         """
-        if not step.decrement > ROUNDING * abs(loss):
-            return 0.0, 0.0
         e, t = self.margins(step.p), 1.0
         for _ in range(HALVINGS):
             trial = self._loss(torch.add(z, e, alpha=t))
