@@ -23,9 +23,9 @@ numbers; a refresh a pass for each product with the Hessian. With q = 0, and in 
 Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large while
 the steep directions are still its; heavy ball has one momentum, of g, of which V b and the rest are those of
 g_1 and g_2, so that a round reads V twice; with Adam g_1's is heavy ball, too. Where V changes, g_1's becomes
-what is in the new span, and g_2's what is not. Differs from DHO2: curvature is that of all
-workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
-multiplier may shrink or be forgotten.
+what is in the new span, and g_2's what is not. Differs from DHO2: curvature is that of all workers' batches,
+not of one's; V is spread over the ranks; outer steps are counted in rounds, and their multiplier may shrink
+or be forgotten.
 """
 
 from __future__ import annotations
