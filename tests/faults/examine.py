@@ -22,6 +22,7 @@ class Found:
 
     Attributes:
         rounds, losses: the records of run.h5; empty where there is none.
+        eigenvalues: of the method's refreshes, a list each; empty where it has none.
         checkpoints: the rounds of the files with a checkpoint's final name.
         intact: those of them that pass verification.
         stopped_by: how the run ended; empty where it did not.
@@ -30,6 +31,7 @@ class Found:
 
     rounds: list[int]
     losses: list[float]
+    eigenvalues: list[list[float]]
     checkpoints: list[int]
     intact: list[int]
     stopped_by: str
@@ -67,7 +69,7 @@ class Examiner:
 
 def examine(directory: Path) -> Found:
     """What a run's directory holds; in this process, so only where h5py may be imported."""
-    rounds, losses, stopped_by, faults = _records(directory / "run.h5")
+    rounds, losses, eigenvalues, stopped_by, faults = _records(directory / "run.h5")
     checkpoints, intact = [], []
     for path in sorted((directory / "checkpoints").glob("round-*.h5")):
         checkpoints.append(int(path.stem.removeprefix("round-")))
@@ -75,18 +77,18 @@ def examine(directory: Path) -> Found:
             faults.append(f"{path}: {damage}")
         else:
             intact.append(checkpoints[-1])
-    return Found(rounds, losses, checkpoints, intact, stopped_by, faults)
+    return Found(rounds, losses, eigenvalues, checkpoints, intact, stopped_by, faults)
 
 
-def _records(path: Path) -> tuple[list[int], list[float], str, list[str]]:
+def _records(path: Path) -> tuple[list[int], list[float], list[list[float]], str, list[str]]:
     import hpcopt
 
     if not path.exists():
-        return [], [], "", []
+        return [], [], [], "", []
     try:
         tree = hpcopt.load(path)
     except Exception as error:  # whatever it is: run.h5 must always open
-        return [], [], "", [f"{path}: does not open: {error}"]
+        return [], [], [], "", [f"{path}: does not open: {error}"]
     run = json.loads(tree.attrs["config"])["run"]
     rounds, losses = tree["metrics/round"].values.tolist(), tree["metrics/loss"].values.tolist()
     every, last = run["evaluate_every"], tree.attrs.get("last_round", -1)
@@ -95,7 +97,8 @@ def _records(path: Path) -> tuple[list[int], list[float], str, list[str]]:
     faults = [f"{path}: records at {rounds} are not a gapless prefix"] if off_grid else []
     if any(loss != loss for loss in losses) and tree.attrs["stopped_by"] != "not finite":
         faults.append(f"{path}: a record without a loss: {losses}")
-    return rounds, losses, tree.attrs["stopped_by"], faults
+    eigenvalues = tree["spectrum/eigenvalue"].values.tolist() if "spectrum" in tree else []
+    return rounds, losses, eigenvalues, tree.attrs["stopped_by"], faults
 
 
 def _damage(path: Path) -> str:

@@ -1,5 +1,7 @@
 """A user's problem that gets into trouble: kind = "trouble:factory", run from this directory."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -8,12 +10,28 @@ from hpcopt.problems.quadratic import Quadratic
 
 
 class Trouble(Quadratic):
-    """The quadratic, except for what one worker does in one round."""
+    """The quadratic, except for what one worker does in one round; its Hessian changes with x if asked for.
+
+    f gets ``fourth`` · ¼ Σ x⁴ on top.
+    """
 
     what: str
     worker: int
     round: int
     pause: float
+    fourth: float
+
+    def loss(self, x: Any, H: Any) -> Any:
+        """See `Objective`."""
+        return super().loss(x, H) + self.fourth / 4 * x.pow(4).sum()
+
+    def gradient(self, x: Any, H: Any) -> Any:
+        """See `Objective`."""
+        return super().gradient(x, H) + self.fourth * x**3
+
+    def hvp(self, x: Any, v: Any, H: Any) -> Any:
+        """See `Objective`."""
+        return super().hvp(x, v, H) + 3 * self.fourth * x**2 * v
 
     def bind(self, share: Any) -> "TroubleProblem":
         """This process's part."""
@@ -23,20 +41,38 @@ class Trouble(Quadratic):
 class TroubleProblem(ObjectiveProblem):
     """The workers here; every gradient takes ``pause`` seconds."""
 
+    products = 0
+
     def _add_gradient(self, i: int, x: Any, draw: Any, *rest: Any) -> None:
         trouble = self.objective
         time.sleep(trouble.pause)
-        if (self.share.workers[i], draw.round + 1) == (trouble.worker, trouble.round):
+        if self._is_time(i, draw):
             if trouble.what == "raise":
                 raise ArithmeticError(f"worker {trouble.worker} does not like round {draw.round + 1}")
             if trouble.what == "stall":
                 time.sleep(10_000)
         super()._add_gradient(i, x, draw, *rest)
 
+    def _hvp(self, i: int, x: Any, v: Any, draw: Any) -> Any:
+        if self.objective.what == "kill in a refresh" and self._is_time(i, draw):
+            self.products += 1
+            if self.products == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super()._hvp(i, x, v, draw)
+
+    def _is_time(self, i: int, draw: Any) -> bool:
+        """For the trouble: a refresh counts as a round, for its products have a draw of their own."""
+        return (self.share.workers[i], draw.round + 1) == (self.objective.worker, self.objective.round)
+
 
 def factory(
-    workers: int, what: str = "nothing", worker: int = 1, round: int = 5, pause: float = 0.0
+    workers: int,
+    what: str = "nothing",
+    worker: int = 1,
+    round: int = 5,
+    pause: float = 0.0,
+    fourth: float = 0.0,
 ) -> Trouble:
     """The recipe."""
-    keys = {"what": what, "worker": worker, "round": round, "pause": pause}
+    keys = {"what": what, "worker": worker, "round": round, "pause": pause, "fourth": fourth}
     return Trouble(workers, eigenvalues="power", dim=10, **keys)
