@@ -2,7 +2,9 @@
 
 On one rank (no argument): the 16 largest eigenvalues to residuals of 1e-4 of the largest |λ|, without the
 sweeps for copies, with as many basis vectors as eigsh. ARPACK's tolerance is relative to each eigenvalue: it
-is set so that the last of them is asked for the same residual.
+is set so that the last of them is asked for the same residual. Where they are installed, PRIMME (PyPI's
+primme) and SLEPc (Debian's python3-slepc4py; another Python that has it: SLEPC_PYTHON), too. SLEPc's seconds
+have the start of its process in them, for it lives with an MPI of its own.
 
 On hosts (an argument, the rate of their links): the seconds that a refresh of 24 products spends in the port,
 against what DHO2's release sends in one: a broadcast and two allreduces of d numbers per product.
@@ -10,9 +12,14 @@ against what DHO2's release sends in one: a broadcast and two allreduces of d nu
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,46 +88,90 @@ def operators() -> dict[str, Operator]:
     return found
 
 
-def compare(name: str, operator: Operator, basis: int) -> None:
-    """Prints a line: products, reductions, seconds, how far the eigenvalues are apart, residuals."""
-    like, d = operator.like, len(operator.like)
-    start = random_start(range(d), 1, like.dtype, like.device)
-    began = time.perf_counter()
-    ours = lanczos(
-        operator,
-        operator.add,
-        start[:, None],
-        d,
-        range(d),
-        largest=PAIRS,
-        iterations=basis,
-        tolerance=TOLERANCE,
-    )
-    took, sums = time.perf_counter() - began, operator.sums
-    values = ours.values.numpy()
-    largest = abs(values).max()
-    operator.products = operator.sums = 0
-    began = time.perf_counter()
-    theirs, V = eigsh(
-        LinearOperator((d, d), operator.numpy, dtype=start.numpy().dtype),
-        PAIRS,
-        which="LA",
-        ncv=basis,
-        v0=start.numpy(),
-        tol=TOLERANCE * largest / abs(values[0]),
-        maxiter=10_000,
-    )
-    eigsh_took, products, operator.products = time.perf_counter() - began, operator.products, 0
-    print(
-        f"{name}, {basis} vectors\n"
-        f"  ours  {ours.products:4} products, {sums / ours.products:.2f} reductions for each, {took:6.2f} s, "
-        f"residual {residual(operator, values, ours.vectors.numpy()) / largest:.1e}\n"
-        f"  eigsh {products:4} products, {'':27} {eigsh_took:6.2f} s, "
-        f"residual {residual(operator, theirs, V) / largest:.1e}; "
-        f"eigenvalues differ by {abs(np.sort(theirs) - values).max() / largest:.1e}",
-        flush=True,
-    )
-    operator.products = operator.sums = 0
+Pairs = tuple[Vector, Vector]
+Solver = Callable[[Operator, Tensor, int, float, float], Pairs]
+"""operator, start, basis, the largest and the smallest of the eigenvalues wanted, to eigenvalues and V"""
+
+
+def ours(operator: Operator, start: Tensor, basis: int, *_: float) -> Pairs:
+    """This package's."""
+    d = len(start)
+    keys = {"largest": PAIRS, "iterations": basis, "tolerance": TOLERANCE}
+    found = lanczos(operator, operator.add, start[:, None], d, range(d), **keys)
+    return found.values.numpy(), found.vectors.numpy()
+
+
+def scipys(operator: Operator, start: Tensor, basis: int, largest: float, smallest: float) -> Pairs:
+    """ARPACK."""
+    H = LinearOperator((len(start),) * 2, operator.numpy, dtype=start.numpy().dtype)
+    tolerance = TOLERANCE * largest / abs(smallest)
+    return eigsh(H, PAIRS, which="LA", ncv=basis, v0=start.numpy(), tol=tolerance, maxiter=10_000)
+
+
+def primmes(operator: Operator, start: Tensor, basis: int, *_: float) -> Pairs:
+    """PRIMME; a tolerance relative to the matrix's norm, as ours."""
+    import primme
+
+    H = LinearOperator((len(start),) * 2, operator.numpy, dtype=start.numpy().dtype)
+    keys = {"ncv": basis, "v0": start.numpy()[:, None], "tol": TOLERANCE, "maxiter": 10_000}
+    return primme.eigsh(H, PAIRS, which="LA", **keys)
+
+
+def slepcs(operator: Operator, start: Tensor, basis: int, largest: float, _: float, python: str) -> Pairs:
+    """SLEPc, through pipes; with an absolute tolerance."""
+    d = len(start)
+    command = [python, str(Path(__file__).with_name("slepc.py")), *map(str, (d, PAIRS, basis))]
+    pairs = []
+    # neither this environment's packages nor the name of its MPI job
+    alien = ("PYTHON", "VIRTUAL_ENV", "OMPI_", "PMIX_", "PRTE_")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(alien)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": env}
+    with subprocess.Popen([*command, str(TOLERANCE * largest)], **pipes) as process:
+        process.stdin.write(start.double().numpy().tobytes())
+        process.stdin.flush()
+        while what := process.stdout.read(1):
+            numbers = np.frombuffer(process.stdout.read(8 * (d + (what == b"e")))).copy()
+            if what == b"e":
+                pairs.append(numbers)
+            else:
+                process.stdin.write(operator.numpy(numbers).astype(np.float64).tobytes())
+                process.stdin.flush()
+    return np.array([pair[0] for pair in pairs]), np.stack([pair[1:] for pair in pairs], axis=1)
+
+
+def solvers() -> dict[str, Solver]:
+    """Those that are installed."""
+    found: dict[str, Solver] = {"ours": ours, "eigsh": scipys}
+    if importlib.util.find_spec("primme"):
+        found["PRIMME"] = primmes
+    python = os.environ.get("SLEPC_PYTHON", "/usr/bin/python3")
+    if subprocess.run([python, "-c", "import slepc4py"], capture_output=True).returncode == 0:
+        found["SLEPc"] = partial(slepcs, python=python)
+    return found
+
+
+def compare(name: str, operator: Operator, basis: int, solvers: dict[str, Solver]) -> None:
+    """Prints a line for each: products, seconds, how far the eigenvalues are apart, residuals."""
+    like = operator.like
+    start = random_start(range(len(like)), 1, like.dtype, like.device)
+    print(f"{name}, {basis} vectors")
+    first: Vector | None = None
+    largest = smallest = 0.0
+    for who, solve in solvers.items():
+        operator.products = operator.sums = 0
+        began = time.perf_counter()
+        values, V = solve(operator, start, basis, largest, smallest)
+        took, products, sums = time.perf_counter() - began, operator.products, operator.sums
+        if first is None:
+            first = values
+            largest, smallest = abs(values).max(), values.min()
+        apart = abs(np.sort(values) - first).max() / largest if len(values) == PAIRS else np.nan
+        print(
+            f"  {who:6} {products:4} products, {took:6.2f} s, residual "
+            f"{residual(operator, values, V) / largest:.1e}, eigenvalues differ by {apart:.1e}"
+            + (f", {sums / products:.2f} reductions for each product" if sums else ""),
+            flush=True,
+        )
 
 
 def residual(operator: Operator, values: Vector, V: Vector) -> float:
@@ -181,9 +232,10 @@ def main() -> None:
     if sys.argv[1:]:
         refresh(MPI.COMM_WORLD, sys.argv[1])
         return
+    installed = solvers()
     for name, operator in operators().items():
         for basis in (2 * PAIRS + 1, 3 * PAIRS):
-            compare(name, operator, basis)
+            compare(name, operator, basis, installed)
 
 
 if __name__ == "__main__":
