@@ -148,7 +148,8 @@ def no_canary(customer):
 
 
 def test_every_method_as_under_mpirun(customer):
-    """One method of each port is submitted; all of them run in one job, and in one mpirun without Slurm."""
+    """One method of each port is submitted, on two ranks; all run on four in one job, and in one mpirun
+    without Slurm."""
     configs = {}
     for method, table in METHOD_TABLES.items():
         keys = table.model_fields.keys() & SETTINGS.keys()
@@ -173,7 +174,7 @@ def test_every_method_as_under_mpirun(customer):
     customer.complete(every, limit=LONG)
     jobs = {}
     for method in SUBMITTED:
-        jobs[method] = customer.submit(configs[method])
+        jobs[method] = customer.submit(configs[method], tasks=1)
         customer.complete(jobs[method], limit=LONG)
 
     under = {customer.home / f"{method}-srun": (method, every) for method in configs}
@@ -183,7 +184,7 @@ def test_every_method_as_under_mpirun(customer):
     for (method, job), found in zip(under.values(), looked, strict=False):
         expected = references[method]
         assert found["config"]["run"]["method"] == expected["config"]["run"]["method"] == method
-        assert (found["ranks"], found["hosts"]) == (4, ["n1", "n2"]), method
+        assert (found["ranks"], found["hosts"]) == (4 if job == every else 2, ["n1", "n2"]), method
         assert expected["ranks"] == 4
         assert len(expected["hosts"]) == 1
         assert found["stopped_by"] == ("method" if method == "averaging" else "rounds")
