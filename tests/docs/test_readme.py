@@ -24,7 +24,7 @@ def test_the_readme_works(tmp_path):
                 ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else ["python", "-c", code]
             )
             result = subprocess.run(
-                command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+                command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
             )
             assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
             ran.append(code)

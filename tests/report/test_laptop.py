@@ -18,7 +18,7 @@ def laptop(tmp_path_factory):
     shutil.copytree("hpcopt", home / "source/hpcopt", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(name, home / "source" / name)
-    subprocess.run([sys.executable, "-m", "venv", home / "env"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", home / "env"], check=True, timeout=300)
     python = home / "env/bin/python"
     install = [python, "-m", "pip", "install", "-q", "--only-binary=:all:", home / "source"]
     no_compiler = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
@@ -41,7 +41,7 @@ def test_load_and_export(laptop, tmp_path):
         "print(data['metrics/loss'].values.tolist())\n"
     )
     command = [laptop, "-c", program, tmp_path / "r", tmp_path / "w.npz"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(hpcopt.load(tmp_path / "r")["metrics/loss"].values.tolist())
     assert np.load(tmp_path / "w.npz")["x"].shape == (2,)

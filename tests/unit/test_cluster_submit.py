@@ -77,7 +77,7 @@ def test_slurm_that_does_not_answer(here):
     start = time.monotonic()
     with pytest.raises(NoAnswer) as caught:
         submit(request, site, limit=0.5)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 100  # the child sleeps for 1000
     for words in ("sbatch: no answer within 0.5 s", "slurmctld", "retrying", "not known: look with squeue"):
         assert words in str(caught.value)
     assert (here / "run" / SCRIPT).is_file()  # the job may be queued
@@ -166,7 +166,7 @@ def test_dry_run_needs_nothing_and_writes_nothing(here):
         env=os.environ | {"PATH": str(here / "bin")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert result.stdout.startswith("#!/bin/bash\n")

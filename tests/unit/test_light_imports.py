@@ -12,7 +12,7 @@ def imported_by(code):
     """Which heavy modules a fresh interpreter has loaded after running ``code``."""
     program = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
     )
     return eval(result.stdout.splitlines()[-1])
 

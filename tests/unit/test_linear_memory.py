@@ -42,7 +42,7 @@ def peak(tmp_path_factory):
     def measured(method, size="large", workers=8):
         out = folder / f"{method}-{size}-{workers}"
         command = [sys.executable, "-c", RUN, method, str(files[size]), str(workers), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return float(done.stdout.split()[-1])
 
     return measured

@@ -166,7 +166,9 @@ def test_whoever_reads_while_a_job_writes_and_after_it_was_killed_sees_whole_rec
     try:
         assert job.stdout.readline() == b"ready\n", job.stderr.read()
         seen = set()
-        for _ in range(50):
+        for read in range(5000):
+            if read >= 50 and len(seen) > 10:  # it does write meanwhile
+                break
             with read_records(path) as found:
                 seen.add(found.count)
                 last = found.count - 1
@@ -176,8 +178,8 @@ def test_whoever_reads_while_a_job_writes_and_after_it_was_killed_sees_whole_rec
                     assert found["spectrum/eigenvalue"].tolist() == [[last, last]] * min(4, last)
     finally:
         job.send_signal(signal.SIGKILL)
-        job.communicate(timeout=10)
-    assert len(seen) > 10  # it did write meanwhile
+        job.communicate(timeout=300)
+    assert len(seen) > 10
     check(path, list(range(read_records(path).count)))
 
 
@@ -326,7 +328,7 @@ print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def test_a_million_records_of_128_workers_need_little_memory(path):
-    result = subprocess.run([sys.executable, "-c", LARGE, path], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", LARGE, path], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     path.unlink()
     assert float(result.stdout) < 400  # MiB, of which Python with xarray takes 100; the numbers are 1 GiB

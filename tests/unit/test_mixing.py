@@ -120,7 +120,7 @@ def test_networkx_is_imported_when_it_is_used():
         "assert not {'networkx', 'scipy'} & set(sys.modules)\n"
         "check(mixing('one_peer_exponential', 'uniform', 6)); assert 'networkx' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", program], timeout=300, check=True)
 
 
 @pytest.mark.parametrize("package", ["networkx", "scipy.sparse"])

@@ -116,7 +116,7 @@ def test_a_class_of_a_script_goes_on_in_that_script_only(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SOURCE + MAIN)
     command = [sys.executable, script, tmp_path / "run"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     found = [hpcopt.load(f"{tmp_path}/run{name}")["metrics/loss"].values[-1] for name in ("", "-again")]
     assert found[0] == found[1]
     with pytest.raises(UserError, match="was defined in a script or a function; go on from Python"):

@@ -123,7 +123,7 @@ def test_the_command_line_knows_it(mine, tmp_path: Path) -> None:
         assert line in text
     (tmp_path / "bad.toml").write_text('[problem]\nkind = "mine:Ridge"\npenaltie = 1.0\n')
     command = [sys.executable, "-c", "from hpcopt.cli import main; main()", "run", "bad.toml"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert (ended.returncode, "did you mean 'penalty'?" in ended.stderr) == (2, True), ended.stderr
     (tmp_path / "mine.py").write_text("def factory(workers): ...\n")
     del sys.modules["mine"]

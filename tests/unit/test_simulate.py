@@ -95,7 +95,7 @@ print(len(tree["metrics/loss"]), [n for n in ("mpi4py", "h5py") if n in sys.modu
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         cwd=tmp_path,
         check=False,
     )

@@ -165,7 +165,7 @@ def test_the_table_and_the_figure(tmp_path, monkeypatch):
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-c", "from hpcopt.cli import main; main()", "spectrum", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=100)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 def test_the_command(tmp_path: Path):

@@ -112,7 +112,7 @@ def test_the_line_to_paste(tmp_path):
             f'[run]\nmethod = "allreduce_sgd"\nworkers = 2\nrounds = 1\n[problem]\nkind = "{kind}"\n{keys}\n'
         )
         command = [sys.executable, "-c", "from hpcopt.cli import main; main()", "data", "optimum", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         if code == 0:
             key, value = done.stdout.split(" = ")
