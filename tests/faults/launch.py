@@ -123,7 +123,7 @@ def launch(
     command: Sequence[str | Path],
     ranks: int = 1,
     *,
-    limit: float = 60,
+    limit: float = 120,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     under: Sequence[str] = (),

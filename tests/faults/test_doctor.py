@@ -54,7 +54,7 @@ examine([
 """
 
 
-def _lines(directory: Path, *command: str, seconds: float = 70) -> tuple[int, dict[str, str], str]:
+def _lines(directory: Path, *command: str, seconds: float = 150) -> tuple[int, dict[str, str], str]:
     """Exit code, the table's lines by the name of the check, and stderr."""
     settings = {key: value for key, value in os.environ.items() if "_MCA_" in key or "ALLOW_RUN" in key}
     environment = without_launcher() | settings | {"OMP_NUM_THREADS": "1"}
