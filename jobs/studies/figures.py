@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -29,8 +30,8 @@ def curves(
     labels = list(dict.fromkeys(label for row in panels for _, panel in row for label in panel))
     wide = max(len(row) for row in panels)
     size = (3.2 * wide, 2.4 * len(panels) + 0.8)
-    look = {"svg.hashsalt": file.name, "svg.fonttype": "none", "font.size": 8}
-    with matplotlib.rc_context(look):  # type: ignore[arg-type]
+    look: dict[Any, Any] = {"svg.hashsalt": file.name, "svg.fonttype": "none", "font.size": 8}
+    with matplotlib.rc_context(look):
         figure = Figure(figsize=size)
         axes = figure.subplots(len(panels), wide, squeeze=False, sharey=True)
         for row, (drawn, axis_row) in enumerate(zip(panels, axes, strict=True)):

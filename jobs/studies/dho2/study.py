@@ -24,7 +24,7 @@ from common import Case, Study, spread, table  # noqa: E402
 from figures import curves  # noqa: E402
 
 PARTS = (0.1, 0.25, 0.5, 1.0)
-COSTS = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
+COSTS: dict[str, tuple[str, float, str]] = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
 COSTS |= {"10³ gradients": ("gradients", 1e3, ",.0f"), "MB": ("bytes_workers", 1e6, ",.1f")}
 """head of a column -> metric, its unit, format"""
 HEAD = """# DHO2: what came out
