@@ -76,4 +76,5 @@ def _ratio(first: Sequence[float], second: Sequence[float]) -> str:
 def _adopted(study: Study, cases: Sequence[Case]) -> str:
     """How many runs made hybrid steps at all, and at how many of all records."""
     every = [[value == 1 for value in study.series(case, "hybrid")] for case in cases]
-    return f"{sum(map(any, every))} of {len(every)}, {np.mean([value for series in every for value in series]):.0%}"
+    records = [value for series in every for value in series]
+    return f"{sum(map(any, every))} of {len(every)}, {np.mean(records):.0%}"
