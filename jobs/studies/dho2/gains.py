@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from cases import BASES, TARGETS, Line, Plan, Problem
+from cases import TARGETS, Plan, Problem
 from common import Case, Study, crossing, interval, spread, table
+from lines import BASES, Line
 
 TEXT = """Automatic lines against their bases on the same seed, at the base's learning rate: how many times
 fewer gradients, and seconds, until the base's own loss after a part of its rounds; means are geometric, with

@@ -19,9 +19,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
 
 import gains  # noqa: E402  (the path comes first)
-from cases import FIRST_ORDER, PROBLEMS, TARGETS, TUNED, Line, Plan, Problem  # noqa: E402
+from cases import PROBLEMS, TARGETS, Plan, Problem  # noqa: E402
 from common import Case, Study, spread, table  # noqa: E402
 from figures import curves  # noqa: E402
+from lines import FIRST_ORDER, TUNED, Line  # noqa: E402
 
 PARTS = (0.1, 0.25, 0.5, 1.0)
 COSTS: dict[str, tuple[str, float, str]] = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
