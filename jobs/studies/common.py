@@ -27,7 +27,7 @@ from hpcopt.config import load as load_config
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Case", "Study", "interval", "paired", "spread", "table"]
+__all__ = ["Case", "Study", "crossing", "interval", "paired", "spread", "table"]
 
 
 class Study:
@@ -173,6 +173,17 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
     mean = statistics.fmean(differences)
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def crossing(losses: Sequence[float], spent: Sequence[float], target: float) -> float:
+    """What was spent when the loss first was at a target, linear between records; inf: never, nan: no run."""
+    at = next((i for i, loss in enumerate(losses) if loss <= target), None)
+    if at is None:
+        return math.inf if losses else math.nan
+    if at == 0:
+        return spent[0]
+    part = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
+    return spent[at - 1] + part * (spent[at] - spent[at - 1])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

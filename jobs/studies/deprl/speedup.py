@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import Case, Study, table
+from common import Case, Study, crossing, table
 
 CONFIG = Path(__file__).resolve().parent / "speedup.toml"
 WORKERS, SEEDS = (4, 8, 16, 32, 64), (1, 2, 3)
@@ -107,13 +107,7 @@ def _best(grid: dict[str, list[float]]) -> str:
 
 def _crossing(study: Study, case: Case) -> float:
     """The first round at which the loss is at the target, linear between records."""
-    losses, rounds = study.series(case, "loss"), study.series(case, "round")
-    below = [i for i, loss in enumerate(losses) if loss <= TARGET]
-    if not below:
-        return math.inf if losses else math.nan
-    i = below[0]
-    part = (losses[i - 1] - TARGET) / (losses[i - 1] - losses[i])
-    return rounds[i - 1] + part * (rounds[i] - rounds[i - 1])
+    return crossing(study.series(case, "loss"), study.series(case, "round"), TARGET)
 
 
 def _ends(study: Study, N: int, seed: int) -> list[float]:

@@ -1,26 +1,30 @@
-"""The study's problems and methods, and each method's learning rate on each problem."""
+"""The study's problems, each method's learning rate on each of them, and which runs there are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common import Case, Study
+from lines import AUTOMATIC, BASES, FIRST_ORDER, LBFGS, TUNED, Line
+from tuning import Tuning, tune
 
-from hpcopt.config import load
+from hpcopt.config import RunConfig, load
 
 HERE = Path(__file__).resolve().parent
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
+"""of the lines that are compared pair by pair; all others have the first few"""
 TUNING_SEED = 100
-EXTENSIONS = 4
+EXTENSIONS = 2
 """how often a grid grows by one rate where its best is its first or last"""
 ADAM_RATES = (1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2)
 TARGETS = (0.4, 0.9)
-"""the loss that the best first-order method has after this part of its rounds"""
+"""parts of a first-order method's rounds: what its loss is then, others are to reach"""
 LBFGS_ROUNDS = 100
+OUTER_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,19 @@ class Problem:
         name: of its config.
         label: in RESULTS.md.
         rates: the grid of all methods but Adam's.
-        alpha: of the hybrids.
+        alpha: of the hybrids that have a fixed one.
         lbfgs: whether L-BFGS is tried.
         starts: whether its start has a seed of its own.
+        seeds: of the lines that are not compared pair by pair.
     """
 
     name: str
     label: str
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] = (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)
     alpha: float = 0.1
     lbfgs: bool = False
-    starts: bool = False
+    starts: bool = True
+    seeds: int = 3
 
     @property
     def config(self) -> Path:
@@ -55,62 +61,19 @@ PROBLEMS = [
         "Least squares, 10 outlying eigenvalues, d = 1000",
         (1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2),
         lbfgs=True,
+        starts=False,
     ),
-    Problem("logistic", "Logistic regression, d = 7850", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1), 0.01, lbfgs=True),
-    Problem("autoencoder", "Autoencoder, d = 435,536", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1), starts=True),
-    Problem("mlp", "`mlp`, d = 235,146", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)),
-    Problem("cnn", "`cnn`, d = 206,922", (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1)),
+    Problem("logistic", "Logistic regression, d = 7850", alpha=0.01, lbfgs=True, starts=False),
+    Problem("autoencoder", "Autoencoder, d = 435,536", seeds=2),
+    Problem("mlp", "`mlp`, d = 235,146"),
+    Problem("cnn", "`cnn`, d = 206,922", seeds=2),
 ]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method.
-
-    Attributes:
-        name: in the names of directories.
-        label: in tables.
-        settings: "table.key" -> value.
-        base: of a hybrid, the name of the variant that its warm-up is; else None.
-        tuned: whether it has a learning rate.
-    """
-
-    name: str
-    label: str
-    settings: dict[str, Any] = field(hash=False)
-    base: str | None = None
-    tuned: bool = True
-
-    @property
-    def rates(self) -> tuple[float, ...] | None:
-        """Its own grid; None: the problem's."""
-        return ADAM_RATES if "adam" in self.name else None
-
-
-def _first_order(name: str, label: str, /, **keys: Any) -> Variant:
-    return Variant(name, label, {"run.method": "allreduce_sgd", **_keys(keys)})
-
-
-def _hybrid(name: str, label: str, before: str, /, **keys: Any) -> Variant:
-    keys |= {"largest": 10, "smallest": 0, "lanczos_iterations": 40, "curvature_batch": 128}
-    return Variant(name, label, {"run.method": "dho2", **_keys(keys)}, before)
-
-
-def _keys(keys: dict[str, Any]) -> dict[str, Any]:
-    return {f"method.{key}": value for key, value in keys.items()}
-
-
-FIRST_ORDER = [
-    _first_order("sgd", "heavy ball, 0.9", momentum=0.9),
-    _first_order("sgd99", "heavy ball, 0.99", momentum=0.99),
-    _first_order("adam", "Adam", optimizer="adam"),
-]
-HYBRIDS = [
-    _hybrid("fosi", "FOSI, heavy ball 0.9", "sgd", variant="fosi", base="momentum"),
-    _hybrid("fosi-adam", "FOSI, Adam", "adam", variant="fosi", base="adam"),
-    _hybrid("admm", "ADMM, heavy ball 0.9", "sgd", variant="admm", base="momentum"),
-]
-LBFGS = Variant("lbfgs", "L-BFGS, all rows", {"run.method": "lbfgs"}, tuned=False)
+@cache
+def config(problem: Problem) -> RunConfig:
+    """What its file says."""
+    return load(problem.config)
 
 
 @dataclass(frozen=True)
@@ -119,7 +82,7 @@ class Plan:
 
     Attributes:
         study: with their results.
-        ranks: of the runs whose seconds count.
+        ranks: of each run.
         quick: how many times fewer rounds, for a try.
     """
 
@@ -127,25 +90,23 @@ class Plan:
     ranks: int
     quick: int = 1
 
-    def variants(self, problem: Problem) -> list[Variant]:
+    def lines(self, problem: Problem) -> list[Line]:
         """Those of a problem."""
-        return [*FIRST_ORDER, *HYBRIDS, *([LBFGS] if problem.lbfgs else [])]
+        return [*FIRST_ORDER, *TUNED, *AUTOMATIC, *([LBFGS] if problem.lbfgs else [])]
 
-    def rounds(self, problem: Problem, variant: Variant | None = None) -> int:
-        """How many a method makes; L-BFGS, whose rounds cost a pass over all rows, has fewer."""
-        if variant is LBFGS:
-            return LBFGS_ROUNDS // self.quick
-        return load(problem.config).run.rounds // self.quick
-
-    def settings(self, problem: Problem, variant: Variant, lr: float | None) -> dict[str, Any] | None:
-        """Of a run; None while the rate of a hybrid's warm-up, which is its base's, is not known."""
-        rounds = self.rounds(problem, variant)
-        found = variant.settings | {"run.rounds": rounds, "run.evaluate_every": max(1, rounds // 50)}
+    def settings(self, problem: Problem, line: Line, lr: float | None) -> dict[str, Any] | None:
+        """Of a run; None while the rate of a hybrid's base is not known."""
+        run = config(problem).run
+        # a round of L-BFGS costs a pass over all rows
+        rounds, every = (LBFGS_ROUNDS, 2) if line is LBFGS else (run.rounds, run.evaluate_every)
+        rounds //= self.quick
+        found = line.settings | {"run.rounds": rounds, "run.evaluate_every": max(1, every // self.quick)}
         if lr is not None:
             found["method.lr"] = lr
-        if variant.base is not None:
-            base = next(v for v in FIRST_ORDER if v.name == variant.base)
-            warmup_lr = self.rate(problem, base)
+        if line.base is not None:
+            found["method.curvature_batch"] = config(problem).problem.dump()["batch_size"] // 4
+        if line.base is not None and line.tuned:
+            warmup_lr = self.rate(problem, next(base for base in FIRST_ORDER if base.name == line.base))
             if warmup_lr is None:
                 return None
             found |= {
@@ -154,71 +115,73 @@ class Plan:
                 "method.warmup_lr": warmup_lr,
                 "method.refresh_every": rounds * 2 // 5,
             }
+        if line.name in ("admm", "outer"):
+            found["method.outer_every"] = max(1, rounds // OUTER_STEPS)
         return found
 
-    def case(self, problem: Problem, variant: Variant, lr: float | None, seed: int) -> Case | None:
+    def case(self, problem: Problem, line: Line, lr: float | None, seed: int) -> Case | None:
         """A run; None while its settings are not known."""
-        settings = self.settings(problem, variant, lr)
+        settings = self.settings(problem, line, lr)
         if settings is None:
             return None
         rate = "" if lr is None else f"-lr{lr:g}"
         folder = "tune" if seed == TUNING_SEED else "final"
-        name = f"{problem.name}/{folder}/{variant.name}{rate}-seed{seed}"
+        name = f"{problem.name}/{folder}/{line.name}{rate}-seed{seed}"
         seeds = {"run.seed": seed} | ({"problem.seed": seed} if problem.starts else {})
         return Case(name, problem.config, settings | seeds, self.ranks)
 
     # --- learning rates ----------------------------------------------------------------------------------
 
-    def trials(self, problem: Problem, variant: Variant) -> dict[float, float]:
-        """Rates to try, as far as finished runs tell -> training loss at the end, nan while it is missing."""
-        rates, factor = variant.rates or problem.rates, math.sqrt(10)
-        for _ in range(EXTENSIONS):
-            losses = [self._loss(problem, variant, lr) for lr in rates]
-            best = math.nan if any(map(math.isnan, losses)) else rates[losses.index(min(losses))]
-            if best == rates[0]:
-                rates = (float(f"{rates[0] / factor:.2g}"), *rates)
-            elif best == rates[-1]:
-                rates = (*rates, float(f"{rates[-1] * factor:.2g}"))
-        return {lr: self._loss(problem, variant, lr) for lr in rates}
+    def tuning(self, problem: Problem, line: Line) -> Tuning:
+        """A method's trials on a problem."""
 
-    def rate(self, problem: Problem, variant: Variant) -> float | None:
-        """The one with the lowest training loss; None while runs are missing."""
-        trials = self.trials(problem, variant)
-        return None if any(map(math.isnan, trials.values())) else min(trials, key=lambda lr: trials[lr])
+        def case(lr: float) -> Case | None:
+            return self.case(problem, line, lr, TUNING_SEED)
 
-    def _loss(self, problem: Problem, variant: Variant, lr: float) -> float:
-        case = self.case(problem, variant, lr, TUNING_SEED)
-        losses = self.study.series(case, "loss") if case else []
-        if not losses:
-            return math.nan
-        return losses[-1] if math.isfinite(losses[-1]) else math.inf
+        grid = ADAM_RATES if "adam" in line.name else problem.rates
+        return Tuning(self.study, case, grid, math.sqrt(10), EXTENSIONS, digits=2)
+
+    def rate(self, problem: Problem, line: Line) -> float | None:
+        """A method's learning rate; None while runs are missing, and where it has none."""
+        if line is LBFGS:
+            return None
+        return self.tuning(problem, BASES.get(line, line)).rate()
 
     def tune(self, problem: Problem) -> None:
         """Runs the grids, the hybrids' after those of their bases."""
-        for variants in (FIRST_ORDER, HYBRIDS):
-            for _ in range(1 + EXTENSIONS):
-                every = [
-                    self.case(problem, v, lr, TUNING_SEED) for v in variants for lr in self.trials(problem, v)
-                ]
-                self.study.run([case for case in every if case is not None])
+        for lines in (FIRST_ORDER, TUNED):
+            tune(self.study, [self.tuning(problem, line) for line in lines])
 
     # --- what is compared --------------------------------------------------------------------------------
 
-    def finals(self, problem: Problem, variant: Variant) -> list[Case]:
-        """A method's runs, one for each seed; none while its rate is not known."""
-        lr = self.rate(problem, variant) if variant.tuned else None
-        if variant.tuned and lr is None:
+    def finals(self, problem: Problem, line: Line, every: bool = False) -> list[Case]:
+        """A method's runs, one for each seed; none while its rate is not known.
+
+        Args:
+            problem, line: of which.
+            every: all seeds, of a line that is compared pair by pair.
+        """
+        lr = self.rate(problem, line)
+        if line is not LBFGS and lr is None:
             return []
-        every = [self.case(problem, variant, lr, seed) for seed in SEEDS[: 1 if self.quick > 1 else None]]
-        return [case for case in every if case is not None]
+        count = len(SEEDS) if every else problem.seeds
+        if self.quick > 1:
+            count = 2 if every else 1
+        found = [self.case(problem, line, lr, seed) for seed in SEEDS[:count]]
+        return [case for case in found if case is not None]
+
+    def all_finals(self, problem: Problem) -> list[Case]:
+        """All of these runs on a problem."""
+        paired = {*BASES, *BASES.values()}
+        return [case for line in self.lines(problem) for case in self.finals(problem, line, line in paired)]
 
     def targets(self, problem: Problem) -> list[float]:
         """Losses of the best first-order method after parts of its rounds, on the tuning's seed."""
-        trials = {v: self.trials(problem, v) for v in FIRST_ORDER}
-        losses = [(loss, v, lr) for v, every in trials.items() for lr, loss in every.items()]
+        trials = {line: self.tuning(problem, line).trials() for line in FIRST_ORDER}
+        losses = [(loss, line, lr) for line, found in trials.items() for lr, loss in found.items()]
         if any(math.isnan(loss) for loss, _, _ in losses):
             return []
-        _, variant, lr = min(losses, key=lambda found: found[0])
-        case = self.case(problem, variant, lr, TUNING_SEED)
-        series: Sequence[float] = self.study.series(case, "loss") if case else []
+        _, line, lr = min(losses, key=lambda found: found[0])
+        case = self.case(problem, line, lr, TUNING_SEED)
+        series = self.study.series(case, "loss") if case else []
         return [series[round(part * (len(series) - 1))] for part in TARGETS]

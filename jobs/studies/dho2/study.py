@@ -1,9 +1,10 @@
-"""FOSI and DHO2's ADMM against heavy ball, Adam and L-BFGS: runs what is missing and writes RESULTS.md.
+"""DHO2 against heavy ball, Adam, L-BFGS and outer momentum: runs what is missing and writes RESULTS.md.
 
-    python jobs/studies/dho2/study.py [PROBLEM …] [--ranks 2] [--quick 50] [--table-only]
+    python jobs/studies/dho2/study.py [PROBLEM …] [--ranks 1] [--quick 50] [--table-only]
 
 The problems are least_squares, logistic, autoencoder, mlp and cnn; without one, all. Stop it at any time: the
-same command goes on. --quick 50 makes a fiftieth of the rounds on one seed, elsewhere, and prints the tables.
+same command goes on. --quick 50 makes a fiftieth of the rounds on fewer seeds, and writes into its runs'
+folder.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
 
-from cases import FIRST_ORDER, HYBRIDS, PROBLEMS, TARGETS, Plan, Problem, Variant  # noqa: E402
+import gains  # noqa: E402  (the path comes first)
+from cases import PROBLEMS, TARGETS, Plan, Problem  # noqa: E402
 from common import Case, Study, spread, table  # noqa: E402
+from figures import curves  # noqa: E402
+from lines import FIRST_ORDER, TUNED, Line  # noqa: E402
 
 PARTS = (0.1, 0.25, 0.5, 1.0)
-COSTS = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
+COSTS: dict[str, tuple[str, float, str]] = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
 COSTS |= {"10³ gradients": ("gradients", 1e3, ",.0f"), "MB": ("bytes_workers", 1e6, ",.1f")}
 """head of a column -> metric, its unit, format"""
 HEAD = """# DHO2: what came out
@@ -37,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
-    parser.add_argument("--ranks", type=int, default=2, help="of each run (default 2)")
+    parser.add_argument("--ranks", type=int, default=1, help="of each run (default 1)")
     parser.add_argument("--quick", type=int, default=1, help="a try with so many times fewer rounds")
     parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
     arguments = parser.parse_args()
@@ -50,27 +54,28 @@ def main() -> None:
             for problem in PROBLEMS:
                 if problem.name in (arguments.problems or names):
                     plan.tune(problem)
-                    plan.study.run([case for v in plan.variants(problem) for case in plan.finals(problem, v)])
+                    plan.study.run(plan.all_finals(problem))
     finally:  # also the results so far of a study that was stopped
         machine = textwrap.fill(f"Machine: {plan.study.where()}", 120)
         ready = [problem for problem in PROBLEMS if plan.targets(problem)]
         text = "\n\n".join([f"{HEAD}\n\n{machine}", *(section(plan, problem) for problem in ready)]) + "\n"
-        if quick == 1:
-            (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
-        else:
-            print(text)
+        folder = HERE if quick == 1 else plan.study.directory
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "RESULTS.md").write_text(text, encoding="utf-8")
+        for problem in ready:
+            draw(plan, problem, folder / f"{problem.name}.svg")
 
 
 def section(plan: Plan, problem: Problem) -> str:
     """A problem's tables."""
-    variants, targets = plan.variants(problem), plan.targets(problem)
-    every = {variant: plan.finals(problem, variant) for variant in variants}
-    about = plan.study.about([case for cases in every.values() for case in cases])
+    targets = plan.targets(problem)
+    every = {line: plan.finals(problem, line) for line in plan.lines(problem)}
+    about = plan.study.about(plan.all_finals(problem))
     parts = [f"{part:.0%}" for part in PARTS]
     text = [
         f"## {problem.label}",
         textwrap.fill(about, 120),
-        f"Training loss after parts of {plan.rounds(problem):,} rounds (L-BFGS: of its own):",
+        "Training loss after parts of all rounds:",
         table(["", "η", *parts, "s", "MB"], [_course(plan, problem, *item) for item in every.items()]),
     ]
     for target, part in zip(targets, TARGETS, strict=False):
@@ -79,67 +84,78 @@ def section(plan: Plan, problem: Problem) -> str:
             "rounds in the tuning; last, how many times the seconds the fastest first-order method took:",
             table(["", *COSTS, "times faster"], _race(plan.study, every, target)),
         ]
-    return "\n\n".join([*text, _trials(plan, problem)])
+    figure = f"Loss on the first seed: ![{problem.name}]({problem.name}.svg)"
+    return "\n\n".join([*text, gains.section(plan, problem), figure, _trials(plan, problem)])
 
 
-def _course(plan: Plan, problem: Problem, variant: Variant, cases: list[Case]) -> list[str]:
+def draw(plan: Plan, problem: Problem, file: Path) -> None:
+    """The loss against rounds, seconds and bytes, on the first seed."""
+    study, cases = plan.study, {line.label: plan.finals(problem, line)[:1] for line in plan.lines(problem)}
+    panels: list[tuple[str, dict[str, tuple[list[float], list[float]]]]] = []
+    for head, metric, unit in (
+        ("rounds", "round", 1),
+        ("seconds", "seconds", 1),
+        ("MB", "bytes_workers", 1e6),
+    ):
+        drawn = {
+            label: ([value / unit for value in study.series(case, metric)], study.series(case, "loss"))
+            for label, found in cases.items()
+            for case in found
+            if study.data(case) is not None
+        }
+        panels.append((f"against {head}", drawn))
+    curves(file, [panels], "", "training loss")
+
+
+def _course(plan: Plan, problem: Problem, line: Line, cases: list[Case]) -> list[str]:
     last = [len(plan.study.series(case, "loss")) - 1 for case in cases]
     records = [round(part * min(last)) if last else 0 for part in PARTS]
     losses = [spread(plan.study.column(cases, "loss", record), ".4g") for record in records]
-    lr = plan.rate(problem, variant) if variant.tuned else None
+    lr = plan.rate(problem, line)
     spent = [
         [v / unit for v in plan.study.column(cases, m, -1)]
         for m, unit in (("seconds", 1), ("bytes_workers", 1e6))
     ]
     ends = [spread(spent[0], ".1f"), spread(spent[1], ",.0f")]
-    return [variant.label, "" if lr is None else f"{lr:g}", *losses, *ends]
+    return [line.label, "" if lr is None else f"{lr:g}", *losses, *ends]
 
 
-def _race(study: Study, every: dict[Variant, list[Case]], target: float) -> list[list[str]]:
+def _race(study: Study, every: dict[Line, list[Case]], target: float) -> list[list[str]]:
     """What each method spent until it had the loss, and how many times faster than the best it was."""
-    seconds = {variant: _spent(study, cases, "seconds", target) for variant, cases in every.items()}
-    baselines = [seconds[variant] for variant in FIRST_ORDER if _complete(seconds[variant])]
+
+    def spent(line: Line, metric: str) -> list[float]:
+        return [gains.spent(study, case, math.log(target), metric) for case in every[line]]
+
+    seconds = {line: spent(line, "seconds") for line in every}
+    baselines = [seconds[line] for line in FIRST_ORDER if _complete(seconds[line])]
     best = min(baselines, key=sum, default=[])
     rows = []
-    for variant, cases in every.items():
-        if not _complete(seconds[variant]):
-            ended = [
-                values
-                for case, values in zip(cases, seconds[variant], strict=True)
-                if study.data(case) is not None
-            ]
-            missed = f"missed by {sum(map(math.isnan, ended))} of {len(ended)} runs" if ended else "–"
-            rows.append([variant.label, missed, *[""] * len(COSTS)])
+    for line in every:
+        if not _complete(seconds[line]):
+            ended = [value for value in seconds[line] if not math.isnan(value)]
+            missed = f"missed by {sum(map(math.isinf, ended))} of {len(ended)} runs" if ended else "–"
+            rows.append([line.label, missed, *[""] * len(COSTS)])
             continue
-        spent = [[v / unit for v in _spent(study, cases, m, target)] for m, unit, _ in COSTS.values()]
-        shown = [spread(values, form) for values, (_, _, form) in zip(spent, COSTS.values(), strict=True)]
-        ratios = [a / b for a, b in zip(best, seconds[variant], strict=True)] if best else []
-        rows.append([variant.label, *shown, spread(ratios)])
+        costs = [[value / unit for value in spent(line, metric)] for metric, unit, _ in COSTS.values()]
+        shown = [spread(values, form) for values, (_, _, form) in zip(costs, COSTS.values(), strict=True)]
+        ratios = [a / b for a, b in zip(best, seconds[line], strict=True)] if best else []
+        rows.append([line.label, *shown, spread(ratios)])
     return rows
 
 
-def _spent(study: Study, cases: list[Case], metric: str, target: float) -> list[float]:
-    """A metric of each run at its first record with the loss; nan where it had it never."""
-    found = []
-    for case in cases:
-        pairs = zip(study.series(case, "loss"), study.series(case, metric), strict=True)
-        found.append(next((spent for loss, spent in pairs if loss <= target), math.nan))
-    return found
-
-
 def _complete(values: list[float]) -> bool:
-    return bool(values) and not any(map(math.isnan, values))
+    return bool(values) and all(map(math.isfinite, values))
 
 
 def _trials(plan: Plan, problem: Problem) -> str:
     """The loss at the end for every rate that was tried."""
     lines = []
-    for variant in (*FIRST_ORDER, *HYBRIDS):
-        best, trials = plan.rate(problem, variant), plan.trials(problem, variant)
+    for line in (*FIRST_ORDER, *TUNED):
+        best, trials = plan.rate(problem, line), plan.tuning(problem, line).trials()
         cells = [
             f"{'**' * (lr == best)}{lr:g}: {loss:.4g}{'**' * (lr == best)}" for lr, loss in trials.items()
         ]
-        lines.append(f"- {variant.label}: {', '.join(cells)}")
+        lines.append(f"- {line.label}: {', '.join(cells)}")
     return "\n".join(["Loss at the end of the tuning's runs, by rate:", "", *lines])
 
 

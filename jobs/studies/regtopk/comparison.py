@@ -10,21 +10,21 @@ from fashion import (
     DENSITIES,
     OTHER_MUS,
     WORKERS,
-    Variant,
     layout,
     nearest_rank,
     rank_bytes,
     sparse_bytes,
-    tuned,
+    tuning,
     variants,
 )
+from tuning import Variant
 
 SEEDS, ROUNDS, EVERY = (1, 2, 3), 1875, 625
 
 
 def final_case(study: Study, variant: Variant, seed: int, ranks: int = 1) -> Case | None:
     """A run of the comparison; None while its learning rate is not known."""
-    lr = tuned(study, variant)
+    lr = tuning(study, variant).rate()
     if lr is None:
         return None
     settings = variant.settings | {"run.seed": seed, "method.lr": lr}
@@ -90,7 +90,7 @@ def _megabytes(study: Study, cases: Sequence[Case], record: int = -1) -> list[fl
 
 def _end(study: Study, variant: Variant, cases: Sequence[Case]) -> list[str]:
     dense = 2 * 4 * layout().dim * (WORKERS - 1) * ROUNDS / 1e6
-    lr, sent = tuned(study, variant), _megabytes(study, cases)
+    lr, sent = tuning(study, variant).rate(), _megabytes(study, cases)
     return [
         variant.label,
         "–" if lr is None else f"{lr:g}",

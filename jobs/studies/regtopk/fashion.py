@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common import Case, Study, table
+from tuning import Tuning, Variant
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "fashion.toml"
@@ -23,21 +22,6 @@ EXTENSIONS = 2
 TUNING_SEED, TUNING_ROUNDS = 100, 625
 TUNING_TEXT = f"""Grid {", ".join(map(str, GRID))}; where its best value is at an edge, one more beyond it,
 at most {EXTENSIONS} times. The best (bold) is used above."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with its budget.
-
-    Attributes:
-        name: in the names of directories.
-        label: in tables.
-        settings: "table.key" -> value.
-    """
-
-    name: str
-    label: str
-    settings: dict[str, Any] = field(hash=False)
 
 
 def variants() -> list[Variant]:
@@ -106,50 +90,19 @@ def tuning_case(variant: Variant, lr: float, ranks: int = 1) -> Case:
     return Case(f"tune/{variant.name}-lr{lr:g}", CONFIG, variant.settings | changes, ranks)
 
 
-def tuning_loss(study: Study, variant: Variant, lr: float) -> float:
-    """The training loss that it ends with, infinite if it diverged, nan if it is not finished."""
-    losses = study.series(tuning_case(variant, lr), "loss")
-    if not losses:
-        return math.nan
-    return losses[-1] if math.isfinite(losses[-1]) else math.inf
-
-
-def grid(study: Study, variant: Variant) -> tuple[float, ...]:
-    """The learning rates to try, as far as the finished runs tell."""
-    rates: tuple[float, ...] = GRID
-    for _ in range(EXTENSIONS):
-        best = _best(study, variant, rates)
-        if best == rates[0]:
-            rates = (rates[0] / 2, *rates)
-        elif best == rates[-1]:
-            rates = (*rates, rates[-1] * 2)
-    return rates
-
-
-def tuned(study: Study, variant: Variant) -> float | None:
-    """The learning rate with the lowest training loss; None while runs are missing. No test row has a say."""
-    return _best(study, variant, grid(study, variant))
-
-
-def _best(study: Study, variant: Variant, rates: Sequence[float]) -> float | None:
-    losses = [tuning_loss(study, variant, lr) for lr in rates]
-    return None if any(map(math.isnan, losses)) else rates[losses.index(min(losses))]
-
-
-def tune(study: Study, ranks: int) -> None:
-    """Runs the grid, and what it grows by."""
-    for _ in range(1 + EXTENSIONS):
-        study.run([tuning_case(v, lr, ranks) for v in variants() for lr in grid(study, v)])
+def tuning(study: Study, variant: Variant, ranks: int = 1) -> Tuning:
+    """A method's trials."""
+    return Tuning(study, lambda lr: tuning_case(variant, lr, ranks), GRID, 2, EXTENSIONS)
 
 
 def tuning_section(study: Study) -> str:
     """The training loss for every rate."""
-    rates = sorted({lr for variant in variants() for lr in grid(study, variant)})
+    rates = sorted({lr for variant in variants() for lr in tuning(study, variant).trials()})
     rows, cases = [], []
     for variant in variants():
-        mine, best = grid(study, variant), tuned(study, variant)
+        mine, best = tuning(study, variant).trials(), tuning(study, variant).rate()
         cases += [tuning_case(variant, lr) for lr in mine]
-        cells = [_cell(tuning_loss(study, variant, lr)) if lr in mine else "" for lr in rates]
+        cells = [_cell(mine[lr]) if lr in mine else "" for lr in rates]
         rows.append(
             [variant.label, *(f"**{c}**" if lr == best else c for lr, c in zip(rates, cells, strict=True))]
         )

@@ -21,6 +21,7 @@ import comparison  # noqa: E402
 import fashion  # noqa: E402
 import why  # noqa: E402
 from common import Study  # noqa: E402
+from tuning import tune  # noqa: E402
 
 PARTS = ("toy", "linear", "tune", "fashion", "why")
 HEAD = """# RegTop-k: what came out
@@ -54,7 +55,7 @@ def run(study: Study, parts: list[str] | tuple[str, ...], ranks: int) -> None:
     if "linear" in parts:
         study.run(analytic.linear_cases())
     if {"tune", "fashion", "why"} & set(parts):
-        fashion.tune(study, ranks)
+        tune(study, [fashion.tuning(study, variant, ranks) for variant in fashion.variants()])
     if "fashion" in parts:
         study.run(comparison.final_cases(study, ranks))
     if "why" in parts:
