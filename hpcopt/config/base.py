@@ -19,6 +19,8 @@ class Table(BaseModel):
     """keys that a run cannot change when it goes on, because what it carries along depends on them"""
     kinds: ClassVar[tuple[str, ...]] = ()
     """of a method: the built-in problems that it is for; all of them if none is named"""
+    horizons: ClassVar[tuple[str, ...]] = ()
+    """of a method: keys that are run.rounds if not given"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
@@ -33,6 +35,8 @@ class Table(BaseModel):
 
 class LearningRate(Table):
     """The learning rate over rounds; mixed into every method that has one."""
+
+    horizons: ClassVar[tuple[str, ...]] = ("lr_horizon",)
 
     lr: Positive = 0.1
     """learning rate η"""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from hpcopt.config import methods
-from hpcopt.config.base import LearningRate, Table
+from hpcopt.config.base import Table
 from hpcopt.config.explain import explained
 from hpcopt.config.problems import PROBLEM_TABLES, ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
@@ -247,7 +247,7 @@ def _resolve(config: RunConfig) -> RunConfig:
     if run.out is None:
         kind = config.problem.kind.replace(":", ".")
         changes["out"] = f"runs/{run.method.replace(':', '.')}-{kind}-seed{run.seed}"
-    if isinstance(method, LearningRate) and method.lr_horizon is None:
-        # so that a run extended later keeps the schedule that it began with
-        method = method.model_copy(update={"lr_horizon": max(run.rounds, 1)})
+    # so that a run extended later goes on as it began
+    horizons = {key: max(run.rounds, 1) for key in method.horizons if getattr(method, key) is None}
+    method = method.model_copy(update=horizons)
     return replace(config, run=run.model_copy(update=changes), method=method)

@@ -18,6 +18,7 @@ restarted Arnoldi methods", SIAM J. Sci. Comput. 19, 1998.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -40,12 +41,14 @@ class Eigenpairs:
         values: (l + k,) float64 on the CPU, the same bits on every rank; NaN where H is not finite.
         residuals: ‖H v − λ v‖ of each, as the recurrence has it, (l + k,), likewise.
         vectors: this rank's slice of unit eigenvectors, (d here, l + k), in the basis's dtype.
+        beyond: the largest |θ| of the Ritz values that are not among them; 0 where there are none.
         products: with H that were made.
     """
 
     values: Tensor
     residuals: Tensor
     vectors: Tensor
+    beyond: float
     products: int
 
 
@@ -180,8 +183,11 @@ def _result(basis: Basis, ends: _Ends, like: Tensor) -> Eigenpairs:
     if not basis.finite:
         k = ends.count
         unknown = torch.full((k,), torch.nan, dtype=torch.float64)
-        return Eigenpairs(unknown, unknown.clone(), like.new_full((len(like), k), torch.nan), basis.products)
+        vectors = like.new_full((len(like), k), torch.nan)
+        return Eigenpairs(unknown, unknown.clone(), vectors, math.nan, basis.products)
     pairs = basis.ritz()
     which = ends.wanted(len(pairs.values))
+    others = pairs.values[ends.smallest : len(pairs.values) - ends.largest]
+    beyond = float(others.abs().max()) if len(others) else 0.0
     vectors = basis.vectors(pairs, which)
-    return Eigenpairs(pairs.values[which], pairs.residuals[which], vectors, basis.products)
+    return Eigenpairs(pairs.values[which], pairs.residuals[which], vectors, beyond, basis.products)

@@ -9,23 +9,24 @@ g             (d here,)    Σ ω_n ∇f_n(x; batch of worker n); admm: + π
 V, λ    V     (d here, q)  eigenvectors and eigenvalues, see `hpcopt.methods.parts.curvature`
 c             (q,)         Vᵀg; g_1 = V c is the gradient's part in the span of V, g_2 = g − g_1 the rest
 η                          the base's learning rate
-b       b     (q,)         g_1's momentum, heavy ball, as coefficients along V (kept with Adam, else Vᵀm)
-m, v    m, v  (d here,)    the base's moments: heavy ball's of g, Adam's of g_2 (empty where there are none)
+b       b     (q,)         s times g_1's momentum, heavy ball, as coefficients along V
+m, v    m, v  (d here,)    the base's moments: heavy ball's of s g, so that b = Vᵀm, Adam's of g_2
 h             (q,)         |λ|; admm: |λ + σ|; plus the damping, and not below the floor
-α, s                       lengths of Newton's step and of the base's
+α, s                       lengths of Newton's step and of the base's, see `hpcopt.methods.parts.hybrid`
 π, z    pi, z (d here,)    admm: the multiplier, and x as it was after the last outer step (else empty)
 
 A rank has slices of d/P of everything but x and the buffer in which gradients are added up. A round costs a
-reduce-scatter and an allgather, as many bytes as the allreduce of a first-order method, and two sums of q
-numbers; a refresh a pass for each product with the Hessian. With q = 0, and in the warm-up, a round is one of
-`allreduce_sgd`, to the bit.
+reduce-scatter and an allgather, as many bytes as the allreduce of a first-order method, and a sum of q
+numbers (Adam: two); a refresh a pass for each product with the Hessian. With q = 0, and in the warm-up, a
+round is one of `allreduce_sgd`, to the bit.
 
-Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large while
-the steep directions are still its; heavy ball has one momentum, of g, of which V b and the rest are those of
-g_1 and g_2, so that a round reads V twice; with Adam g_1's is heavy ball, too. Where V changes, g_1's becomes
-what is in the new span, and g_2's what is not. Differs from DHO2: curvature is that of all workers' batches,
-not of one's; V is spread over the ranks; outer steps are counted in rounds, and their multiplier may shrink
-or be forgotten.
+Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large
+while the steep directions are still its; s multiplies the gradient, not the base's step, so that a momentum
+keeps its length where s changes; heavy ball has one momentum, of which V b and the rest are those of g_1
+and g_2, so that a round reads V twice. Where V changes, g_1's becomes what is in the new span, and g_2's
+what is not. With ``alpha = "auto"`` there is no momentum along V. Differs from DHO2: curvature is that of
+all workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
+multiplier may shrink or be forgotten.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.hybrid import DHO2Table
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.methods.base import Method, StepInfo
-from hpcopt.methods.parts.curvature import Curvature, CurvatureState, FixedRule, check
+from hpcopt.methods.parts.curvature import Curvature, check
+from hpcopt.methods.parts.hybrid import FixedLengths, HybridState, Lengths, MeasuredLengths, Refreshes
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, replicated, sliced
 
 
 @dataclass(kw_only=True)
-class DHO2State(CurvatureState):
-    """Parameters, moments, eigenpairs; for ADMM its multiplier and its anchor."""
+class DHO2State(HybridState):
+    """With the moments; for ADMM its multiplier and its anchor."""
 
-    x: Tensor = replicated()
     b: Tensor = replicated()
     m: Tensor = sliced()
     v: Tensor = sliced()
@@ -58,7 +59,7 @@ class DHO2State(CurvatureState):
 
 
 class DHO2(Method[DHO2Table, DHO2State]):
-    """The hybrid step on slices; the eigenpairs and who decides about them are objects that it holds."""
+    """The hybrid step on slices; it holds the eigenpairs, when they are due, and how long steps are."""
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises `UserError` if there are fewer parameters than pairs, or no Hessian."""
@@ -66,21 +67,40 @@ class DHO2(Method[DHO2Table, DHO2State]):
 
     def start(self, problem: Problem, ports: Ports) -> DHO2State:
         """See `Method`."""
+        settings = self.settings
         self._problem, self._reduce = problem, ports.reduce
         self._part = ports.reduce.contribution(problem.dim)
         own = ports.reduce.own(problem.dim)
         self._own = slice(own.start, own.stop)
-        self._table = self.settings.first_order()
-        self._base, self._adam = FirstOrderUpdate(self._table), self.settings.base == "adam"
-        self._curvature = Curvature(self.settings, problem, ports.reduce, self._part)
-        self._rule = FixedRule(self.settings)
+        self._table = settings.first_order()
+        self._base, self._adam = FirstOrderUpdate(self._table), settings.base == "adam"
+        self._mu = 0.0 if settings.base == "sgd" else settings.momentum
+        self._curvature = Curvature(settings, problem, ports.reduce, self._part)
+        self._refreshes = Refreshes(settings, self._curvature.cost)
+        if settings.alpha == "auto" and settings.pairs:
+            self._lengths: Lengths = MeasuredLengths(settings, problem, ports.reduce)
+        else:
+            self._lengths = FixedLengths(settings, ports.reduce)
         x = problem.initial().clone()
         mine = x[self._own]
         m, v = self._base.moments(mine)
-        outer = mine if self.settings.variant == "admm" else x[:0]
+        outer = mine if settings.variant == "admm" else x[:0]
         pairs = self._curvature.begin(mine)
-        b = x.new_zeros(self.settings.pairs if self._adam else 0)
-        return DHO2State(x=x, b=b, m=m, v=v, pi=torch.zeros_like(outer), z=outer.clone(), **pairs)
+        b = x.new_zeros(settings.pairs)
+        return DHO2State(
+            x=x,
+            b=b,
+            m=m,
+            v=v,
+            pi=torch.zeros_like(outer),
+            z=outer.clone(),
+            lengths=self._lengths.begin(),
+            **pairs,
+        )
+
+    def notes(self) -> list[str]:
+        """See `Method`."""
+        return self._refreshes.notes()
 
     def rehearse(self, state: DHO2State) -> None:
         """See `Method`: a refresh of which nothing is kept."""
@@ -90,9 +110,10 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def step(self, state: DHO2State) -> StepInfo:
         """One round; vectors are this rank's slices."""
         settings, x, V = self.settings, state.x[self._own], state.V
-        # every T rounds after the warm-up: V, λ of Σ ω ∇²f
-        if self._rule.refresh(state):
+        # V, λ of Σ ω ∇²f, when they are due; how long both parts of a step are
+        if self._refreshes.due(state):
             self._refresh(state)
+        self._lengths.measure(state)
         # g ← Σ ω ∇f(x): half a pass
         g = self._part.add_gradients(self._problem, state.x, Draw(state.round)).scatter()
         if settings.variant == "admm":
@@ -100,27 +121,25 @@ class DHO2(Method[DHO2Table, DHO2State]):
             g.add_(state.pi)
         if int(state.refreshes) == 0:
             # the base alone: x ← x + base(g), at a rate of its own in the warm-up
+            self._lengths.watch(state, g)
             self._first_order(state, x, g)
-        elif self._adam:
-            # c = Vᵀg; g_2 = g − V c; b ← μ b + c
-            c = self._curvature.along(state, g)
-            g.sub_(V @ c)
-            state.b.mul_(settings.momentum).add_(c)
-            # d_2 = adam(g_2) is a change of x: from 0
-            d2 = torch.zeros_like(x)
-            self._first_order(state, d2, g)
-            # x ← x + s (d_2 − V Vᵀd_2) − α V b/h
-            s, newton = self._rule.scale(state), self._newton(state, state.b)
-            x.add_(d2, alpha=s).sub_(V @ self._curvature.along(state, d2).mul_(s).add_(newton))
         else:
-            # m ← μ m + g; x ← x − s η m
-            s = self._rule.scale(state)
-            self._first_order(state, x, g, s)
-            # b = Vᵀm: V b is g_1's momentum, and m − V b that of g_2
-            b = self._curvature.along(state, state.m if settings.base == "momentum" else g)
-            # x ← x + s η V b − α V b/h
-            eta = s * learning_rate(self._table, state.round)
-            x.add_(V @ b.mul(eta).sub_(self._newton(state, b)))
+            h = self._curvatures(state)
+            # c = Vᵀg; b ← μ b + s c
+            c, s = self._lengths.split(state, g, h)
+            state.b.mul_(self._mu).add_(c, alpha=s)
+            newton = self._lengths.newton(state, c, state.b / s, h)
+            if self._adam:
+                # d_2 = adam(g − V c), a change of x: from 0
+                d2 = torch.zeros_like(x)
+                self._first_order(state, d2, g.addmv_(V, c, alpha=-1))
+                # x ← x + d_2 − V (Vᵀd_2 + α b/h)
+                x.add_(d2).addmv_(V, self._curvature.along(state, d2).add_(newton), alpha=-1)
+            else:
+                # m ← μ m + s g; x ← x − η m + V (η b − α b/(s h)), where b = Vᵀm
+                self._first_order(state, x, g.mul_(s))
+                eta = learning_rate(self._table, state.round)
+                x.addmv_(V, state.b.mul(eta).sub_(newton))
         if settings.variant == "admm":
             self._outer_step(state, x)
         # x, whole, from all slices: half a pass
@@ -130,21 +149,19 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def _refresh(self, state: DHO2State) -> None:
         """New pairs; of g_1's momentum what is in the new span, of g_2's what is not."""
         along, V = self._curvature.along, state.V
-        if self._adam:
-            old = V @ state.b
-            self._curvature.refresh(state, state.x)
-            state.b.copy_(along(state, old))
-        elif self.settings.base == "momentum":
-            old = V @ along(state, state.m)
+        old = V @ state.b
+        heavy = self.settings.base == "momentum"
+        if heavy:
+            # before the first refresh all of m is g_2's
             state.m.sub_(old)
-            self._curvature.refresh(state, state.x)
+        self._curvature.refresh(state, state.x)
+        state.b.copy_(along(state, old))
+        if heavy:
             state.m.add_(V @ along(state, old - state.m))
-        else:
-            self._curvature.refresh(state, state.x)
 
     def _outer_step(self, state: DHO2State, x: Tensor) -> None:
         """Every c rounds after the warm-up: π, x and z."""
-        settings, since = self.settings, state.round + 1 - self.settings.warmup
+        settings, since = self.settings, state.round + 1 - self.settings.rounds_alone
         if since <= 0:
             # z = x where the warm-up ends
             state.z.copy_(x)
@@ -159,24 +176,19 @@ class DHO2(Method[DHO2Table, DHO2State]):
             x.add_(state.pi, alpha=1 / settings.sigma)
             state.z.copy_(x)
 
-    def _first_order(self, state: DHO2State, x: Tensor, g: Tensor, scale: float = 1.0) -> None:
-        """x ← x + scale · base(g), and the base's moments."""
+    def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
+        """x ← x + base(g), and the base's moments."""
         settings = self.settings
-        lr = (
-            settings.lr
-            if settings.warmup_lr is None or state.round >= settings.warmup
-            else settings.warmup_lr
-        )
-        self._base(x, g, state.m, state.v, state.round, lr=scale * lr)
+        warm = settings.warmup_lr is not None and state.round < settings.rounds_alone
+        self._base(x, g, state.m, state.v, state.round, lr=settings.warmup_lr if warm else settings.lr)
 
-    def _newton(self, state: DHO2State, b: Tensor) -> Tensor:
-        """α b/h, (q,): Newton's step along the eigenvectors, but for its sign."""
+    def _curvatures(self, state: DHO2State) -> Tensor:
+        """h, (q,), float64 on the CPU."""
         settings = self.settings
         shift = settings.sigma if settings.variant == "admm" else 0.0
         h = (state.eigenvalue[-1] + shift).abs() + settings.damping
         # no step where nothing curves
-        h = h.clamp(min=settings.floor * float(h.max()) or math.inf)
-        return self._rule.alpha(state) * b / h.to(b)
+        return h.clamp(min=settings.floor * float(h.max()) or math.inf)
 
     def metrics(self, state: DHO2State) -> dict[str, float]:
         """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""

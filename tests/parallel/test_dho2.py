@@ -14,6 +14,7 @@ pytestmark = pytest.mark.mpi(min_size=2)
 PAIRS = {"largest": 4, "smallest": 1, "lanczos_iterations": 14, "refresh_every": 4, "warmup": 2}
 METHODS = {
     "fosi": PAIRS | {"lr": 0.05, "warmup_lr": 0.02, "curvature_batch": 6},
+    "auto": PAIRS | {"lr": 0.05, "refresh_every": "auto", "alpha": "auto", "planned_rounds": 1 << 14},
     "admm": PAIRS | {"variant": "admm", "base": "adam", "lr": 0.01, "outer_every": 3, "outer_reset": True},
 }
 DIGITS = {
@@ -25,11 +26,12 @@ DIGITS = {
     "alpha": 5.0,
     "batch_size": 12,
 }
-ROUNDS = 9
+ROUNDS = {"fosi": 9, "auto": 42, "admm": 9}
+"""with two refreshes, the second at round 6, or 40"""
 
 
 def run(comm, out, settings, method="dho2", problem=DIGITS, **keys):
-    base = {"workers": 5, "rounds": ROUNDS, "evaluate_every": 1, "out": str(out), "dtype": "float64"}
+    base = {"workers": 5, "rounds": 9, "evaluate_every": 1, "out": str(out), "dtype": "float64"}
     tables = {
         "run": base | {"method": method, "device": "cpu", "reduction": "mpi"} | keys,
         "method": settings,
@@ -59,8 +61,10 @@ def curves(comm, ranks, where, *args, **keys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_run_on_any_number_of_ranks(comm, mpi_tmp_path, method):
+    keys = {"rounds": ROUNDS[method]}
     one, other = (
-        curves(comm, ranks, mpi_tmp_path / f"{method}{ranks}", METHODS[method]) for ranks in (1, comm.size)
+        curves(comm, ranks, mpi_tmp_path / f"{method}{ranks}", METHODS[method], **keys)
+        for ranks in (1, comm.size)
     )
     assert one["eigenvalue"].shape == (2, 5)
     for name in ("gradients", "passes", "spectrum_age"):
@@ -71,18 +75,22 @@ def test_the_same_run_on_any_number_of_ranks(comm, mpi_tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_around_a_refresh(comm, mpi_tmp_path, method):
-    """Rounds 2 and 6 begin with new pairs: interrupted after the first and before the second.
+    """Interrupted after the first refresh and before the second.
 
     On as many ranks to the bit, on others up to rounding.
     """
-    keys = {"deterministic": True, "keep_checkpoints": 1}
+    rounds, keys = ROUNDS[method], {"deterministic": True, "keep_checkpoints": 1}
     all, fewer = comm.size, comm.size - 1
-    want = curves(comm, all, mpi_tmp_path / "whole", METHODS[method], **keys)
-    stops = [(3, all, all), (5, all, fewer), (5, fewer, all)]
-    for at, before, after in stops if method == "fosi" else [(5, all, all)]:
+    want = curves(comm, all, mpi_tmp_path / "whole", METHODS[method], rounds=rounds, **keys)
+    stops = {
+        "fosi": [(3, all, all), (5, all, fewer), (5, fewer, all)],
+        "auto": [(15, all, all), (25, all, fewer)],
+        "admm": [(5, all, all)],
+    }
+    for at, before, after in stops[method]:
         out = mpi_tmp_path / f"{at}-{before}-{after}"
         on(comm, before, lambda sub, out=out, at=at: run(sub, out, METHODS[method], rounds=at, **keys) and 0)
-        on(comm, after, lambda sub, out=out: resume(out, comm=sub, overrides=(f"run.rounds={ROUNDS}",)) and 0)
+        on(comm, after, lambda sub, out=out: resume(out, comm=sub, overrides=(f"run.rounds={rounds}",)) and 0)
         if comm.rank == 0:
             found, rounding = hpcopt.load(out), 0.0 if before == after else 1.0
             metrics, values = found["metrics"], found["spectrum"]["eigenvalue"]

@@ -11,7 +11,7 @@ import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config import from_tables
 from hpcopt.errors import UserError
-from hpcopt.methods.parts import curvature
+from hpcopt.methods.parts import curvature, hybrid
 from hpcopt.problems.base import Draw, Share
 
 D, WORKERS, PENALTY = 9, 3, 0.02
@@ -55,17 +55,64 @@ class Dense:
         parts = [X.T @ (-y * expit(-y * (X @ w))) / len(y) for X, y in self.rows(draw)]
         return np.mean(parts, 0) + PENALTY * w
 
+    def loss(self, w, draw):
+        return (
+            np.mean([np.logaddexp(0, -y * (X @ w)).mean() for X, y in self.rows(draw)]) + PENALTY / 2 * w @ w
+        )
+
     def hessian(self, w, draw):
         parts = [(X.T * (expit(X @ w) * expit(-X @ w))) @ X / len(y) for X, y in self.rows(draw)]
         return np.mean(parts, 0) + PENALTY * np.eye(D)
 
 
-def oracle(problem, rounds, s):
+class Measured:
+    """alpha = "auto": both lengths from the fall of the loss and the energy of gradients, doubling by doubling."""
+
+    def __init__(self, problem, s):
+        self.problem, self.settings = problem, s
+        self.energies, self.s, self.alpha, self.E, self.loss, self.since = [], 1.0, 0.1, None, None, 0
+
+    def measure(self, w, t, beyond):
+        if t not in (0, 10, 20, 40):
+            return
+        loss = np.mean([self.problem.loss(w, Draw(number)) for number in range(4)])
+        if t:
+            (span, self.E), fall = np.mean(self.energies[:10], 0), max(0, self.loss - loss)
+            base = self.settings.base
+            mu = self.settings.momentum if base == "momentum" else 0
+            s = np.clip(4 * fall / self.E * (1 - mu) / self.settings.lr, self.s / 2, 4 * self.s)
+            if beyond is not None:
+                s = min(s, (1 + mu) / (self.settings.lr * beyond))
+            self.s = 1.0 if base == "adam" else max(1.0, s)
+            self.alpha = min(
+                0.1, np.clip(4 * fall / span if span else np.inf, self.alpha / 2, 4 * self.alpha)
+            )
+        self.loss, self.since, self.energies = loss, t, []
+
+    def see(self, g, c, h):
+        self.energies.append((c @ (c / h), g @ g - c @ c))
+
+    def lengths(self, t, h):
+        later, longer = self.since / t, max(1, self.energies[-1][1] / self.E)
+        mu = self.settings.momentum if self.settings.base == "momentum" else 0
+        own = 0 if self.settings.base == "adam" else np.minimum(0.1, self.settings.lr / (1 - mu) * h)
+        return max(1, self.s * later / longer), np.maximum(self.alpha * later, own)
+
+
+def is_due(s, t, last, first):
+    """Whether a round begins with new pairs."""
+    if last is None:
+        return t >= first
+    return t >= (4 * last if s.refresh_every == "auto" else last + s.refresh_every)
+
+
+def oracle(problem, rounds, s, first=None):
     """x after every round, and the eigenvalues of every refresh; vectors are whole."""
     x, z, pi = np.zeros(D), np.zeros(D), np.zeros(D)
     V, lam, g1_momentum, m, v, found = None, None, np.zeros(D), np.zeros(D), np.zeros(D), []
-    points = []
+    points, last, beyond, auto = [], None, None, Measured(problem, s) if s.alpha == "auto" else None
     mu = 0.0 if s.base == "sgd" else s.momentum
+    warmup = s.warmup if first is None else first
 
     def base(g, t, eta):
         nonlocal m, v
@@ -79,29 +126,38 @@ def oracle(problem, rounds, s):
         return -eta * (m / (1 - s.beta1 ** (t + 1))) / (np.sqrt(v / (1 - s.beta2 ** (t + 1))) + s.eps)
 
     for t in range(rounds):
-        warm = t < s.warmup
-        if not warm and (t - s.warmup) % s.refresh_every == 0:
+        warm = t < warmup
+        if is_due(s, t, last, warmup):
             every, Q = np.linalg.eigh(problem.hessian(x, Draw(len(found), rows=s.curvature_batch)))
             chosen = [*range(s.smallest), *range(D - s.largest, D)]
-            lam, V = every[chosen], Q[:, chosen]
+            lam, V, last = every[chosen], Q[:, chosen], t
+            beyond = np.abs(np.delete(every, chosen)).max()
             found.append(lam)
             g1_momentum = V @ (V.T @ g1_momentum)
             if s.base == "momentum":
                 m = m - V @ (V.T @ m)
+        if auto:
+            auto.measure(x, t, beyond)
         g = problem.gradient(x, Draw(t)) + pi
         if warm:
+            if auto:
+                auto.see(g, np.zeros(1), np.ones(1))
             x = x + base(g, t, s.warmup_lr or s.lr)
         else:
-            shifted = np.abs(lam + (s.sigma if s.variant == "admm" else 0)) + s.damping
-            shifted = np.maximum(shifted, s.floor * shifted.max())
-            g1 = V @ (V.T @ g)
-            g1_momentum = mu * g1_momentum + g1
-            d1 = V @ ((V.T @ g1_momentum) / shifted)
-            d2 = base(g - g1, t, s.lr)
-            d2 = d2 - V @ (V.T @ d2)
-            ratio = lam[-1] / lam[-s.largest] if s.largest > 1 else 1
-            scale = np.clip(ratio, 1, 1 if s.base == "adam" else 3)
-            x = x + scale * d2 - s.alpha * d1
+            h = np.abs(lam + (s.sigma if s.variant == "admm" else 0)) + s.damping
+            h = np.maximum(h, s.floor * h.max())
+            c = V.T @ g
+            if auto:
+                auto.see(g, c, h)
+                scale, alpha = auto.lengths(t, h)
+                d1 = V @ (alpha * c / h)
+            else:
+                ratio = lam[-1] / lam[-s.largest] if s.largest > 1 else 1
+                scale = np.clip(ratio, 1, 1 if s.base == "adam" else 3)
+                g1_momentum = mu * g1_momentum + scale * V @ c
+                d1 = s.alpha * V @ (V.T @ g1_momentum / scale / h)
+            d2 = base(scale * (g - V @ c), t, s.lr)
+            x = x + d2 - V @ (V.T @ d2) - d1
         if s.variant == "admm":
             if warm and t + 1 == s.warmup:
                 z = x
@@ -158,6 +214,59 @@ def test_the_trajectory_is_the_papers(name):
     if "reset" in str(CASES[name]):  # it makes a difference here
         other = settings(**CASES[name] | {"outer_reset": False})
         assert not np.allclose(oracle(problem, ROUNDS, other.settings)[0][-1], points[-1], rtol=1e-3)
+
+
+AUTO = {"refresh_every": "auto", "alpha": "auto", "planned_rounds": 2560, "curvature_batch": 2}
+
+
+@pytest.mark.parametrize("base", [{"base": "sgd", "lr": 0.02}, {"lr": 0.004}, {"base": "adam", "lr": 0.02}])
+def test_lengths_and_refreshes_are_found(base):
+    """Pairs at rounds 10 and 40, lengths at 0, 10, 20 and 40; only Adam's step is never scaled."""
+    method = settings(**AUTO | base | {"warmup": None})
+    problem = Dense(batch_size=5)
+    points, spectra = oracle(problem, 45, method.settings, first=10)
+    _, _, state = begun(method, problem.recipe)
+    scales = []
+    for point in points:
+        method.step(state)
+        state.round += 1
+        scales.append(float(state.lengths[hybrid.SCALE]))
+        np.testing.assert_allclose(state.x, point, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(method.groups(state)["spectrum"].columns["eigenvalue"], spectra, rtol=1e-9)
+    assert len(spectra) == 2
+    assert (max(scales) > 1.5) == (base.get("base") != "adam")
+
+
+class Hopeless(hpcopt.Objective):
+    """f = ‖x‖²/2 with noise: all eigenvalues are the same."""
+
+    dim: int = 30
+    """parameters"""
+
+    def data(self, worker, seed):
+        return (np.random.default_rng([seed, worker]).standard_normal((40, self.dim)),)
+
+    def loss(self, x, A):
+        return 0.5 * (x - A).square().sum(1).mean()
+
+
+@pytest.mark.parametrize("rounds", [60, 400, 3000])
+def test_a_twentieth_at_most_is_spent_on_curvature(rounds):
+    """On a problem that curvature cannot help, and where a run is too short for it not at all."""
+    recipe = Hopeless(workers=2, batch_size=8)
+    trees = [
+        hpcopt.simulate(method, recipe, rounds, evaluate_every=rounds)
+        for method in (
+            hpcopt.DHO2(lr=0.01, largest=3, refresh_every="auto", alpha="auto"),
+            hpcopt.AllreduceSGD(lr=0.01, momentum=0.9),
+        )
+    ]
+    mine, plain = (float(tree["metrics"]["gradients"][-1]) for tree in trees)
+    refreshes = len(trees[0]["spectrum"]["refresh"])
+    assert plain < mine <= 1.05 * plain if rounds > 60 else mine == plain
+    assert refreshes == {60: 0, 400: 2, 3000: 5}[rounds]
+    if rounds == 60:
+        assert np.array_equal(*(tree["metrics"]["loss"] for tree in trees))
 
 
 BASES = {
@@ -260,6 +369,12 @@ class Detached(Logit):
         ({"lanczos_iterations": 0}, Logit, ["lanczos_iterations = 0"]),
         ({"largest": -1}, Logit, ["largest = -1"]),
         ({"floor": 0.0}, Logit, ["floor = 0.0"]),
+        (
+            {"variant": "admm", "alpha": "auto"},
+            Logit,
+            ['variant = "admm"', "refresh_every and alpha are numbers"],
+        ),
+        ({"refresh_every": "never"}, Logit, ["refresh_every = 'never'", "auto"]),
         ({"base": "lbfgs"}, Logit, ["base = 'lbfgs'"]),
         ({}, Detached, ["no Hessian-vector products", "`hvp`"]),
     ],

@@ -160,7 +160,7 @@ CASES = {
     "dho2": (
         hpcopt.DHO2(lr=0.05, largest=3, smallest=1, warmup=2, refresh_every=2, curvature_batch=8),
         "network",
-        [1.0397328201, 0.962351619204, 0.909173445076],
+        [1.0397328201, 0.965487220808, 0.904562109453],
     ),
     "dho2 admm": (
         hpcopt.DHO2(

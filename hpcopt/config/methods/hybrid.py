@@ -13,6 +13,7 @@ class DHO2Table(LearningRate):
     """Newton's step where f is steep, a first-order step elsewhere (FOSI, arXiv 2302.08484; DHO2)."""
 
     fixed = frozenset({"variant", "largest", "smallest", "base"})
+    horizons = ("lr_horizon", "planned_rounds")
     variant: Literal["fosi", "admm"] = "fosi"
     """fosi: the plain step; admm: with DHO2's outer steps, of weight sigma"""
     largest: Annotated[int, Field(ge=0)] = 10
@@ -20,18 +21,24 @@ class DHO2Table(LearningRate):
     smallest: Annotated[int, Field(ge=0)] = 0
     """l: eigenpairs with the smallest ones; with k = l = 0 the method is its base"""
     lanczos_iterations: Count | None = None
-    """products with the Hessian for these pairs, each of them a pass; 4 (k + l) if not given"""
-    refresh_every: Count = 800
-    """T: rounds after which the pairs are computed anew"""
+    """products with the Hessian for these pairs, each of them a pass; if not given, FOSI's 4 (k + l), or
+    2 (k + l) + 4 with refresh_every = "auto", where they have to pay"""
+    refresh_every: Count | Literal["auto"] = 800
+    """T: rounds after which the pairs are computed anew; auto: at a quarter of the planned rounds, at a
+    sixteenth, and so on, as often as a twentieth of these rounds' gradients pays for"""
+    planned_rounds: Count | None = None
+    """refresh_every = "auto": the rounds of which a twentieth may be spent; run.rounds if not given"""
     curvature_batch: Count | None = None
-    """rows of each worker from which they are computed; the problem's batch size if not given"""
-    warmup: Annotated[int, Field(ge=0)] = 100
-    """rounds of the base alone before the pairs are computed for the first time; not the learning rate's
-    warmup_rounds"""
+    """rows of each worker from which they are computed; the problem's batch size if not given, or, with
+    refresh_every = "auto", a quarter of it"""
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    """rounds of the base alone before the pairs are computed for the first time, not the learning rate's
+    warmup_rounds; if not given, 100, or, with refresh_every = "auto", as few as it needs"""
     warmup_lr: Positive | None = None
     """learning rate in these rounds, on the same schedule; lr if not given"""
-    alpha: Positive = 0.1
-    """α: length of Newton's step in the span of the eigenvectors; 1 solves a quadratic there"""
+    alpha: Positive | Literal["auto"] = 0.1
+    """α: length of Newton's step in the span of the eigenvectors; 1 solves a quadratic there; auto: it, and
+    how many times as long as by itself the base's step is, become what curvature and noise allow"""
     base: Literal["sgd", "momentum", "adam"] = "momentum"
     """the first-order step in the rest of the space"""
     momentum: Fraction = 0.9
@@ -63,6 +70,26 @@ class DHO2Table(LearningRate):
                 "needs at least one for each of these, better 4"
             )
         return self
+
+    @model_validator(mode="after")
+    def _outer_steps_have_a_period(self) -> DHO2Table:
+        if self.variant == "admm" and "auto" in (self.refresh_every, self.alpha):
+            raise ValueError(
+                'variant = "admm": refresh_every and alpha are numbers; "auto" is for variant = "fosi": it '
+                "knows nothing of outer steps"
+            )
+        return self
+
+    @property
+    def products(self) -> int:
+        """With the Hessian, of a refresh."""
+        least = 2 * self.pairs + 4 if self.refresh_every == "auto" else 4 * self.pairs
+        return self.lanczos_iterations or least
+
+    @property
+    def rounds_alone(self) -> int:
+        """Of the base, at least, before the first refresh."""
+        return (0 if self.refresh_every == "auto" else 100) if self.warmup is None else self.warmup
 
     @property
     def pairs(self) -> int:

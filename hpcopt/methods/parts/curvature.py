@@ -1,10 +1,11 @@
 """Extreme eigenpairs of the Hessian, owned in slices and computed anew now and then; and who decides when.
 
 symbol  name          shape        meaning
-V       V             (d here, q)  eigenvectors, a column each; q = k + l
+V       V             (d here, q)  eigenvectors, a column each and columns one after the other; q = k + l
 λ       eigenvalues   (q,)         the l smallest, then the k largest, ascending
         eigenvalue    (r, q)       λ of the last refreshes, the last one at their end
         residual      (r, q)       ‖H v − λ v‖ of each
+        beyond        (1,)         the largest |θ| of the other Ritz values of the last refresh
 
 H is that of Σ ω_n f_n on a mini-batch of its own, fixed during a refresh: number i has draw i. A product with
 it is the workers' products, a reduce-scatter and an allgather. No rank ever has a whole eigenvector.
@@ -12,6 +13,7 @@ it is the workers' products, a reduce-scatter and an allgather. No rank ever has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,8 @@ if TYPE_CHECKING:
 
 KEPT = 256
 """refreshes whose eigenvalues are recorded, the last ones: a state's shapes may not depend on run.rounds"""
-ITERATIONS = 4
-"""per pair: FOSI's number"""
-SCALES = {"sgd": 3.0, "momentum": 3.0, "adam": 1.0}
-"""by how much the base's step may be longer than by itself: FOSI's numbers"""
+PART = 0.25
+"""of a mini-batch, from which curvature is computed where it has to pay: as good as all of it"""
 
 
 @dataclass(kw_only=True)
@@ -44,6 +44,7 @@ class CurvatureState(State):
     V: Tensor = sliced()
     eigenvalue: Tensor = replicated()
     residual: Tensor = replicated()
+    beyond: Tensor = replicated()
     refreshes: Tensor = replicated()
     refreshed: Tensor = replicated()
 
@@ -60,7 +61,13 @@ class Curvature:
 
     def __init__(self, settings: DHO2Table, problem: Problem, reduce: Reducer, part: Contribution) -> None:
         self._settings, self._problem, self._reduce, self._part = settings, problem, reduce, part
-        self._iterations = settings.lanczos_iterations or ITERATIONS * settings.pairs
+        self._rows = settings.curvature_batch
+        self.cost = math.nan
+        """of a refresh, in gradients of all workers on a mini-batch; known where it matters"""
+        if settings.refresh_every == "auto":
+            batch = self._used(Draw(0))
+            self._rows = self._rows or max(1, int(PART * batch / problem.share.total))
+            self.cost = 2 * settings.products * self._used(Draw(0, rows=self._rows)) / batch
 
     def begin(self, x: Tensor) -> dict[str, Any]:
         """The tensors of a `CurvatureState` before the first refresh.
@@ -71,9 +78,10 @@ class Curvature:
         history = torch.zeros(KEPT, self._settings.pairs, dtype=torch.float64)
         never = torch.zeros(1, dtype=torch.int64)
         return {
-            "V": x.new_zeros(len(x), self._settings.pairs),
+            "V": x.new_zeros(self._settings.pairs, len(x)).T,
             "eigenvalue": history,
             "residual": history.clone(),
+            "beyond": history.new_zeros(1),
             "refreshes": never,
             "refreshed": never.clone(),
         }
@@ -84,6 +92,7 @@ class Curvature:
         state.V.copy_(found.vectors)
         for history, new in ((state.eigenvalue, found.values), (state.residual, found.residuals)):
             history.copy_(torch.cat([history[1:], new[None].to(history)]))
+        state.beyond.fill_(found.beyond)
         state.refreshes += 1
         state.refreshed.fill_(state.round)
 
@@ -91,7 +100,7 @@ class Curvature:
         """The pairs of the next refresh, at x; the state stays as it is. Collective."""
         settings, problem, reduce = self._settings, self._problem, self._reduce
         number, d, own = int(state.refreshes), problem.dim, reduce.own(problem.dim)
-        draw = Draw(number, rows=settings.curvature_batch)
+        draw = Draw(number, rows=self._rows)
         seed = problem.share.seed
         # a Krylov space that begins with the sum of the last eigenvectors has most of them
         start = state.V.sum(1) if number else random_start(own, seed, x.dtype, x.device)
@@ -103,13 +112,19 @@ class Curvature:
             own,
             largest=settings.largest,
             smallest=settings.smallest,
-            iterations=self._iterations,
+            iterations=settings.products,
             seed=seed,
         )
 
     def along(self, state: CurvatureState, v: Tensor) -> Tensor:
         """Vᵀ v of own slices, summed, (q,), the same bits on every rank. Collective."""
-        return self._reduce.slices(state.V.T @ v)
+        return self._reduce.slices(along(state.V, v))
+
+    def _used(self, draw: Draw) -> float:
+        """Rows that all workers use in a draw. Collective."""
+        here = range(self._problem.share.n)
+        rows = [[float(self._problem.batch_rows(i, draw))] for i in here]
+        return float(self._reduce.scalars(torch.tensor(rows, dtype=torch.float64).reshape(len(here), 1)))
 
     def groups(self, state: CurvatureState) -> dict[str, Group]:
         """The group /spectrum."""
@@ -121,6 +136,11 @@ class Curvature:
         return {"spectrum": Group(("refresh", "pair"), columns, KEPT)} if self._settings.pairs else {}
 
 
+def along(V: Tensor, v: Tensor) -> Tensor:
+    """Vᵀv of own slices, (q,), not summed: as a product of matrices, the fastest way."""
+    return (V.T @ v[:, None])[:, 0]
+
+
 def check(settings: DHO2Table, problem: Problem) -> None:
     """Raises `UserError` where a problem has fewer parameters than pairs, or no Hessian. Local."""
     if settings.pairs > problem.dim:
@@ -129,31 +149,3 @@ def check(settings: DHO2Table, problem: Problem) -> None:
         )
     if settings.pairs:
         check_hessian(problem, Draw(0, rows=settings.curvature_batch))
-
-
-class FixedRule:
-    """Decides when the pairs are computed, and how long both parts of a step are: as the settings say.
-
-    Its answers depend on the state alone, and on nothing that was measured.
-    """
-
-    def __init__(self, settings: DHO2Table) -> None:
-        self._settings = settings
-
-    def refresh(self, state: CurvatureState) -> bool:
-        """Whether this round begins with new pairs."""
-        settings, last = self._settings, int(state.refreshed)
-        if not settings.pairs or state.round < settings.warmup:
-            return False
-        return int(state.refreshes) == 0 or state.round - last >= settings.refresh_every
-
-    def alpha(self, state: CurvatureState) -> float:
-        """α, of Newton's step."""
-        return self._settings.alpha
-
-    def scale(self, state: CurvatureState) -> float:
-        """s = clip(λ_1/λ_k, 1, c), of the base's step: how far apart are the k largest eigenvalues."""
-        largest = state.eigenvalue[-1, self._settings.smallest :].tolist()
-        if len(largest) < 2 or largest[0] <= 0:
-            return 1.0
-        return max(1.0, min(largest[-1] / largest[0], SCALES[self._settings.base]))

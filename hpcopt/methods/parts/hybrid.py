@@ -1,0 +1,245 @@
+"""When eigenpairs are computed, and how long both parts of a hybrid step are: as told, or found out.
+
+symbol  name    meaning
+R               rounds that are planned
+η, μ            the base's learning rate and momentum; where gradients are noise a step moves by η/(1 − μ)
+c, h            Vᵀg and the curvatures along V, (q,)
+s       scale   the base's step is that many times as long in the rest of the space
+α       alpha   Newton's step is that part of itself along V
+E               the energy of gradients: |g|² − |c|² in the rest, Σ c²/h along V
+Δ               what the loss fell by while the rounds doubled
+θ       beyond  the largest |eigenvalue| that is not among the pairs
+
+**Refreshes.** Curvature changes with the logarithm of time: pairs are computed at rounds R/4ⁿ, …, R/16,
+R/4, as many as a twentieth of R gradients pays for. A run that they do not help has lost no more than that.
+
+**Lengths.** Where only noise is left, steps of a rate r along gradients of energy E keep the loss r E/4
+above its minimum: SGD's stationary loss, for small steps. Newton's step has α in place of r, and Σ c²/h in
+that of E. So much noise is worth having while the loss falls by as much: r = 4 Δ/E. What a run gains in a
+doubling of its rounds falls about as 1/t, so in between both lengths do. At a doubling a length grows at
+most fourfold, for E and θ are of the steps so far, and halves at most, for Δ has an error. The base's step
+is never shorter than by itself, nor longer than half of what heavy ball diverges with along θ; Newton's is
+never longer than FOSI's. A gradient that is longer than E makes the base's step so much shorter.
+
+Δ is measured on four mini-batches, always the same; E in the first ten rounds of a doubling, since where
+both fall, as without additive noise, Δ is mostly of those.
+
+All depends on the state and on sums over all workers: neither on the number of ranks nor on a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hpcopt.methods.parts.curvature import CurvatureState, along
+from hpcopt.problems.base import Draw
+from hpcopt.state import replicated
+
+if TYPE_CHECKING:
+    from hpcopt.comm.ports import Reducer
+    from hpcopt.config.methods.hybrid import DHO2Table
+    from hpcopt.problems.base import Problem
+
+SCALES = {"sgd": 3.0, "momentum": 3.0, "adam": 1.0}
+"""by how much the base's step may be longer than by itself: FOSI's numbers"""
+ALPHA = 0.1
+"""Newton's step at most: FOSI's number; the pairs are those of a part of the rows, and get old"""
+SHARE = 0.05
+"""of the planned gradients, for curvature"""
+APART = 4
+"""how many times as many rounds there are at the next refresh; as good as 2, and half the price"""
+FIRST = 10
+"""rounds that a mean is taken of, and so before the first of all measurements"""
+BATCHES = 4
+"""mini-batches on which the loss is measured: fewer are too noisy for its fall"""
+FASTER, SLOWER = 4.0, 2.0
+"""by how much a length may grow and shrink in a doubling of the rounds"""
+LOSS_COST = 1 / 3
+"""of a loss, in gradients: a forward pass"""
+SPAN, REST, COUNT, ENERGY, SCALE, STEP, LOSS, SINCE = range(8)
+"""what `HybridState.lengths` holds: sums of E along V and in the rest, of so many rounds; from the last
+measurement E in the rest, s, α, the loss and the round"""
+
+
+@dataclass(kw_only=True)
+class HybridState(CurvatureState):
+    """Parameters, eigenpairs, and what lengths are found from, (8,), or nothing, (0,)."""
+
+    x: Tensor = replicated()
+    lengths: Tensor = replicated()
+
+
+class Refreshes:
+    """In which rounds new pairs are computed.
+
+    Args:
+        settings: when, or of how many rounds a twentieth may be spent.
+        cost: of a refresh, in gradients of a mini-batch.
+    """
+
+    def __init__(self, settings: DHO2Table, cost: float) -> None:
+        self._settings, self._cost = settings, cost
+        self.first: float = settings.rounds_alone
+        """round of the first one"""
+        if settings.refresh_every == "auto":
+            planned = settings.planned_rounds or 1
+            budget = SHARE * planned
+            if settings.alpha == "auto":
+                budget -= LOSS_COST * BATCHES * (2 + math.log2(max(planned / FIRST, 1)))
+            self.first = max(self.first, FIRST, math.ceil(planned / APART ** max(0, int(budget / cost))))
+        if not settings.pairs:
+            self.first = math.inf
+
+    def due(self, state: CurvatureState) -> bool:
+        """Whether this round begins with new pairs."""
+        every, last = self._settings.refresh_every, int(state.refreshed)
+        if int(state.refreshes) == 0:
+            return state.round >= self.first
+        return state.round >= (APART * last if every == "auto" else last + every)
+
+    def notes(self) -> list[str]:
+        """Tells where a run is too short for pairs."""
+        settings, planned = self._settings, self._settings.planned_rounds or 1
+        if settings.refresh_every != "auto" or self.first < planned or not settings.pairs:
+            return []
+        return [
+            f'refresh_every = "auto": a twentieth of {planned} rounds does not pay for eigenpairs that cost '
+            f"{self._cost:.3g} gradients, so all rounds are the base's alone (a smaller curvature_batch or "
+            "fewer lanczos_iterations cost less)"
+        ]
+
+
+class Lengths(Protocol):
+    """How long both parts of a step are."""
+
+    def begin(self) -> Tensor:
+        """`HybridState.lengths` of round 0."""
+
+    def measure(self, state: HybridState) -> None:
+        """At the beginning of a round, after a refresh: what has to be measured at x. Collective."""
+
+    def watch(self, state: HybridState, g: Tensor) -> None:
+        """Sees this rank's slice of a gradient before there are pairs. Collective."""
+
+    def split(self, state: HybridState, g: Tensor, h: Tensor) -> tuple[Tensor, float]:
+        """c = Vᵀg, (q,), and s. Collective.
+
+        Args:
+            state: with V.
+            g: this rank's slice of the gradient.
+            h: curvatures along V, (q,), float64.
+        """
+
+    def newton(self, state: HybridState, c: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """Newton's step along V, (q,), but for its sign; b is c with momentum."""
+
+
+class FixedLengths:
+    """FOSI's: α as the settings say, and s by how far the k largest eigenvalues are apart."""
+
+    def __init__(self, settings: DHO2Table, reduce: Reducer) -> None:
+        self._settings, self._reduce = settings, reduce
+
+    def begin(self) -> Tensor:
+        """See `Lengths`."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def measure(self, state: HybridState) -> None:
+        """See `Lengths`."""
+
+    def watch(self, state: HybridState, g: Tensor) -> None:
+        """See `Lengths`."""
+
+    def split(self, state: HybridState, g: Tensor, h: Tensor) -> tuple[Tensor, float]:
+        """See `Lengths`: s = clip(λ_1/λ_k, 1, 3)."""
+        c = self._reduce.slices(along(state.V, g))
+        largest = state.eigenvalue[-1, self._settings.smallest :].tolist()
+        if len(largest) < 2 or largest[0] <= 0:
+            return c, 1.0
+        return c, max(1.0, min(largest[-1] / largest[0], SCALES[self._settings.base]))
+
+    def newton(self, state: HybridState, c: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """See `Lengths`: α b/h."""
+        return float(self._settings.alpha) * b / h.to(b)
+
+
+class MeasuredLengths:
+    """See this file's docstring; without a momentum along V, which α would have to know of."""
+
+    def __init__(self, settings: DHO2Table, problem: Problem, reduce: Reducer) -> None:
+        self._settings, self._problem, self._reduce = settings, problem, reduce
+        self._mu = settings.momentum if settings.base == "momentum" else 0.0
+        # a rate per gradient -> s; Adam's step is not one along the gradient
+        self._per_rate = 0.0 if settings.base == "adam" else (1 - self._mu) / settings.lr
+
+    def begin(self) -> Tensor:
+        """See `Lengths`."""
+        lengths = torch.zeros(8, dtype=torch.float64)
+        lengths[SCALE], lengths[STEP] = 1.0, ALPHA
+        return lengths
+
+    def measure(self, state: HybridState) -> None:
+        """See `Lengths`: at rounds 0, 10, 20, 40, …"""
+        t, now = state.round, state.lengths
+        if 0 < t < max(FIRST, 2 * float(now[SINCE])):
+            return
+        loss = self._loss(state.x)
+        if now[COUNT]:
+            # r = 4 Δ/E
+            fall = max(0.0, float(now[LOSS]) - loss)
+            span, rest = (float(now[i] / now[COUNT]) for i in (SPAN, REST))
+            rate, step = (4 * fall / energy if energy > 0 else math.inf for energy in (rest, span))
+            now[SCALE] = max(1.0, min(_near(rate * self._per_rate, float(now[SCALE])), self._limit(state)))
+            now[STEP] = min(ALPHA, _near(step, float(now[STEP])))
+            now[ENERGY] = rest
+        now[LOSS], now[SINCE] = loss, t
+        now[[SPAN, REST, COUNT]] = 0.0
+
+    def watch(self, state: HybridState, g: Tensor) -> None:
+        """See `Lengths`."""
+        if state.lengths[COUNT] < FIRST:
+            # V is zero
+            self.split(state, g, torch.ones(state.V.shape[1], dtype=torch.float64))
+
+    def split(self, state: HybridState, g: Tensor, h: Tensor) -> tuple[Tensor, float]:
+        """See `Lengths`."""
+        # c and |g|² in one sum
+        sums = self._reduce.slices(torch.cat([along(state.V, g), (g @ g)[None]]))
+        c, now = sums[:-1], state.lengths
+        c64 = c.to(h)
+        span, rest = float(c64 @ (c64 / h)), float(sums[-1]) - float(c64 @ c64)
+        if now[COUNT] < FIRST:
+            now[[SPAN, REST, COUNT]] += torch.tensor([span, rest, 1.0], dtype=now.dtype)
+        longer = max(1.0, rest / float(now[ENERGY])) if now[ENERGY] > 0 else 1.0
+        return c, max(1.0, float(now[SCALE]) * self._later(state) / longer)
+
+    def newton(self, state: HybridState, c: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """See `Lengths`: α c/h, but no shorter than the base's own step where that is below Newton's α."""
+        alpha = torch.full_like(h, float(state.lengths[STEP]) * self._later(state))
+        if self._per_rate:
+            alpha = torch.maximum(alpha, (h / self._per_rate).clamp(max=ALPHA))
+        return alpha.to(c) * c / h.to(c)
+
+    def _later(self, state: HybridState) -> float:
+        """By how much a length has shrunk since it was found, as 1/t."""
+        return float(state.lengths[SINCE]) / state.round if state.round else 1.0
+
+    def _limit(self, state: HybridState) -> float:
+        """The largest s: heavy ball diverges where s η θ = 2 (1 + μ)."""
+        theta = float(state.beyond) * self._settings.lr
+        return (1 + self._mu) / theta if theta > 0 else math.inf
+
+    def _loss(self, x: Tensor) -> float:
+        problem = self._problem
+        losses = torch.stack([problem.losses(x, Draw(number)) for number in range(BATCHES)])
+        return float(self._reduce.scalars((losses.mean(0) * problem.weights)[:, None]))
+
+
+def _near(length: float, before: float) -> float:
+    """A length that differs little enough from the one before."""
+    return max(before / SLOWER, min(length, before * FASTER))
