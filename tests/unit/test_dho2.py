@@ -66,7 +66,7 @@ class Dense:
 
 
 class Measured:
-    """alpha = "auto": both lengths from the fall of the loss and the energy of gradients, doubling by doubling."""
+    """alpha = "auto": lengths from the fall of the loss and the energy of gradients, doubling by doubling."""
 
     def __init__(self, problem, s):
         self.problem, self.settings = problem, s

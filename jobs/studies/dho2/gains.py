@@ -76,6 +76,6 @@ def _ratio(first: Sequence[float], second: Sequence[float]) -> str:
 
 def _adopted(study: Study, cases: Sequence[Case]) -> str:
     """How many runs made hybrid steps at all, and at how many of all records."""
-    every = [[value == 1 for value in study.series(case, "hybrid")] for case in cases]
+    every = [[not math.isnan(age) for age in study.series(case, "spectrum_age")] for case in cases]
     records = [value for series in every for value in series]
     return f"{sum(map(any, every))} of {len(every)}, {np.mean(records):.0%}"

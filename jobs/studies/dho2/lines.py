@@ -33,7 +33,7 @@ def _line(
 
 PAIRS = {"largest": 10, "smallest": 0, "lanczos_iterations": 24}
 """of the Hessian of as many rows as a quarter of a mini-batch has"""
-AUTO = {"refresh_every": "auto", "alpha": "auto", "warmup": 0}
+AUTO = {"refresh_every": "auto", "alpha": "auto"}
 OUTER = "jobs.studies.dho2.outer:OuterMomentum"
 FIRST_ORDER = [
     _line("sgd", "heavy ball, 0.9", "allreduce_sgd", momentum=0.9),
