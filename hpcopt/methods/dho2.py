@@ -42,7 +42,14 @@ from hpcopt.config.methods.hybrid import DHO2Table
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.curvature import Curvature, check
-from hpcopt.methods.parts.hybrid import FixedLengths, HybridState, Lengths, MeasuredLengths, Refreshes
+from hpcopt.methods.parts.hybrid import (
+    FixedLengths,
+    HybridState,
+    Lengths,
+    MeasuredLengths,
+    Refreshes,
+    begin,
+)
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, replicated, sliced
 
@@ -94,7 +101,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
             v=v,
             pi=torch.zeros_like(outer),
             z=outer.clone(),
-            lengths=self._lengths.begin(),
+            lengths=begin(),
             **pairs,
         )
 

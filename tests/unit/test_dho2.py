@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from scipy.special import expit
 
 import hpcopt
+from hpcopt import api
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config import from_tables
 from hpcopt.errors import UserError
@@ -235,6 +237,32 @@ def test_lengths_and_refreshes_are_found(base):
     np.testing.assert_allclose(method.groups(state)["spectrum"].columns["eigenvalue"], spectra, rtol=1e-9)
     assert len(spectra) == 2
     assert (max(scales) > 1.5) == (base.get("base") != "adam")
+
+
+def test_the_loss_is_that_of_which_gradients_are():
+    """Where f is a sum over rows, of their mean."""
+    method = hpcopt.DHO2(lr=0.1, **AUTO, largest=2)
+    X, y = Logit(workers=1).data(0, 0)
+    recipe = hpcopt.Logistic((X, y), workers=WORKERS, regularisation=0.1, batch_size="full")
+    _, _, state = begun(method, recipe)
+    method.step(state)
+    assert float(state.lengths[hybrid.LOSS]) == pytest.approx(np.log(2))
+
+
+def test_what_is_told_may_be_found_from_some_round_on(tmp_path):
+    """A run goes on with "auto" and ends as one does that has more to say."""
+    config = {
+        "run": {"method": "dho2", "workers": 2, "rounds": 12, "out": str(tmp_path)},
+        "method": {"lr": 0.01, "largest": 2, "warmup": 3, "refresh_every": 5},
+        "problem": {"kind": "linear_regression", "dim": 20},
+    }
+    path = api.start(MPI.COMM_SELF, from_tables(config, "test"))
+    further = ["run.rounds=80", "method.planned_rounds=4000"]
+    further += [f'method.{key}="auto"' for key in ("alpha", "refresh_every")]
+    api.resume(path.parent, overrides=tuple(further))
+    losses = hpcopt.load(path)["metrics"]["loss"].values
+    assert losses[-1] < losses[0]
+    assert len(hpcopt.load(path)["spectrum"]["refresh"]) == 3  # at 3, 8, 32
 
 
 class Hopeless(hpcopt.Objective):

@@ -68,10 +68,17 @@ measurement E in the rest, s, α, the loss and the round"""
 
 @dataclass(kw_only=True)
 class HybridState(CurvatureState):
-    """Parameters, eigenpairs, and what lengths are found from, (8,), or nothing, (0,)."""
+    """Parameters, eigenpairs, and what lengths are found from, (8,)."""
 
     x: Tensor = replicated()
     lengths: Tensor = replicated()
+
+
+def begin() -> Tensor:
+    """`HybridState.lengths` of round 0; told lengths have it, too, for a run may go on with found ones."""
+    lengths = torch.zeros(8, dtype=torch.float64)
+    lengths[SCALE], lengths[STEP] = 1.0, ALPHA
+    return lengths
 
 
 class Refreshes:
@@ -91,7 +98,8 @@ class Refreshes:
             budget = SHARE * planned
             if settings.alpha == "auto":
                 budget -= LOSS_COST * BATCHES * (2 + math.log2(max(planned / FIRST, 1)))
-            self.first = max(self.first, FIRST, math.ceil(planned / APART ** max(0, int(budget / cost))))
+            refreshes = max(0, min(int(budget / cost), int(math.log(planned, APART))))
+            self.first = max(self.first, FIRST, math.ceil(planned / APART**refreshes))
         if not settings.pairs:
             self.first = math.inf
 
@@ -117,9 +125,6 @@ class Refreshes:
 class Lengths(Protocol):
     """How long both parts of a step are."""
 
-    def begin(self) -> Tensor:
-        """`HybridState.lengths` of round 0."""
-
     def measure(self, state: HybridState) -> None:
         """At the beginning of a round, after a refresh: what has to be measured at x. Collective."""
 
@@ -144,10 +149,6 @@ class FixedLengths:
 
     def __init__(self, settings: DHO2Table, reduce: Reducer) -> None:
         self._settings, self._reduce = settings, reduce
-
-    def begin(self) -> Tensor:
-        """See `Lengths`."""
-        return torch.zeros(0, dtype=torch.float64)
 
     def measure(self, state: HybridState) -> None:
         """See `Lengths`."""
@@ -176,12 +177,6 @@ class MeasuredLengths:
         self._mu = settings.momentum if settings.base == "momentum" else 0.0
         # a rate per gradient -> s; Adam's step is not one along the gradient
         self._per_rate = 0.0 if settings.base == "adam" else (1 - self._mu) / settings.lr
-
-    def begin(self) -> Tensor:
-        """See `Lengths`."""
-        lengths = torch.zeros(8, dtype=torch.float64)
-        lengths[SCALE], lengths[STEP] = 1.0, ALPHA
-        return lengths
 
     def measure(self, state: HybridState) -> None:
         """See `Lengths`: at rounds 0, 10, 20, 40, …"""
@@ -236,8 +231,9 @@ class MeasuredLengths:
 
     def _loss(self, x: Tensor) -> float:
         problem = self._problem
-        losses = torch.stack([problem.losses(x, Draw(number)) for number in range(BATCHES)])
-        return float(self._reduce.scalars((losses.mean(0) * problem.weights)[:, None]))
+        losses = torch.stack([problem.losses(x, Draw(number)) for number in range(BATCHES)]).mean(0)
+        # of what gradients are of
+        return float(self._reduce.scalars((losses * problem.weights)[:, None])) / problem.scale
 
 
 def _near(length: float, before: float) -> float:
