@@ -168,7 +168,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
 
     def _outer_step(self, state: DHO2State, x: Tensor) -> None:
         """Every c rounds after the warm-up: π, x and z."""
-        settings, since = self.settings, state.round + 1 - self.settings.rounds_alone
+        settings, since = self.settings, state.round + 1 - self._refreshes.first
         if since <= 0:
             # z = x where the warm-up ends
             state.z.copy_(x)
@@ -186,7 +186,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
         """x ← x + base(g), and the base's moments."""
         settings = self.settings
-        warm = settings.warmup_lr is not None and state.round < settings.rounds_alone
+        warm = settings.warmup_lr is not None and state.round < self._refreshes.first
         self._base(x, g, state.m, state.v, state.round, lr=settings.warmup_lr if warm else settings.lr)
 
     def _curvatures(self, state: DHO2State) -> Tensor:

@@ -91,8 +91,8 @@ class Refreshes:
 
     def __init__(self, settings: DHO2Table, cost: float) -> None:
         self._settings, self._cost = settings, cost
-        self.first: float = settings.rounds_alone
-        """round of the first one"""
+        self.first = settings.rounds_alone
+        """round of the first one; those before are the warm-up"""
         if settings.refresh_every == "auto":
             planned = settings.planned_rounds or 1
             budget = SHARE * planned
@@ -100,12 +100,12 @@ class Refreshes:
                 budget -= LOSS_COST * BATCHES * (2 + math.log2(max(planned / FIRST, 1)))
             refreshes = max(0, min(int(budget / cost), int(math.log(planned, APART))))
             self.first = max(self.first, FIRST, math.ceil(planned / APART**refreshes))
-        if not settings.pairs:
-            self.first = math.inf
 
     def due(self, state: CurvatureState) -> bool:
         """Whether this round begins with new pairs."""
         every, last = self._settings.refresh_every, int(state.refreshed)
+        if not self._settings.pairs:
+            return False
         if int(state.refreshes) == 0:
             return state.round >= self.first
         return state.round >= (APART * last if every == "auto" else last + every)
