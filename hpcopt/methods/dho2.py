@@ -85,7 +85,9 @@ class DHO2(Method[DHO2Table, DHO2State]):
         self._curvature = Curvature(settings, problem, ports.reduce, self._part)
         self._refreshes = Refreshes(settings, self._curvature.cost)
         if settings.alpha == "auto" and settings.pairs:
-            self._lengths: Lengths = MeasuredLengths(settings, problem, ports.reduce)
+            self._lengths: Lengths = MeasuredLengths(
+                settings, problem, ports.reduce, self._refreshes, self._curvature.whole
+            )
         else:
             self._lengths = FixedLengths(settings, ports.reduce)
         x = problem.initial().clone()
@@ -194,8 +196,8 @@ class DHO2(Method[DHO2Table, DHO2State]):
         settings = self.settings
         shift = settings.sigma if settings.variant == "admm" else 0.0
         h = (state.eigenvalue[-1] + shift).abs() + settings.damping
-        # no step where nothing curves
-        return h.clamp(min=settings.floor * float(h.max()) or math.inf)
+        # of all that is known of the spectrum; no step where nothing curves
+        return h.clamp(min=settings.floor * max(float(h.max()), float(state.beyond)) or math.inf)
 
     def metrics(self, state: DHO2State) -> dict[str, float]:
         """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""
