@@ -48,7 +48,7 @@ from hpcopt.methods.parts.hybrid import (
     Lengths,
     MeasuredLengths,
     Refreshes,
-    begin,
+    first_lengths,
 )
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, replicated, sliced
@@ -89,7 +89,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
                 settings, problem, ports.reduce, self._refreshes, self._curvature.whole
             )
         else:
-            self._lengths = FixedLengths(settings, ports.reduce)
+            self._lengths = FixedLengths(settings, self._curvature)
         x = problem.initial().clone()
         mine = x[self._own]
         m, v = self._base.moments(mine)
@@ -103,7 +103,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
             v=v,
             pi=torch.zeros_like(outer),
             z=outer.clone(),
-            lengths=begin(),
+            lengths=first_lengths(),
             **pairs,
         )
 

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.math.optimizers import learning_rate
-from hpcopt.methods.parts.curvature import CurvatureState, along
+from hpcopt.methods.parts.curvature import Curvature, CurvatureState, along
 from hpcopt.problems.base import Draw
 from hpcopt.state import replicated
 
@@ -76,7 +76,7 @@ class HybridState(CurvatureState):
     lengths: Tensor = replicated()
 
 
-def begin() -> Tensor:
+def first_lengths() -> Tensor:
     """`HybridState.lengths` of round 0; told lengths have it, too, for a run may go on with found ones."""
     lengths = torch.zeros(9, dtype=torch.float64)
     lengths[SCALE], lengths[STEP] = 1.0, ALPHA
@@ -111,10 +111,12 @@ class Refreshes:
             return False
         if every != "auto":
             return never or t >= last + every
+        if not never and t < APART * last:
+            return False
         # a run may be longer than was planned, and may have had more of them before
         rounds = max(self._planned, t)
         paid = (int(state.refreshes) + 1) * self._cost + self._measuring(rounds)
-        return (never or t >= APART * last) and paid <= SHARE * rounds
+        return paid <= SHARE * rounds
 
     def notes(self) -> list[str]:
         """Tells where a run is too short for pairs."""
@@ -158,8 +160,8 @@ class Lengths(Protocol):
 class FixedLengths:
     """FOSI's: α as the settings say, and s by how far the k largest eigenvalues are apart."""
 
-    def __init__(self, settings: DHO2Table, reduce: Reducer) -> None:
-        self._settings, self._reduce = settings, reduce
+    def __init__(self, settings: DHO2Table, curvature: Curvature) -> None:
+        self._settings, self._curvature = settings, curvature
 
     def measure(self, state: HybridState) -> None:
         """See `Lengths`."""
@@ -169,7 +171,7 @@ class FixedLengths:
 
     def split(self, state: HybridState, g: Tensor, h: Tensor) -> tuple[Tensor, float]:
         """See `Lengths`: s = clip(λ_1/λ_k, 1, 3)."""
-        c = self._reduce.slices(along(state.V, g))
+        c = self._curvature.along(state, g)
         largest = state.eigenvalue[-1, self._settings.smallest :].tolist()
         if len(largest) < 2 or largest[0] <= 0:
             return c, 1.0
