@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.opened import Opened
-from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
+from hpcopt.comm.ports import (
+    Counter,
+    Exchange,
+    Mailbox,
+    Neighbours,
+    Reducer,
+    Select,
+    SparseSum,
+    Transport,
+    Way,
+)
 from hpcopt.comm.reduce.choice import choose
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.sparse.costs import Costs
@@ -103,6 +114,22 @@ class MPIPorts:
         )
         port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
         return self._open.add("neighbours", port)
+
+    def mailbox(
+        self,
+        like: Tensor,
+        links: Iterable[tuple[int, int]] | None = None,
+        depth: int = 4,
+        transport: Transport = "auto",
+    ) -> Mailbox:
+        """See `Ports`.
+
+        Raises:
+            RuntimeError: no transport that is allowed is right here.
+        """
+        port = MPIMailbox(self._comm, self._placement, self._staging, like, links, depth, transport)
+        self.chosen["mailbox"] = port.transport
+        return self._open.add("mailbox", port)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

@@ -1,0 +1,229 @@
+"""What becomes of vectors between `put` and `collect`: queues, merging and counts, whatever carries them.
+
+Two threads share it: the computing one calls `put` and `collect`, which make no MPI call, the other `turn`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcopt.comm.mailbox.links import Link, Links
+from hpcopt.comm.mailbox.parcel import BYTES, COUNT, NUMBER, STAMP, STAMPS, Parcel
+from hpcopt.comm.ports import Counter, Mail
+from hpcopt.comm.staging import Staging
+
+
+class Wire(Protocol):
+    """What carries parcels between ranks: `hpcopt.comm.mailbox.windows`, `hpcopt.comm.mailbox.messages`.
+
+    Attributes:
+        told: by the targets of the links that leave, as of the last `arrived`: entries that are free again,
+            puts that were collected, (links, 2), a row for each `Link.back`.
+    """
+
+    told: NDArray[np.int64]
+
+    def send(self, link: Link, parcel: Parcel) -> None:
+        """Sends a parcel off to an entry that is free."""
+
+    def sent(self) -> list[Parcel]:
+        """Parcels that have left."""
+
+    def arrived(self) -> list[int]:
+        """The `Link.place` of links of which the next entry is there."""
+
+    def read(self, place: int, parcel: Parcel) -> None:
+        """Copies the next entry of such a link."""
+
+    def tell(self, link: Link, free: int, collected: int) -> None:
+        """Tells the source of a link."""
+
+    def idle(self) -> bool:
+        """Whether all that was sent and told has arrived."""
+
+    def free(self) -> None:
+        """Frees what it holds. Collective."""
+
+
+@dataclass
+class Leaving:
+    """A link as its source sees it: puts made; entries filled, of these free again; puts collected."""
+
+    link: Link
+    waiting: deque[Parcel] = field(default_factory=deque)
+    puts: int = 0
+    filled: int = 0
+    free: int = 0
+    collected: int = 0
+
+
+@dataclass
+class Arriving:
+    """A link as its target sees it: entries read, of these collected; puts collected; what it told."""
+
+    link: Link
+    read: int = 0
+    emptied: int = 0
+    collected: int = 0
+    told: tuple[int, int] = (0, 0)
+
+
+class Post:
+    """The queues of one rank.
+
+    Args:
+        links: all of them.
+        like: a vector as long as the longest, on the device of all of them.
+        depth: K, entries of a link.
+        wire: what carries parcels to other ranks.
+        staging: how GPU tensors reach host memory.
+
+    Attributes:
+        merged: puts that were added to one that waited.
+        counter: of the port.
+    """
+
+    def __init__(self, links: Links, like: Tensor, depth: int, wire: Wire, staging: Staging) -> None:
+        self._like, self._depth, self._wire, self._staging = like, depth, wire, staging
+        self._leaving = {pair: Leaving(link) for pair, link in links.leaving.items()}
+        self._arriving = {pair: Arriving(link) for pair, link in links.arriving.items()}
+        self._at = {one.link.place: one for one in self._arriving.values() if not one.link.stays}
+        self._arrived: list[tuple[Arriving, Parcel]] = []
+        self._given: list[Parcel] = []
+        self._spare: list[Parcel] = []
+        self._lock = threading.Lock()
+        self._before = 0
+        self.merged, self.counter = 0, Counter()
+
+    def forget(self, puts: int) -> None:
+        """Counts anew after ``puts`` puts over every link, of which nothing is under way any more."""
+        self._before += puts
+        self.merged, self.counter = 0, Counter()
+
+    # --- the computing thread ------------------------------------------------------------------------------
+
+    def put(self, origin: int, to: int, vector: Tensor, stamp: int) -> None:
+        """See `hpcopt.comm.ports.Mailbox`."""
+        start, one = time.perf_counter(), self._leaving[origin, to]
+        assert len(vector) <= len(self._like)
+        assert vector.dtype == self._like.dtype
+        host = self._staging.to_host(vector)
+        with self._lock:
+            # one more than there is room for may wait, and takes what comes after it
+            full = len(one.waiting) > self._depth - (one.filled - one.free)
+            if full:
+                one.waiting[-1].add(host, stamp)
+        if not full:  # only this thread lets a queue grow, so there still is room for it
+            parcel = self._parcel()
+            parcel.fill(host, one.puts - self._before, stamp)
+            one.waiting.append(parcel)
+        one.puts += 1
+        with self._lock:
+            self.merged += full
+            self.counter.add(start, 0.0, 0.0, vector.nbytes)
+
+    def collect(self) -> list[Mail]:
+        """See `hpcopt.comm.ports.Mailbox`."""
+        start = time.perf_counter()
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+            self._spare += self._given
+            self._given = [parcel for _, parcel in arrived]
+            for one, parcel in arrived:
+                one.emptied += 1
+                one.collected += int(parcel.header[COUNT])
+        mail = [self._mail(one.link, parcel) for one, parcel in arrived]
+        with self._lock:
+            self.counter.seconds += time.perf_counter() - start
+        return mail
+
+    def collected(self, origin: int, to: int) -> int:
+        """See `hpcopt.comm.ports.Mailbox`."""
+        return self._leaving[origin, to].collected - self._before
+
+    # --- the thread that makes the MPI calls ---------------------------------------------------------------
+
+    def turn(self, absorb: bool) -> bool:
+        """Moves what can be moved; whether anything was.
+
+        Args:
+            absorb: entries are free again as soon as they were read, not only once they were collected.
+        """
+        received, told = self._receive(), self._tell(absorb)
+        return any((received, told, self._send()))
+
+    def quiet(self) -> bool:
+        """Whether nothing waits, all that was sent has been read, and all that was told has been heard."""
+        with self._lock:
+            read = all(not one.waiting and one.free == one.filled for one in self._leaving.values())
+        return read and self._wire.idle()
+
+    def _receive(self) -> bool:
+        places = self._wire.arrived()
+        for place in places:
+            parcel, one = self._parcel(), self._at[place]
+            self._wire.read(place, parcel)
+            self._take(one, parcel)
+        for out in self._leaving.values():
+            if not out.link.stays:
+                out.free, out.collected = map(int, self._wire.told[out.link.back])
+        return bool(places)
+
+    def _take(self, one: Arriving, parcel: Parcel) -> None:
+        with self._lock:
+            one.read += 1
+            self._arrived.append((one, parcel))
+
+    def _tell(self, absorb: bool) -> bool:
+        """What became free or was collected."""
+        any_news = False
+        for pair, one in self._arriving.items():
+            with self._lock:
+                news = max(one.told[0], one.read if absorb else one.emptied), one.collected
+            if news == one.told:
+                continue
+            any_news, one.told = True, news
+            if one.link.stays:
+                self._leaving[pair].free, self._leaving[pair].collected = news
+            else:
+                self._wire.tell(one.link, *news)
+        return any_news
+
+    def _send(self) -> bool:
+        moved = False
+        for pair, one in self._leaving.items():
+            while one.waiting and one.filled - one.free < self._depth:
+                with self._lock:
+                    parcel = one.waiting.popleft()
+                    one.filled += 1
+                    away, travels = one.link.origin != one.link.to, not one.link.stays
+                    nbytes = int(parcel.header[BYTES])
+                    self.counter.bytes += nbytes * travels
+                    self.counter.bytes_workers += nbytes * away
+                moved = True
+                if travels:
+                    self._wire.send(one.link, parcel)
+                else:
+                    self._take(self._arriving[pair], parcel)
+        with self._lock:
+            self._spare += self._wire.sent()
+        return moved
+
+    def _parcel(self) -> Parcel:
+        with self._lock:
+            if self._spare:
+                return self._spare.pop()
+        return Parcel(self._like)
+
+    def _mail(self, link: Link, parcel: Parcel) -> Mail:
+        number, count, stamp, stamps = (int(parcel.header[k]) for k in (NUMBER, COUNT, STAMP, STAMPS))
+        vector = parcel.vector.to(self._like.device)
+        return Mail(link.origin, link.to, number, count, stamp, stamps, vector)
