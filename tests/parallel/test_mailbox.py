@@ -19,7 +19,7 @@ from hpcopt.ground.placement import Placement
 pytestmark = pytest.mark.mpi
 CPU = torch.device("cpu")
 LONG = "HPCOPT_LONG_TESTS" in os.environ
-MESSAGES = 10_000 if LONG else 3000
+MESSAGES = 10_000 if LONG else 2000
 WORKERS = 5
 
 
@@ -56,9 +56,9 @@ class Reader:
             self.parcels += 1
 
 
-def interleave(comm, transport, messages, size, workers=WORKERS, pauses=2, wait=0.002):
+def interleave(comm, transport, messages, size, workers=WORKERS, pauses=2, wait=0.002, depth=4):
     """Random puts and collects on ranks of different pace; then everything has arrived, once."""
-    port, here = opened(comm, torch.zeros(size, dtype=torch.float64), transport, workers)
+    port, here = opened(comm, torch.zeros(size, dtype=torch.float64), transport, workers, depth=depth)
     assert port.transport == transport
     random, reader = np.random.default_rng([comm.rank, comm.size, messages]), Reader(size)
     puts = dict.fromkeys(((origin, to) for origin in here for to in range(workers)), 0)
@@ -105,7 +105,7 @@ def test_vectors_in_pieces(comm, transport, monkeypatch):
 @pytest.mark.skipif(not LONG, reason="HPCOPT_LONG_TESTS is not set")
 @pytest.mark.parametrize("transport", ["windows", "messages"])
 def test_long_vectors(comm, transport):
-    interleave(comm, transport, 60, 8_000_000, workers=comm.size, wait=0.2)
+    interleave(comm, transport, 60, 8_000_000, workers=comm.size, wait=0.2, depth=2)
 
 
 @pytest.mark.parametrize("transport", ["windows", "messages"])

@@ -58,6 +58,6 @@ def room(like: Tensor) -> int:
 
 
 def pieces(nbytes: int, total: int, largest: int, act: Callable[[int, int], Any]) -> list[Any]:
-    """What ``act`` gives for ranges of ``nbytes``, as many as ``total`` bytes need: the last ones are empty."""
+    """What ``act`` gives for ranges of ``nbytes``, as many as ``total`` bytes need: the last may be empty."""
     starts = range(0, total, largest)
     return [act(min(start, nbytes), min(start + largest, nbytes)) for start in starts]

@@ -53,7 +53,7 @@ class Wire(Protocol):
         """Frees what it holds. Collective."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Leaving:
     """A link as its source sees it: puts made; entries filled, of these free again; puts collected."""
 
@@ -65,7 +65,7 @@ class Leaving:
     collected: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Arriving:
     """A link as its target sees it: entries read, of these collected; puts collected; what it told."""
 
@@ -97,6 +97,11 @@ class Post:
         self._arriving = {pair: Arriving(link) for pair, link in links.arriving.items()}
         self._at = {one.link.place: one for one in self._arriving.values() if not one.link.stays}
         self._arrived: list[tuple[Arriving, Parcel]] = []
+        self._heard = np.zeros_like(wire.told)
+        self._by_back = {one.link.back: one for one in self._leaving.values() if not one.link.stays}
+        # links with something to send and something to tell: most have neither, most of the time
+        self._to_send: set[Leaving] = set()
+        self._to_tell: set[Arriving] = set()
         self._given: list[Parcel] = []
         self._spare: list[Parcel] = []
         self._lock = threading.Lock()
@@ -127,6 +132,7 @@ class Post:
             one.waiting.append(parcel)
         one.puts += 1
         with self._lock:
+            self._to_send.add(one)
             self.merged += full
             self.counter.add(start, 0.0, 0.0, vector.nbytes)
 
@@ -140,6 +146,7 @@ class Post:
             for one, parcel in arrived:
                 one.emptied += 1
                 one.collected += int(parcel.header[COUNT])
+                self._to_tell.add(one)
         mail = [self._mail(one.link, parcel) for one, parcel in arrived]
         with self._lock:
             self.counter.seconds += time.perf_counter() - start
@@ -172,9 +179,11 @@ class Post:
             parcel, one = self._parcel(), self._at[place]
             self._wire.read(place, parcel)
             self._take(one, parcel)
-        for out in self._leaving.values():
-            if not out.link.stays:
-                out.free, out.collected = map(int, self._wire.told[out.link.back])
+        told = self._wire.told.copy()
+        for back in np.flatnonzero((told != self._heard).any(1)):
+            out = self._by_back[int(back)]
+            out.free, out.collected = map(int, told[back])
+        self._heard = told
         return bool(places)
 
     def _take(self, one: Arriving, parcel: Parcel) -> None:
@@ -184,38 +193,50 @@ class Post:
 
     def _tell(self, absorb: bool) -> bool:
         """What became free or was collected."""
-        any_news = False
-        for pair, one in self._arriving.items():
-            with self._lock:
-                news = max(one.told[0], one.read if absorb else one.emptied), one.collected
-            if news == one.told:
+        with self._lock:
+            links = list(self._arriving.values() if absorb else self._to_tell)
+            self._to_tell.clear()
+            read = [max(one.told[0], one.read if absorb else one.emptied) for one in links]
+            news = list(zip(read, (one.collected for one in links), strict=True))
+        told = False
+        for one, new in zip(links, news, strict=True):
+            if new == one.told:
                 continue
-            any_news, one.told = True, news
+            told, one.told = True, new
             if one.link.stays:
-                self._leaving[pair].free, self._leaving[pair].collected = news
+                out = self._leaving[one.link.origin, one.link.to]
+                out.free, out.collected = new
             else:
-                self._wire.tell(one.link, *news)
-        return any_news
+                self._wire.tell(one.link, *new)
+        return told
 
     def _send(self) -> bool:
-        moved = False
-        for pair, one in self._leaving.items():
-            while one.waiting and one.filled - one.free < self._depth:
-                with self._lock:
-                    parcel = one.waiting.popleft()
-                    one.filled += 1
-                    away, travels = one.link.origin != one.link.to, not one.link.stays
-                    nbytes = int(parcel.header[BYTES])
-                    self.counter.bytes += nbytes * travels
-                    self.counter.bytes_workers += nbytes * away
-                moved = True
-                if travels:
-                    self._wire.send(one.link, parcel)
-                else:
-                    self._take(self._arriving[pair], parcel)
         with self._lock:
-            self._spare += self._wire.sent()
+            links, moved = list(self._to_send), False
+        for one in links:
+            while one.waiting and one.filled - one.free < self._depth:
+                moved = True
+                self._send_one(one)
+            with self._lock:
+                if not one.waiting:
+                    self._to_send.discard(one)
+        gone = self._wire.sent()
+        with self._lock:
+            self._spare += gone
         return moved
+
+    def _send_one(self, one: Leaving) -> None:
+        link, travels = one.link, not one.link.stays
+        with self._lock:  # from here on nothing can be added to it
+            parcel = one.waiting.popleft()
+            one.filled += 1
+            nbytes = int(parcel.header[BYTES])
+            self.counter.bytes += nbytes * travels
+            self.counter.bytes_workers += nbytes * (link.origin != link.to)
+        if travels:
+            self._wire.send(link, parcel)
+        else:
+            self._take(self._arriving[link.origin, link.to], parcel)
 
     def _parcel(self) -> Parcel:
         with self._lock:

@@ -36,6 +36,7 @@ class Windows:
         here, reaching, going = comm.rank, links.reaching[comm.rank], links.going[comm.rank]
         self._sent = np.zeros(going, np.int64)
         self._received = np.zeros(reaching, np.int64)
+        self._gone: list[Parcel] = []
         self._each = np.arange(reaching)
         size = self._entry(here, reaching, 0)
         self._win = MPI.Win.Allocate(max(size, WORD), 1, comm=comm)
@@ -49,7 +50,7 @@ class Windows:
         comm.Barrier()
 
     def send(self, link: Link, parcel: Parcel) -> None:
-        """Puts a parcel into the next entry, which is free. It may be used again once this returns."""
+        """Puts a parcel into the next entry, which is free; it is there once this returns."""
         number, used, target = int(self._sent[link.back]), parcel.used, link.target
         place = self._entry(target, link.place, number % self._depth)
 
@@ -61,10 +62,12 @@ class Windows:
         version = np.array([number + 1])
         self._set(version, target, (link.place * self._depth + number % self._depth) * WORD)
         self._sent[link.back] += 1
+        self._gone.append(parcel)
 
     def sent(self) -> list[Parcel]:
-        """Parcels that may be used again, beside those that `send` returned from: none."""
-        return []
+        """Parcels that have left."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def arrived(self) -> list[int]:
         """The places of links at which a parcel lies; also looks at what was told."""
