@@ -304,8 +304,8 @@ class Mailbox(Protocol):
     collect.
 
     From one worker to another vectors arrive in the order in which they were put, each once. At most K of
-    them are under way, from when they are sent until they are collected; what is put beyond that is added to what
-    waits, in the order of the puts. So memory is bounded and no put blocks.
+    them are under way, from when they are sent until they are collected; what is put beyond that is
+    added to what waits, in the order of the puts. So memory is bounded and no put blocks.
 
     Attributes:
         counter: what it cost so far. ``seconds``: of the computing thread. ``bytes``: of parcels.
