@@ -1,0 +1,47 @@
+"""Settings of methods whose gradients arrive late."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hpcopt.config.base import LearningRate, NonNegative, Positive
+
+Rounds = Annotated[int, Field(ge=0)]
+
+
+class DelayedSGDTable(LearningRate):
+    """SGD on gradients of an earlier model (arXiv 2308.09430)."""
+
+    fixed = frozenset({"mode", "delay"})
+
+    mode: Literal["exact", "schedule"] = "exact"
+    """"exact": every round applies Σ ω_n ∇f_n(x_{t−τ_n}) of all workers; "schedule": worker n's gradient
+    arrives in the rounds t with (t − n) mod τ_n = 0 only, and is of the model of τ_n rounds before"""
+    delay: Rounds | list[Rounds] | Annotated[str, Field(pattern=r"^random:\d+$")] = 4
+    """τ: of all workers, or a list with one of each; "random:8" ("exact" only): from 0 to 8, drawn anew for
+    each gradient"""
+    lr_rule: Literal["constant", "stability", "adaptive"] = "constant"
+    """"constant": η is lr; "stability": lr_factor / (L (τ + 1)), τ the longest delay; "adaptive": the same
+    with the staleness of each gradient"""
+    lr_factor: Positive = 0.05
+    """of the other two rules; the paper's condition for stability is 1/20"""
+    smoothness: Positive | None = None
+    """L of these two, the gradient's Lipschitz constant; if not given, the largest eigenvalue of the Hessian
+    at the start, of all rows, as 20 Lanczos iterations find it"""
+    compensation: NonNegative = 0.0
+    """λ of g + λ g∘g∘(x_t − x_{t−τ}), of each worker's g (DC-ASGD, arXiv 1609.08326)"""
+    aggregate: Literal["mean", "sum"] = "mean"
+    """"schedule": of the gradients that arrive in one round the mean, or the sum; weighted by ω_n or N ω_n"""
+
+    @model_validator(mode="after")
+    def _delays_fit_the_mode(self) -> DelayedSGDTable:
+        delays = self.delay if isinstance(self.delay, list) else [self.delay]
+        if self.mode == "schedule" and not all(isinstance(delay, int) and delay for delay in delays):
+            raise ValueError(
+                f'delay = {self.delay!r}: with mode = "schedule" give numbers of rounds, at least 1'
+            )
+        if self.mode == "exact" and self.aggregate == "sum":
+            raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')
+        return self
