@@ -140,6 +140,13 @@ def test_a_script_has_the_twins_numbers(comm, transport):
     port.free()
 
 
+def test_vectors_go_through_host_memory_where_mpi_cannot_reach_them(comm, monkeypatch):
+    """As those of a GPU do, through one buffer, which the next put uses again."""
+    passing = torch.empty(20, dtype=torch.float64)
+    monkeypatch.setattr(Staging, "to_host", lambda self, vector: passing[: len(vector)].copy_(vector))
+    interleave(comm, "windows", 200, 20)
+
+
 def test_a_rank_that_collects_nothing_stops_nobody(comm):
     """Its ring is full; what others put there is added up, and memory does not grow."""
     port, here = opened(comm, torch.zeros(50, dtype=torch.float64), "auto", workers=comm.size, depth=3)

@@ -40,7 +40,7 @@ class Windows:
         self._each = np.arange(reaching)
         size = self._entry(here, reaching, 0)
         self._win = MPI.Win.Allocate(max(size, WORD), 1, comm=comm)
-        self._memory: Bytes = np.asarray(memoryview(self._win.tomemory()))[:size]
+        self._memory: Bytes = np.frombuffer(self._win.tomemory(), np.uint8)  # type: ignore[call-overload]
         words = self._memory[: self._entry(here, 0, 0)].view(np.int64)
         words[:] = 0
         self._versions: NDArray[np.int64] = words[: reaching * depth].reshape(reaching, depth)
