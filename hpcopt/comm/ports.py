@@ -341,8 +341,8 @@ class Mailbox(Protocol):
     def pause(self) -> None:
         """Returns when all that was put, anywhere, is where the next `collect` finds it. Collective.
 
-        And when all ranks know what was collected before. From then until the next `put` or `collect` here
-        the port makes no MPI call.
+        And nothing that is put afterwards; and all ranks know what was collected before. From then until
+        the next `put` or `collect` here the port makes no MPI call.
         """
 
     def free(self) -> None:

@@ -141,6 +141,10 @@ class MPIMailbox:
                     self._wake.wait(POLL_SECONDS[self.transport])
                     self._wake.clear()
             self._post.turn(absorb=True)  # what the others have told at last
+            # whoever goes on puts again: not before everybody has ceased to look
+            done = self._comm.Ibarrier()
+            while not done.Test():
+                time.sleep(POLL_SECONDS["messages"])
         except BaseException as error:  # raised again where somebody can act on it
             self._error = error
         self.busy += time.thread_time() - begun
