@@ -48,7 +48,7 @@ from hpcopt.methods.parts.hybrid import (
     Lengths,
     MeasuredLengths,
     Refreshes,
-    begin,
+    first_lengths,
 )
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, replicated, sliced
@@ -85,9 +85,11 @@ class DHO2(Method[DHO2Table, DHO2State]):
         self._curvature = Curvature(settings, problem, ports.reduce, self._part)
         self._refreshes = Refreshes(settings, self._curvature.cost)
         if settings.alpha == "auto" and settings.pairs:
-            self._lengths: Lengths = MeasuredLengths(settings, problem, ports.reduce)
+            self._lengths: Lengths = MeasuredLengths(
+                settings, problem, ports.reduce, self._refreshes, self._curvature.whole
+            )
         else:
-            self._lengths = FixedLengths(settings, ports.reduce)
+            self._lengths = FixedLengths(settings, self._curvature)
         x = problem.initial().clone()
         mine = x[self._own]
         m, v = self._base.moments(mine)
@@ -101,7 +103,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
             v=v,
             pi=torch.zeros_like(outer),
             z=outer.clone(),
-            lengths=begin(),
+            lengths=first_lengths(),
             **pairs,
         )
 
@@ -168,7 +170,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
 
     def _outer_step(self, state: DHO2State, x: Tensor) -> None:
         """Every c rounds after the warm-up: π, x and z."""
-        settings, since = self.settings, state.round + 1 - self.settings.rounds_alone
+        settings, since = self.settings, state.round + 1 - self._refreshes.first
         if since <= 0:
             # z = x where the warm-up ends
             state.z.copy_(x)
@@ -186,7 +188,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
         """x ← x + base(g), and the base's moments."""
         settings = self.settings
-        warm = settings.warmup_lr is not None and state.round < settings.rounds_alone
+        warm = settings.warmup_lr is not None and state.round < self._refreshes.first
         self._base(x, g, state.m, state.v, state.round, lr=settings.warmup_lr if warm else settings.lr)
 
     def _curvatures(self, state: DHO2State) -> Tensor:
@@ -194,8 +196,8 @@ class DHO2(Method[DHO2Table, DHO2State]):
         settings = self.settings
         shift = settings.sigma if settings.variant == "admm" else 0.0
         h = (state.eigenvalue[-1] + shift).abs() + settings.damping
-        # no step where nothing curves
-        return h.clamp(min=settings.floor * float(h.max()) or math.inf)
+        # of all that is known of the spectrum; no step where nothing curves
+        return h.clamp(min=settings.floor * max(float(h.max()), float(state.beyond)) or math.inf)
 
     def metrics(self, state: DHO2State) -> dict[str, float]:
         """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""

@@ -30,7 +30,7 @@ class DHO2Table(LearningRate):
     """refresh_every = "auto": the rounds of which a twentieth may be spent; run.rounds if not given"""
     curvature_batch: Count | None = None
     """rows of each worker from which they are computed; the problem's batch size if not given, or, with
-    refresh_every = "auto", a quarter of it"""
+    refresh_every = "auto", a quarter of it, and of all workers two rows at least for each pair"""
     warmup: Annotated[int, Field(ge=0)] | None = None
     """rounds of the base alone before the pairs are computed for the first time, not the learning rate's
     warmup_rounds; if not given, 100, or, with refresh_every = "auto", as few as it needs"""
@@ -38,7 +38,8 @@ class DHO2Table(LearningRate):
     """learning rate in these rounds, on the same schedule; lr if not given"""
     alpha: Positive | Literal["auto"] = 0.1
     """α: length of Newton's step in the span of the eigenvectors; 1 solves a quadratic there; auto: it, and
-    how many times as long as by itself the base's step is, become what curvature and noise allow"""
+    how many times as long as by itself the base's step is, become what curvature and noise allow, on the
+    learning rate's schedule and without momentum in the span"""
     base: Literal["sgd", "momentum", "adam"] = "momentum"
     """the first-order step in the rest of the space"""
     momentum: Fraction = 0.9

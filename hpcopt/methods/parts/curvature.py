@@ -35,6 +35,8 @@ KEPT = 256
 """refreshes whose eigenvalues are recorded, the last ones: a state's shapes may not depend on run.rounds"""
 PART = 0.25
 """of a mini-batch, from which curvature is computed where it has to pay: as good as all of it"""
+ROWS = 2
+"""of all workers, for each pair, at least: of fewer the Hessian has less rank than there are pairs"""
 
 
 @dataclass(kw_only=True)
@@ -64,10 +66,15 @@ class Curvature:
         self._rows = settings.curvature_batch
         self.cost = math.nan
         """of a refresh, in gradients of all workers on a mini-batch; known where it matters"""
-        if settings.refresh_every == "auto":
-            batch = self._used(Draw(0))
-            self._rows = self._rows or max(1, int(PART * batch / problem.share.total))
-            self.cost = 2 * settings.products * self._used(Draw(0, rows=self._rows)) / batch
+        self.whole = False
+        """whether a mini-batch is all rows; likewise"""
+        if "auto" in (settings.refresh_every, settings.alpha):
+            batch, N = self._used(Draw(0)), problem.share.total
+            self.whole = batch >= problem.total_rows
+            if settings.refresh_every == "auto" and self._rows is None:
+                self._rows = math.ceil(max(PART * batch, ROWS * settings.pairs) / N)
+            products = min(settings.products, problem.dim)
+            self.cost = 2 * products * self._used(Draw(0, rows=self._rows)) / batch
 
     def begin(self, x: Tensor) -> dict[str, Any]:
         """The tensors of a `CurvatureState` before the first refresh.
