@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
     Counter,
     Exchange,
+    Full,
     Mailbox,
     Neighbours,
     Reducer,
@@ -51,6 +52,7 @@ class LocalPorts:
         self.reduce: Reducer = LocalReducer(workers, like, ordered, ranks)
         self._open = Opened(self.reduce)
         self.chosen: dict[str, Any] = {}
+        self.wish: Callable[[], int] = lambda: 0
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
@@ -71,9 +73,11 @@ class LocalPorts:
         links: Iterable[tuple[int, int]] | None = None,
         depth: int = 4,
         transport: Transport = "auto",
+        full: Full = "add",
     ) -> Mailbox:
         """See `Ports`."""
-        return self._open.add("mailbox", LocalMailbox(self._workers, like, links, depth, self._delay))
+        port = LocalMailbox(self._workers, like, links, depth, self._delay, full, lambda: self.wish())
+        return self._open.add("mailbox", port)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Exchange = Literal["auto", "allgather", "owner", "dense"]
 Select = Literal["local", "global"]
 Transport = Literal["auto", "windows", "messages"]
+Full = Literal["add", "newest"]
 Way = Callable[[], object]
 VERBS = ("sum", "scatter", "gather", "scalars", "slices")
 """of a `Reducer`"""
@@ -276,13 +277,13 @@ class Neighbours(Protocol):
 
 @dataclass(frozen=True)
 class Mail:
-    """A vector that one worker put to another, or the sum of several that it put one after the other.
+    """A vector that one worker put to another, or what several became that it put one after the other.
 
     Attributes:
         origin, to: the workers.
         number: which of the puts from the one to the other it is, from 0; the first of several.
-        count: of how many it is the sum.
-        stamp: what was given with it; with the first of several.
+        count: how many puts it stands for.
+        stamp: what was given with it; of several that were added up, with the first.
         stamps: the sum of what was given with all of them.
         vector: as long as what was put; until the next `collect`.
     """
@@ -296,6 +297,19 @@ class Mail:
     vector: Tensor
 
 
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks made together, as one sum of many found it; the same on every rank.
+
+    Attributes:
+        made: the sum over all ranks.
+        wish: the largest of the ranks' wishes, see `Ports`.
+    """
+
+    made: int
+    wish: int
+
+
 class Mailbox(Protocol):
     """Vectors that workers put to each other while they compute; nobody waits for anybody.
 
@@ -304,12 +318,12 @@ class Mailbox(Protocol):
     collect.
 
     From one worker to another vectors arrive in the order in which they were put, each once. At most K of
-    them are under way, from when they are sent until they are collected; what is put beyond that is
-    added to what waits, in the order of the puts. So memory is bounded and no put blocks.
+    them are under way, from when they are sent until they are collected; what is put beyond that is added to
+    what waits, in the order of the puts, or takes its place. So memory is bounded and no put blocks.
 
     Attributes:
         counter: what it cost so far. ``seconds``: of the computing thread. ``bytes``: of parcels.
-        merged: puts from here that were added to one that waited.
+        merged: puts from here that met one that waited.
         busy: CPU time of the port's thread, until it ended in the last `pause` [s].
         transport: what carries the vectors.
     """
@@ -338,6 +352,17 @@ class Mailbox(Protocol):
     def collected(self, origin: int, to: int) -> int:
         """How many puts of a worker here were collected by another, as far as is known here. Local."""
 
+    def agree(self, made: int, goal: int) -> Agreed | None:
+        """The first sum over all ranks that has reached a goal; None if none has yet. Local, waits for nobody.
+
+        One sum after the other travels while everybody computes. All ranks get the same one, each when
+        it has heard of it; until then it may make more, which the next goal's sums have in them.
+
+        Args:
+            made: how much was made here since the port was opened, or more.
+            goal: the same on every rank, in every call until it is reached; then never a smaller one.
+        """
+
     def pause(self) -> None:
         """Returns when all that was put, anywhere, is where the next `collect` finds it. Collective.
 
@@ -354,9 +379,12 @@ class Ports(Protocol):
 
     Attributes:
         reduce: dense sums; always there.
+        wish: what this rank wishes of the run, 0: nothing; read, also by threads, by ports that agree on
+            something while ranks compute.
     """
 
     reduce: Reducer
+    wish: Callable[[], int]
 
     def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
         """Which way of computing something is fastest here, the same on every rank. Collective.
@@ -393,6 +421,7 @@ class Ports(Protocol):
         links: Iterable[tuple[int, int]] | None = None,
         depth: int = 4,
         transport: Transport = "auto",
+        full: Full = "add",
     ) -> Mailbox:
         """Opens a port for vectors that workers put to each other without waiting. Collective.
 
@@ -402,4 +431,6 @@ class Ports(Protocol):
             depth: K, the most vectors of a link that are under way.
             transport: "windows" (one-sided), "messages", or "auto": within a host windows if they are right,
                 which is tried, else messages.
+            full: what becomes of a put where K are under way and one more waits: it is added to that one, or
+                takes its place.
         """

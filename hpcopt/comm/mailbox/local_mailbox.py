@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcopt.comm.mailbox.links import Links, Pair
 from hpcopt.comm.mailbox.parcel import HEADER
-from hpcopt.comm.ports import Counter, Mail
+from hpcopt.comm.ports import Agreed, Counter, Full, Mail
 from hpcopt.ground.placement import Placement
 
 Delay = Callable[[int, int, int], int]
@@ -27,6 +27,16 @@ class Parcel:
     vector: Tensor
     count: int = 1
     due: int = 0
+
+    def meet(self, vector: Tensor, stamp: int, full: Full) -> None:
+        """One more vector, where no other can be sent."""
+        self.count += 1
+        self.stamps += stamp
+        if full == "add":
+            self.vector.add_(vector)
+        else:
+            self.vector.copy_(vector)
+            self.stamp = stamp
 
 
 @dataclass
@@ -49,6 +59,8 @@ class LocalMailbox:
         depth: K.
         delay: (origin, to, number) -> how many calls of `collect` do not find it yet, once it is under way;
             it never overtakes another of its link. None: the next one finds it.
+        full: see `hpcopt.comm.ports.Ports.mailbox`.
+        wish: see `hpcopt.comm.ports.Ports`.
     """
 
     transport = "local"
@@ -60,8 +72,11 @@ class LocalMailbox:
         links: Iterable[Pair] | None = None,
         depth: int = 4,
         delay: Delay | None = None,
+        full: Full = "add",
+        wish: Callable[[], int] = lambda: 0,
     ) -> None:
         self._size, self._depth, self._delay = len(like), depth, delay
+        self._full, self._wish = full, wish
         self._lines = {pair: Line() for pair in Links(links, Placement.even(workers)).leaving}
         self._calls = 0
         self.counter, self.merged, self.busy = Counter(), 0, 0.0
@@ -71,9 +86,7 @@ class LocalMailbox:
         start, line = time.perf_counter(), self._lines[origin, to]
         assert len(vector) <= self._size
         if line.waiting is not None:
-            line.waiting.vector.add_(vector)
-            line.waiting.count += 1
-            line.waiting.stamps += stamp
+            line.waiting.meet(vector, stamp, self._full)
             self.merged += 1
         else:
             line.waiting = Parcel(line.puts, stamp, stamp, vector.clone())
@@ -98,6 +111,10 @@ class LocalMailbox:
     def collected(self, origin: int, to: int) -> int:
         """See `Mailbox`."""
         return self._lines[origin, to].collected
+
+    def agree(self, made: int, goal: int) -> Agreed | None:
+        """See `Mailbox`."""
+        return Agreed(made, self._wish()) if made >= goal else None
 
     def pause(self) -> None:
         """See `Mailbox`."""
