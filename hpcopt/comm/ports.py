@@ -353,13 +353,13 @@ class Mailbox(Protocol):
         """How many puts of a worker here were collected by another, as far as is known here. Local."""
 
     def agree(self, made: int, goal: int) -> Agreed | None:
-        """The first sum over all ranks that has reached a goal; None if none has yet. Local, waits for nobody.
+        """The first sum over all ranks that has reached a goal; None if none has yet. Local, nobody waits.
 
         One sum after the other travels while everybody computes. All ranks get the same one, each when
         it has heard of it; until then it may make more, which the next goal's sums have in them.
 
         Args:
-            made: how much was made here since the port was opened, or more.
+            made: how much was made here; never less than in the last call.
             goal: the same on every rank, in every call until it is reached; then never a smaller one.
         """
 
