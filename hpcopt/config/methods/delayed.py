@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import LearningRate, NonNegative, Positive
+from hpcopt.config.base import Count, LearningRate, NonNegative, Positive
 
 Rounds = Annotated[int, Field(ge=0)]
 
@@ -16,9 +16,15 @@ class DelayedSGDTable(LearningRate):
 
     fixed = frozenset({"mode", "delay"})
 
-    mode: Literal["exact", "schedule"] = "exact"
+    mode: Literal["exact", "schedule", "free"] = "exact"
     """"exact": every round applies Σ ω_n ∇f_n(x_{t−τ_n}) of all workers; "schedule": worker n's gradient
-    arrives in the rounds t with (t − n) mod τ_n = 0 only, and is of the model of τ_n rounds before"""
+    arrives in the rounds t with (t − n) mod τ_n = 0 only, and is of the model of τ_n rounds before; "free":
+    every worker steps at its own pace, and how late its gradients are is measured"""
+    window: Count = 64
+    """"free": gradients of all workers together that make a round"""
+    transport: Literal["auto", "windows", "messages"] = "auto"
+    """"free": what carries gradients and slices of the model: one-sided puts, messages, or whichever is right
+    and faster"""
     delay: Rounds | list[Rounds] | Annotated[str, Field(pattern=r"^random:\d+$")] = 4
     """τ: of all workers, or a list with one of each; "random:8" ("exact" only): from 0 to 8, drawn anew for
     each gradient"""
@@ -44,4 +50,6 @@ class DelayedSGDTable(LearningRate):
             )
         if self.mode == "exact" and self.aggregate == "sum":
             raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')
+        if self.mode == "free" and self.compensation:
+            raise ValueError('compensation: with mode = "free" nobody keeps the models that gradients are of')
         return self
