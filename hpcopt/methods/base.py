@@ -22,9 +22,12 @@ class StepInfo:
 
     Attributes:
         done: the method's own stopping rule is met; the same on every rank.
+        wish: what the ranks wish of the run, where a port of the method's has agreed on it
+            (`hpcopt.comm.ports.Ports`); None: the loop asks them.
     """
 
     done: bool = False
+    wish: int | None = None
 
 
 T = TypeVar("T", bound=Table)
