@@ -44,12 +44,27 @@ class DelayedSGDTable(LearningRate):
     @model_validator(mode="after")
     def _delays_fit_the_mode(self) -> DelayedSGDTable:
         delays = self.delay if isinstance(self.delay, list) else [self.delay]
+        if not delays:
+            raise ValueError("delay = []: give one of each worker, or a single number")
         if self.mode == "schedule" and not all(isinstance(delay, int) and delay for delay in delays):
             raise ValueError(
                 f'delay = {self.delay!r}: with mode = "schedule" give numbers of rounds, at least 1'
             )
         if self.mode == "exact" and self.aggregate == "sum":
             raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')
+        if self.mode == "free" and self.lr_rule == "stability":
+            raise ValueError('lr_rule = "stability": with mode = "free" nobody knows the longest delay')
         if self.mode == "free" and self.compensation:
             raise ValueError('compensation: with mode = "free" nobody keeps the models that gradients are of')
         return self
+
+    def misfits(self, rounds: int) -> list[str]:
+        """A delay longer than the run: no gradient would be of any model but the first."""
+        delay = self.delay
+        if isinstance(delay, str):
+            longest = int(delay.removeprefix("random:"))
+        else:
+            longest = max(delay) if isinstance(delay, list) else delay
+        if self.mode == "free" or not 0 < rounds < longest:
+            return []
+        return [f"delay = {delay!r}: longer than the run, which has run.rounds = {rounds}"]
