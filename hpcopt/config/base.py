@@ -32,6 +32,10 @@ class Table(BaseModel):
             return values
         return {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in values.items()}
 
+    def misfits(self, rounds: int) -> list[str]:
+        """What makes no sense in a run of so many rounds, a sentence each; of a method."""
+        return []
+
 
 class LearningRate(Table):
     """The learning rate over rounds; mixed into every method that has one."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from hpcopt.config.base import Count, LearningRate, NonNegative, Positive
 
@@ -25,7 +25,9 @@ class DelayedSGDTable(LearningRate):
     transport: Literal["auto", "windows", "messages"] = "auto"
     """"free": what carries gradients and slices of the model: one-sided puts, messages, or whichever is right
     and faster"""
-    delay: Rounds | list[Rounds] | Annotated[str, Field(pattern=r"^random:\d+$")] = 4
+    delay: (
+        Rounds | Annotated[list[Rounds], Field(min_length=1)] | Annotated[str, Field(pattern=r"^random:\d+$")]
+    ) = 4
     """τ: of all workers, or a list with one of each; "random:8" ("exact" only): from 0 to 8, drawn anew for
     each gradient"""
     lr_rule: Literal["constant", "stability", "adaptive"] = "constant"
@@ -41,11 +43,19 @@ class DelayedSGDTable(LearningRate):
     aggregate: Literal["mean", "sum"] = "mean"
     """"schedule": of the gradients that arrive in one round the mean, or the sum; weighted by ω_n or N ω_n"""
 
+    @field_validator("delay", mode="wrap")
+    @classmethod
+    def _delay(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(
+                'must be a number of rounds, 0 or more, or a list with one of each worker, or "random:8"'
+            ) from None
+
     @model_validator(mode="after")
     def _delays_fit_the_mode(self) -> DelayedSGDTable:
         delays = self.delay if isinstance(self.delay, list) else [self.delay]
-        if not delays:
-            raise ValueError("delay = []: give one of each worker, or a single number")
         if self.mode == "schedule" and not all(isinstance(delay, int) and delay for delay in delays):
             raise ValueError(
                 f'delay = {self.delay!r}: with mode = "schedule" give numbers of rounds, at least 1'
