@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
@@ -100,6 +102,16 @@ class Method(ABC, Generic[T, S]):
 
     def pause(self, state: S) -> None:
         """Brings to rest whatever is in flight; called before every record and checkpoint. Collective."""
+
+    def trace(self, state: S) -> dict[str, NDArray[np.int64]]:
+        """What happened here since the last call that no setting tells: what is to be kept to replay the run.
+
+        Asked for after `pause`; on every rank the same names. Local.
+
+        Returns:
+            name -> (k, …) whole numbers, k of this rank's own; kept in DIR/trace.h5, rank after rank.
+        """
+        return {}
 
     def model(self, state: S) -> Tensor:
         """What is evaluated: (d,), one model for all N workers, or (n, d), a model of each worker here.

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
@@ -77,8 +78,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         if free:
             longest, bins = 0, BINS
             self._g = torch.empty_like(x)
-        transport = self.settings.transport
-        self._owners = Owners(ports, problem.share, x, bins, transport) if free else None
+        how = self.settings.transport, self.settings.trace_out
+        self._owners = Owners(ports, problem.share, x, bins, *how) if free else None
         return DelayedSGDState(
             x=x,
             past=x.new_zeros(longest, len(x)),
@@ -107,24 +108,28 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         return StepInfo()
 
     def _free(self, state: DelayedSGDState, owners: Owners) -> StepInfo:
-        """A window: every worker steps at its own pace until all together have made so many gradients more."""
+        """A window: every worker steps at its own pace until all together have made so many gradients."""
         goal, agreed = (state.round + 1) * self.settings.window, None
         while agreed is None:
             # x ← the newest slices that have come back
             owners.read(state.x)
             # g ← N ω_n ∇f_n(x; ξ), n the worker here that has made the fewest
             i = int(state.made.argmin())
-            owners.put(self._here[i], self._one(i, state))
+            owners.put(self._here[i], int(state.made[i]), self._one(i, state))
             state.made[i] += 1
             # x_m ← x_m − η g for what has arrived for the slices m owned here
-            owners.apply(state.x, self._rates(state))
+            owners.apply(state.x, state.round, self._rates(state))
             agreed = owners.agree(int(state.made.sum()), goal)
         return StepInfo(wish=agreed.wish)
 
     def pause(self, state: DelayedSGDState) -> None:
         """See `Method`: what is in flight is applied."""
         if self._owners is not None:
-            state.counts += self._owners.settle(state.x, self._rates(state))
+            state.counts += self._owners.settle(state.x, state.round, self._rates(state))
+
+    def trace(self, state: DelayedSGDState) -> dict[str, NDArray[np.int64]]:
+        """See `Method`: gradients and what was applied, see `hpcopt.methods.parts.owners.Log`."""
+        return {} if self._owners is None else self._owners.trace()
 
     def metrics(self, state: DelayedSGDState) -> dict[str, float]:
         """Staleness of the gradients applied so far: the mean, the 95th percentile and the largest."""

@@ -22,6 +22,8 @@ class DelayedSGDTable(LearningRate):
     every worker steps at its own pace, and how late its gradients are is measured"""
     window: Count = 64
     """"free": gradients of all workers together that make a round"""
+    trace_out: bool = False
+    """"free": keep in DIR/trace.h5 what replays the run to the bit"""
     transport: Literal["auto", "windows", "messages"] = "auto"
     """"free": what carries gradients and slices of the model: one-sided puts, messages, or whichever is right
     and faster"""
@@ -62,19 +64,23 @@ class DelayedSGDTable(LearningRate):
             )
         if self.mode == "exact" and self.aggregate == "sum":
             raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')
+        if self.mode == "free" and self.aggregate == "sum":
+            raise ValueError('aggregate = "sum": with mode = "free" every gradient is applied by itself')
         if self.mode == "free" and self.lr_rule == "stability":
             raise ValueError('lr_rule = "stability": with mode = "free" nobody knows the longest delay')
         if self.mode == "free" and self.compensation:
             raise ValueError('compensation: with mode = "free" nobody keeps the models that gradients are of')
         return self
 
+    @property
+    def longest(self) -> int:
+        """The longest delay that may come."""
+        if isinstance(self.delay, str):
+            return int(self.delay.removeprefix("random:"))
+        return max(self.delay) if isinstance(self.delay, list) else self.delay
+
     def misfits(self, rounds: int) -> list[str]:
         """A delay longer than the run: no gradient would be of any model but the first."""
-        delay = self.delay
-        if isinstance(delay, str):
-            longest = int(delay.removeprefix("random:"))
-        else:
-            longest = max(delay) if isinstance(delay, list) else delay
-        if self.mode == "free" or not 0 < rounds < longest:
+        if self.mode == "free" or not 0 < rounds < self.longest:
             return []
-        return [f"delay = {delay!r}: longer than the run, which has run.rounds = {rounds}"]
+        return [f"delay = {self.delay!r}: longer than the run, which has run.rounds = {rounds}"]

@@ -1,4 +1,11 @@
-"""Whose gradients arrive in a round, and of which model they are: a function of the settings and the seed."""
+"""Whose gradients arrive in a round, and of which model they are: a function of the settings and the seed.
+
+The gradient of delay τ that arrives in round t is of x_{t−τ}, the model at the beginning of round t − τ, before
+that round's update, as the paper's w_{t+1} = w_t − η ∇f(w_{t−τ}) has it. On a schedule a worker that hands in
+its gradient takes up the model of that moment, in which that gradient is not yet: with τ = 1 it is one update
+stale. (Who takes it up after the update is an update less stale, and has the schedule of τ as formula τ − 1.)
+Until round τ gradients are of x_0, worker n's first one on a schedule, in round n mod τ, among them.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +54,10 @@ class Delays:
 
     def __init__(self, settings: DelayedSGDTable, workers: int, seed: int) -> None:
         delay, self._seed, self._workers = settings.delay, seed, workers
+        self.longest = settings.longest
         self._periodic = settings.mode == "schedule"
         self._fixed: Sequence[int] | None = None
         if isinstance(delay, str):
-            self.longest = int(delay.removeprefix("random:"))
             return
         self._fixed = delay if isinstance(delay, list) else [delay] * workers
         if len(self._fixed) != workers:
@@ -58,7 +65,6 @@ class Delays:
                 f"[method] delay has {len(self._fixed)} entries, but there are {workers} workers: "
                 "give one of each, or a single number"
             )
-        self.longest = max(self._fixed)
 
     def at(self, t: int) -> list[Arrival]:
         """The gradients of round t, in the order of the workers."""

@@ -12,9 +12,12 @@ an old slice makes room for a newer one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Agreed, Ports, Transport
@@ -22,6 +25,29 @@ from hpcopt.ground.placement import block
 from hpcopt.problems.base import Share
 
 Rate = Callable[[float], float]
+
+
+@dataclass
+class Log:
+    """What replays a run to the bit, with versions counted from the last `Owners.settle` on.
+
+    Attributes:
+        gradients: of the workers here, in the order in which they were made: worker, mini-batch, and the
+            version of every slice that the worker knew, (worker, draw, *versions).
+        applied: to the slices owned here, in the order in which they were: slice, the worker that the
+            gradients are of, how many of them, the next ones, were added up before, and the round,
+            (slice, worker, count, round).
+    """
+
+    gradients: list[tuple[int, ...]] = field(default_factory=list)
+    applied: list[tuple[int, ...]] = field(default_factory=list)
+
+    def take(self, slices: int) -> dict[str, NDArray[np.int64]]:
+        """Both as arrays, (k, 2 + slices) and (k, 4); then it is empty."""
+        rows = {"gradients": (self.gradients, 2 + slices), "applied": (self.applied, 4)}
+        arrays = {name: np.array(row, np.int64).reshape(-1, width) for name, (row, width) in rows.items()}
+        self.gradients, self.applied = [], []
+        return arrays
 
 
 class Owners:
@@ -33,13 +59,16 @@ class Owners:
         x: a vector like the model, (d,).
         bins: of `counts`; the last one has all longer delays.
         transport: what carries the vectors.
+        logs: whether to log what happens.
 
     Attributes:
-        counts: how many slices of gradients were applied here since the last `settle`, by the worker that they
-            are of and their staleness, (N, bins) int64.
+        counts: how many slices of gradients were applied here since the last `settle`, by the worker whose
+            they are and their staleness, (N, bins) int64.
     """
 
-    def __init__(self, ports: Ports, share: Share, x: Tensor, bins: int, transport: Transport) -> None:
+    def __init__(
+        self, ports: Ports, share: Share, x: Tensor, bins: int, transport: Transport, logs: bool
+    ) -> None:
         self._reduce, self._share = ports.reduce, share
         N, here = share.total, share.workers
         starts = [block(len(x), N, m).start for m in range(N)] + [len(x)]
@@ -52,24 +81,30 @@ class Owners:
         self._gradients = ports.mailbox(x[self._slices[0]], there, transport=transport)
         self._newest = ports.mailbox(x[self._slices[0]], back, transport=transport, full="newest")
         self.counts = torch.zeros(N, bins, dtype=torch.int64)
+        self._log = Log() if logs else None
 
-    def put(self, worker: int, gradient: Tensor) -> None:
-        """A worker's gradient, (d,), at the model as it is here."""
+    def put(self, worker: int, draw: int, gradient: Tensor) -> None:
+        """A worker's gradient, (d,), on a mini-batch, at the model as it is here."""
+        if self._log is not None:
+            self._log.gradients.append((worker, draw, *self._versions.values()))
         for m, part in self._slices.items():
             self._gradients.put(worker, m, gradient[part], self._versions[m])
 
-    def apply(self, x: Tensor, rate: Rate) -> None:
+    def apply(self, x: Tensor, round: int, rate: Rate) -> None:
         """x_m ← x_m − η(τ) g for what has arrived for the slices m owned here, in the order of arrival.
 
         Args:
             x: the model as it is here, (d,).
+            round: of the worker's, for the log.
             rate: η of a staleness; of gradients that were added up on their way, of their mean.
         """
         for mail in self._gradients.collect():
             m, late = mail.to, self._versions[mail.to] - mail.stamps / mail.count
+            if self._log is not None:
+                self._log.applied.append((m, mail.origin, mail.count, round))
             x[self._slices[m]].add_(mail.vector, alpha=-rate(late))
             self._versions[m] += mail.count
-            self.counts[mail.origin, min(round(late), self.counts.shape[1] - 1)] += mail.count
+            self.counts[mail.origin, min(int(late + 0.5), self.counts.shape[1] - 1)] += mail.count
             if mail.origin not in self._share.workers:
                 self._newest.put(m, mail.origin, x[self._slices[m]], self._versions[m])
 
@@ -84,17 +119,17 @@ class Owners:
         """See `hpcopt.comm.ports.Mailbox`."""
         return self._gradients.agree(made, goal)
 
-    def settle(self, x: Tensor, rate: Rate) -> Tensor:
+    def settle(self, x: Tensor, round: int, rate: Rate) -> Tensor:
         """All gradients are applied, and x is the same everywhere. Collective.
 
         Args:
-            x, rate: as in `apply`.
+            x, round, rate: as in `apply`.
 
         Returns:
             `counts` of all ranks, (N, bins), which begin anew.
         """
         self._gradients.pause()
-        self.apply(x, rate)
+        self.apply(x, round, rate)
         self._newest.pause()
         self._newest.collect()
         x.copy_(self._reduce.allgather(x[self._mine], len(x), by_worker=True))
@@ -105,3 +140,7 @@ class Owners:
         total = self._reduce.scalars(own).reshape(self.counts.shape)
         self.counts.zero_()
         return total.to(self.counts)
+
+    def trace(self) -> dict[str, NDArray[np.int64]]:
+        """What was logged here since the last call, see `Log`; nothing where nothing is logged. Local."""
+        return self._log.take(len(self._slices)) if self._log is not None else {}
