@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -40,20 +41,41 @@ def gradient(problem, n, x, draw):
     return rows[n].numpy().copy()
 
 
+class Coordinates(hpcopt.Objective):
+    """f(x) = ½ Σ a_j x_j² from x = 1: as many recurrences x_{t+1} = x_t − η a x_{t−τ} in one run."""
+
+    curvatures: list[float]
+    batch_size: ClassVar[str] = "full"
+
+    def common(self, seed):
+        return (torch.tensor(self.curvatures, dtype=torch.float64),)
+
+    def initial(self, seed):
+        return np.ones(len(self.curvatures))
+
+    def loss(self, x, a):
+        return 0.5 * (a * x) @ x
+
+    def gradient(self, x, a):
+        return a * x
+
+
 @pytest.mark.parametrize("delay", [0, 1, 2, 4, 8, 16, 32])
 def test_the_boundary_of_stability(delay):
-    """x_{t+1} = x_t − a x_{t−τ} shrinks below a = 2 sin(π/(2(2τ + 1))) and grows above it, to 1 %."""
+    """x_{t+1} = x_t − a x_{t−τ} neither shrinks nor grows at a = 2 sin(π/(2(2τ + 1))), found to 1 %."""
     boundary = 2 * math.sin(math.pi / (2 * (2 * delay + 1)))
-    problem = bound(hpcopt.Quadratic(workers=1, eigenvalues=[1.0]), 1)
     period = 3 * (4 * delay + 2)  # of the oscillation at the boundary, thrice
-    growth = []
-    for a in (0.99 * boundary, 1.01 * boundary):
-        xs, _ = iterates(hpcopt.DelayedSGD(lr=a, delay=delay), problem, 60 * (delay + 1) + period)
-        sizes = np.abs(np.array(xs)[:, 0])
-        early = 20 * (delay + 1)  # the other roots have died away
-        growth.append(sizes[-period:].max() / sizes[early : early + period].max())
-    assert growth[0] < 0.97
-    assert growth[1] > 1.03
+    early = 20 * (delay + 1)  # the other roots have died away
+    near = np.array(
+        [0.97, 0.98, 0.99, 1.01, 1.02, 1.03]
+    )  # curvatures, at the rate that is to be the boundary
+    problem = bound(Coordinates(1, curvatures=near.tolist()), 1)
+    xs, _ = iterates(hpcopt.DelayedSGD(lr=boundary, delay=delay), problem, 60 * (delay + 1) + period)
+    sizes = np.abs(xs)
+    growth = sizes[-period:].max(0) / sizes[early : early + period].max(0)
+    assert (np.diff(growth) > 0).all()
+    assert growth[2] < 0.97
+    assert growth[3] > 1.03
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -83,7 +105,7 @@ def test_exact_is_the_recurrence(delay, options):
     problem, rounds = bound(regression()), 15
     method = hpcopt.DelayedSGD(lr=LR, delay=delay, **options)
     got, state = iterates(method, problem, rounds)
-    xs, counts = [problem.initial().numpy().copy()], {}
+    xs, counts = [problem.initial().numpy().copy()], np.zeros((N, 6), int)
     for t in range(rounds):
         if isinstance(delay, str):
             delays = [t - one.read for one in method._delays.at(t)]  # drawn; that they differ is tested below
@@ -97,10 +119,11 @@ def test_exact_is_the_recurrence(delay, options):
             longest = 4 if isinstance(delay, str) else np.max(delay)
             lr = {"constant": LR, "stability": c / 2 / (longest + 1), "adaptive": c / 2 / (tau + 1)}[rule]
             step += lr / N * g
-            counts[tau] = counts.get(tau, 0) + 1
+            counts[n, tau] += 1
         xs.append(xs[t] - step)
     np.testing.assert_allclose(got, xs, rtol=1e-12)
-    assert {k: int(c) for k, c in enumerate(state.counts) if c} == counts
+    assert state.counts.tolist() == counts[:, : state.counts.shape[1]].tolist()
+    assert counts[:, state.counts.shape[1] :].sum() == 0
 
 
 def test_random_delays_are_those_of_the_seed_and_of_all_sizes():
@@ -126,13 +149,13 @@ def test_a_schedule_is_a_simulation_of_events(delay, aggregate):
     held = [(x.copy(), 0)] * N
     events = [(n % period, n) for n, period in enumerate(periods)]
     heapq.heapify(events)
-    made, counts, xs = [0] * N, np.zeros(max(periods) + 1, int), [x.copy()]
+    made, counts, xs = [0] * N, np.zeros((N, max(periods) + 1), int), [x.copy()]
     for t in range(rounds):
         arrived = []
         while events[0][0] == t:
             _, n = heapq.heappop(events)
             arrived.append(gradient(problem, n, held[n][0], made[n]))
-            counts[version - held[n][1]] += 1
+            counts[n, version - held[n][1]] += 1
             held[n] = x.copy(), version
             made[n] += 1
             heapq.heappush(events, (t + periods[n], n))
@@ -143,7 +166,7 @@ def test_a_schedule_is_a_simulation_of_events(delay, aggregate):
     np.testing.assert_allclose(got, xs, rtol=1e-12)
     assert state.counts.tolist() == counts.tolist()
     if delay == 9:  # longer than there are workers: no staler than these are many
-        assert counts[N + 1 :].sum() == 0
+        assert counts[:, N + 1 :].sum() == 0
 
 
 def test_smoothness_is_found():
@@ -155,9 +178,14 @@ def test_smoothness_is_found():
 def test_staleness_is_recorded():
     method = hpcopt.DelayedSGD(lr=LR, delay=[0, 1, 1, 6])
     tree = hpcopt.simulate(method, regression(), 100, seed=SEED, evaluate_every=50)
+    each = np.zeros((7, N), int)
+    for n, delay in enumerate([0, 1, 1, 6]):
+        for t in range(100):
+            each[min(t, delay), n] += 1  # of x_0 before it was so old
+    assert tree["staleness_by_worker/count"].dims == ("delay", "origin")
+    assert np.array_equal(tree["staleness_by_worker/count"], each)
     counts = tree["staleness/count"].values
-    assert counts[0] == 100 + 3
-    assert counts.sum() == 400
+    assert np.array_equal(counts, each.sum(1))
     last = {name: float(tree[f"metrics/staleness_{name}"][-1]) for name in ("mean", "p95", "max")}
     assert last == {"mean": counts @ np.arange(7) / 400, "p95": 6.0, "max": 6.0}
 
@@ -166,13 +194,25 @@ def test_staleness_is_recorded():
     ("options", "text"),
     [
         ({"delay": [1, 2]}, "delay has 2 entries, but there are 4 workers"),
-        ({"delay": -1}, "delay"),
-        ({"delay": "often"}, "delay"),
+        ({"delay": -1}, "delay = -1: must be a number of rounds, 0 or more"),
+        ({"delay": [0, 1, -1, 0]}, "must be a number of rounds, 0 or more"),
+        ({"delay": []}, "a list with one of each worker"),
+        ({"delay": "often"}, 'delay = .often.: must be .* or "random:8"'),
+        ({"delay": 4}, "delay = 4: longer than the run, which has run.rounds = 3"),
+        ({"delay": [0, 3, 4, 0]}, "longer than the run"),
+        ({"delay": "random:4"}, "longer than the run"),
+        ({"delay": 4, "mode": "schedule"}, "longer than the run"),
         ({"delay": 0, "mode": "schedule"}, "at least 1"),
         ({"delay": "random:3", "mode": "schedule"}, "give numbers of rounds"),
-        ({"aggregate": "sum"}, "the mean of all workers"),
+        ({"delay": 3, "aggregate": "sum"}, "the mean of all workers"),
     ],
 )
 def test_bad_settings(options, text):
     with pytest.raises(UserError, match=text):
         hpcopt.simulate(hpcopt.DelayedSGD(**options), regression(), 3)
+
+
+def test_a_delay_as_long_as_the_run_and_a_run_without_rounds_are_allowed():
+    for delay, rounds in ((3, 3), (9, 0)):
+        tree = hpcopt.simulate(hpcopt.DelayedSGD(delay=delay), regression(), rounds)
+        assert tree.attrs["last_round"] == rounds

@@ -1,10 +1,10 @@
 """Whose gradients arrive in a round, and of which model they are: a function of the settings and the seed.
 
-The gradient of delay τ that arrives in round t is of x_{t−τ}, the model at the beginning of round t − τ, before
-that round's update, as the paper's w_{t+1} = w_t − η ∇f(w_{t−τ}) has it. On a schedule a worker that hands in
-its gradient takes up the model of that moment, in which that gradient is not yet: with τ = 1 it is one update
-stale. (Who takes it up after the update is an update less stale, and has the schedule of τ as formula τ − 1.)
-Until round τ gradients are of x_0, worker n's first one on a schedule, in round n mod τ, among them.
+A gradient of delay τ that arrives in round t is of x_{t−τ}, the model at the beginning of round t − τ, before
+that round's update: the paper's w_{t+1} = w_t − η ∇f(w_{t−τ}). So on a schedule a worker that hands in a
+gradient takes up the model of that moment, in which the gradient is not yet: with τ = 1 it is one update
+stale. (One that took up the model after the update would follow the formula with τ − 1.) Before round τ
+gradients are of x_0; on a schedule that is worker n's first one, in round n mod τ.
 """
 
 from __future__ import annotations
