@@ -1,4 +1,4 @@
-"""A run of free workers made again from its log, by a serial event loop in plain torch: the oracle of both."""
+"""A run of free workers made again from its log, by a serial event loop in plain torch: the oracle."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Free workers, with delays by script: the log replays the run to the bit, and says how late gradients were."""
+"""Free workers, delays by script: the log replays the run to the bit, and says how late gradients were."""
 
 import numpy as np
 import pytest
