@@ -9,10 +9,13 @@ import torch
 from mpi4py import MPI
 
 from hpcopt.comm.mailbox import mpi_mailbox
+from hpcopt.comm.mailbox.choice import order
 from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
+from hpcopt.comm.mailbox.post import Post
 from hpcopt.comm.mailbox.windows import Windows
 from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.ports import Agreed
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 
@@ -21,6 +24,22 @@ CPU = torch.device("cpu")
 LONG = "HPCOPT_LONG_TESTS" in os.environ
 MESSAGES = 10_000 if LONG else 2000
 WORKERS = 5
+SECONDS = 60
+"""after which nobody is waited for"""
+
+
+def agreed(port, made, goal):
+    """Asks until there is an answer."""
+    deadline = time.monotonic() + SECONDS
+    while (found := port.agree(made, goal)) is None:
+        assert time.monotonic() < deadline, f"no sum has reached {goal}"
+        time.sleep(0.001)
+    return found
+
+
+def barrier(comm, port, number):
+    """The number-th one, from 1, made by the port's thread: no two threads make MPI calls at once."""
+    agreed(port, number, number * comm.size)
 
 
 def opened(comm, like, transport, workers=WORKERS, **options):
@@ -75,6 +94,8 @@ def interleave(comm, transport, messages, size, workers=WORKERS, pauses=2, wait=
         if part:
             port.pause()
             reader.take(port.collect())
+            assert port._thread is None  # other ports may make calls
+            reader.take(port.collect())
             assert port._thread is not None
     port.pause()
     assert port._thread is None
@@ -108,15 +129,16 @@ def test_long_vectors(comm, transport):
     interleave(comm, transport, 60, 8_000_000, workers=comm.size, wait=0.2, depth=2)
 
 
+@pytest.mark.parametrize("full", ["add", "newest"])
 @pytest.mark.parametrize("transport", ["windows", "messages"])
-def test_a_script_has_the_twins_numbers(comm, transport):
+def test_a_script_has_the_twins_numbers(comm, transport, full):
     """Nobody collects while puts are made, so what is merged depends on the ring alone."""
     links, depth = [(o, t) for o in range(WORKERS) for t in range(WORKERS) if (o + 2 * t) % 3], 2
     like = torch.zeros(9, dtype=torch.float64)
-    port, here = opened(comm, like, transport, links=links, depth=depth)
-    twin = LocalMailbox(WORKERS, like, links, depth)
+    port, here = opened(comm, like, transport, links=links, depth=depth, full=full)
+    twin = LocalMailbox(WORKERS, like, links, depth, full=full)
     script, vectors = np.random.default_rng(5), torch.Generator().manual_seed(5)
-    for _ in range(6):
+    for part in range(1, 7):
         for _ in range(60):
             origin, to = links[int(script.integers(len(links)))]
             vector = torch.randn(9, dtype=torch.float64, generator=vectors)
@@ -124,7 +146,7 @@ def test_a_script_has_the_twins_numbers(comm, transport):
             twin.put(origin, to, vector, stamp)
             if origin in here:
                 port.put(origin, to, vector, stamp)
-        comm.Barrier()
+        barrier(comm, port, part)
         port.pause()
         twin.pause()
         got = {(m.origin, m.to, m.number): m for m in port.collect()}
@@ -154,7 +176,7 @@ def test_a_rank_that_collects_nothing_stops_nobody(comm):
     for number in range(puts):
         port.put(me, 0, content(me, 0, number, 50), 3 * number)
     assert port.merged >= puts - 2 * 3 - 1
-    comm.Barrier()  # nobody waited for rank 0
+    barrier(comm, port, 1)  # nobody waited for rank 0
     reader = Reader(50)
     port.pause()
     reader.take(port.collect())
@@ -175,7 +197,102 @@ def test_the_run_s_port_says_what_it_chose(comm):
         to: ((to - 1) % WORKERS, (to - 1) % WORKERS + 1.0) for to in placement.here
     }
     assert ports.counters()["mailbox"].calls == placement.n
+    port.collect()
+    assert port._thread is not None
+    ports.free()  # whoever still carries
+    assert port._thread is None
+
+
+def test_what_was_chosen_is_used_again_where_it_may_be(comm):
+    assert order("auto", "", one_host=True) == order("auto", "windows", one_host=True)
+    assert order("auto", "", one_host=True) == ["windows", "messages"]
+    assert order("auto", "", one_host=False) == order("auto", "windows", one_host=False)
+    assert order("auto", "", one_host=False) == order("auto", "messages", one_host=True)
+    assert order("windows", "messages", one_host=False) == ["windows"]
+    remembered = {"mailbox": "messages"}
+    placement = Placement.even(WORKERS, comm.size, comm.rank)
+    ports = MPIPorts(comm, placement, Staging(CPU), torch.zeros(10), "mpi", False, remembered)
+    assert ports.mailbox(torch.zeros(10)).transport == ports.chosen["mailbox"] == "messages"
     ports.free()
+
+
+@pytest.mark.parametrize("transport", ["windows", "messages"])
+def test_all_ranks_agree_on_the_same_sums(comm, transport):
+    """Whatever their pace, and when they ask; through pauses; with the largest wish."""
+    wishes, made, goals = [comm.rank % 2], 0, [6 * k * comm.size for k in range(1, 13)]
+    port, here = opened(comm, torch.zeros(10), transport, wish=lambda: wishes[0])
+    random, found, own = np.random.default_rng(comm.rank), [], []
+    for k, goal in enumerate(goals):
+        if k == 8:
+            wishes[0] = 7 if comm.rank == comm.size - 1 else 0
+        deadline = time.monotonic() + SECONDS
+        while (sum := port.agree(made, goal)) is None:
+            assert time.monotonic() < deadline
+            time.sleep((0.002 if comm.rank else 0.006) * random.random())
+            made += 1
+            port.put(here[0], 0, torch.zeros(10), 0)
+        found.append(sum)
+        own.append(made)
+        if k % 5 == 3:
+            port.pause()
+            port.collect()
+            assert port._thread is None
+    port.pause()
+    assert len(set(comm.allgather(tuple(found)))) == 1
+    sums = [sum.made for sum in found]
+    assert sums == sorted(sums)
+    assert all(sum >= goal for sum, goal in zip(sums, goals, strict=True))
+    # what a rank makes until it has heard is not lost: it is in the sums of later goals
+    assert (np.array(comm.allgather(own)).sum(0) >= sums).all()
+    total = comm.allreduce(made)
+    assert agreed(port, made, total).made == total
+    assert [sum.wish for sum in found][:8] == [min(comm.size - 1, 1)] * 8
+    assert found[-1].wish == 7
+    port.free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_who_never_agrees_holds_up_no_pause(comm):
+    """The others' sums wait for it; those that end the pause are among them."""
+    port, here = opened(comm, torch.zeros(10), "windows")
+    for part in range(1, 4):
+        goal = part * (comm.size - 1)
+        if comm.rank:
+            port.put(here[0], 0, torch.zeros(10), 0)
+            port.agree(part, goal)
+        else:
+            time.sleep(0.03)
+        port.pause()
+        assert comm.rank == 0 or port.agree(part, goal) == Agreed(goal, 0)
+        port.pause()
+    port.free()
+
+
+def test_several_mailboxes_of_a_rank_take_turns(comm, monkeypatch):
+    """One thread at a time makes MPI calls."""
+    turn, inside, met = Post.turn, [], []
+
+    def watched(post, absorb):
+        met.extend(inside)
+        inside.append(post)
+        time.sleep(1e-4)
+        moved = turn(post, absorb)
+        inside.remove(post)
+        return moved
+
+    ports = [opened(comm, torch.zeros(10), transport)[0] for transport in ("windows", "messages")]
+    here = Placement.even(WORKERS, comm.size, comm.rank).here
+    monkeypatch.setattr(Post, "turn", watched)
+    for number in range(100):
+        for port in ports:
+            port.put(here[0], (here[0] + number) % WORKERS, torch.zeros(10), number)
+            port.collect()
+        time.sleep(1e-4)
+    for port in ports:
+        port.pause()
+    assert not met
+    for port in ports:
+        port.free()
 
 
 @pytest.mark.mpi(min_size=2)
@@ -218,6 +335,7 @@ def test_without_threads_the_calls_carry(comm, monkeypatch):
         to = comm.size - 1
         port.put(me, to, content(me, to, number, length(to, 40)), 3 * number)
         reader.take(port.collect())
+    assert agreed(port, 50, 50 * comm.size) == Agreed(50 * comm.size, 0)
     port.pause()
     reader.take(port.collect())
     assert port._thread is None

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcopt.comm.ports import Full
+
 HEADER = 64
 """bytes; the vector begins on a cache line of its own"""
 NUMBER, COUNT, STAMP, STAMPS, LENGTH, BYTES = range(6)
@@ -44,12 +46,16 @@ class Parcel:
         self.header[:6] = number, 1, stamp, stamp, len(vector), nbytes
         self.vector.copy_(vector)
 
-    def add(self, vector: Tensor, stamp: int) -> None:
-        """Adds one more vector of the same length."""
+    def meet(self, vector: Tensor, stamp: int, full: Full) -> None:
+        """Takes one more vector of the same length, where no other can be sent."""
         assert len(vector) == self.header[LENGTH], "vectors between the same workers have one length"
-        self.vector.add_(vector.to("cpu"))
         self.header[COUNT] += 1
         self.header[STAMPS] += stamp
+        if full == "add":
+            self.vector.add_(vector)
+        else:
+            self.vector.copy_(vector)
+            self.header[STAMP] = stamp
 
 
 def room(like: Tensor) -> int:

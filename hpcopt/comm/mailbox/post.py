@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpcopt.comm.mailbox.links import Link, Links
 from hpcopt.comm.mailbox.parcel import BYTES, COUNT, NUMBER, STAMP, STAMPS, Parcel
-from hpcopt.comm.ports import Counter, Mail
+from hpcopt.comm.ports import Counter, Full, Mail
 from hpcopt.comm.staging import Staging
 
 
@@ -83,16 +83,19 @@ class Post:
         links: all of them.
         like: a vector as long as the longest, on the device of all of them.
         depth: K, entries of a link.
+        full: see `hpcopt.comm.ports.Ports.mailbox`.
         wire: what carries parcels to other ranks.
         staging: how GPU tensors reach host memory.
 
     Attributes:
-        merged: puts that were added to one that waited.
+        merged: puts that met one that waited.
         counter: of the port.
     """
 
-    def __init__(self, links: Links, like: Tensor, depth: int, wire: Wire, staging: Staging) -> None:
-        self._like, self._depth, self._wire, self._staging = like, depth, wire, staging
+    def __init__(
+        self, links: Links, like: Tensor, depth: int, full: Full, wire: Wire, staging: Staging
+    ) -> None:
+        self._like, self._depth, self._full, self._wire, self._staging = like, depth, full, wire, staging
         self._leaving = {pair: Leaving(link) for pair, link in links.leaving.items()}
         self._arriving = {pair: Arriving(link) for pair, link in links.arriving.items()}
         self._at = {one.link.place: one for one in self._arriving.values() if not one.link.stays}
@@ -122,10 +125,10 @@ class Post:
         assert vector.dtype == self._like.dtype
         host = self._staging.to_host(vector)
         with self._lock:
-            # one more than there is room for may wait, and takes what comes after it
+            # one more than there is room for may wait, and meets what comes after it
             full = len(one.waiting) > self._depth - (one.filled - one.free)
             if full:
-                one.waiting[-1].add(host, stamp)
+                one.waiting[-1].meet(host, stamp, self._full)
         if not full:  # only this thread lets a queue grow, so there still is room for it
             parcel = self._parcel()
             parcel.fill(host, one.puts - self._before, stamp)
