@@ -51,7 +51,7 @@ class Method(ABC, Generic[T, S]):
     """
 
     table: ClassVar[type[Table]]
-    model_field: ClassVar[str] = "x"
+    model_field: str = "x"
     agreed: ClassVar[Part] = "all"
     settings: T
 

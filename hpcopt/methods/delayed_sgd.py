@@ -7,15 +7,22 @@ gradient's delay); Zheng et al., "Asynchronous stochastic gradient descent with 
 2017.
 
 symbol    name    shape     meaning
-x_t       x       (d,)      the model at the beginning of round t, replicated
+x_t       x       (d,)      the model at the beginning of round t, replicated; while workers run freely the
+                            model as it is known here
 x_{t−τ}   past    (T, d)    the last T models before it, x_s in row s mod T; T is the longest delay
-          counts  (N, T+1)  how many gradients of each worker were applied of each staleness so far
+x_n       X       (n, d)    the workers' own models, where free workers average with neighbours
+          made    (n,)      how many gradients each worker here has made, where they run freely
+          counts  (N, B)    how many of each worker's were applied of each staleness so far; where they run
+                            freely the last one counts all that is later, too
 L         L       (1,)      smoothness, 0 where no rate needs it
 τ_n                         the delay of worker n's gradient in rounds; where t < τ_n it is of x_0
 
+(x is empty where X is not, and the other way round.)
+
 Differs from the papers: staleness counts updates, and a round of a schedule in which no gradient arrives
-is none: with N workers whose delay is longer than N it is therefore shorter than the delay. Where workers run
-freely there is no server: every worker owns a slice of the model (`hpcopt.methods.parts.owners`).
+is none: with N workers whose delay is longer than N it is therefore shorter than the delay. Free workers have
+no server: each owns a slice of the model (`hpcopt.methods.parts.owners`), or a whole one that it averages
+with its neighbours' (`hpcopt.methods.parts.async_mixing`).
 """
 
 from __future__ import annotations
@@ -29,68 +36,88 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.delayed import DelayedSGDTable
-from hpcopt.math.lanczos import lanczos, random_start
-from hpcopt.math.optimizers import learning_rate
+from hpcopt.math.agreement import agreeing
 from hpcopt.methods.base import Method, StepInfo
+from hpcopt.methods.parts import staleness
+from hpcopt.methods.parts.async_mixing import AsyncMixing
 from hpcopt.methods.parts.delays import Arrival, Delays
-from hpcopt.methods.parts.hessian import check_hessian, hessian_products
-from hpcopt.methods.parts.owners import Owners, Rate
+from hpcopt.methods.parts.late_rates import LateRates
+from hpcopt.methods.parts.owners import Owners
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, State, per_worker, replicated
 
-PRODUCTS = 20
-"""with the Hessian, for L"""
 BINS = 257
 """for the staleness of free workers: 0 to 255, and longer"""
 
 
 @dataclass(kw_only=True)
 class DelayedSGDState(State):
-    """The model, those before it, and what was counted."""
+    """The model or models, those before it, and what was counted."""
 
     x: Tensor = replicated()
     past: Tensor = replicated()
-    counts: Tensor = replicated()
+    X: Tensor = per_worker()
     made: Tensor = per_worker()
+    counts: Tensor = replicated()
     L: Tensor = replicated()
 
 
 class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
     """x_{t+1} = x_t − η Σ ω_n ∇f_n(x_{t−τ_n}); one allreduce of d numbers, memory for T + 1 models.
 
-    Or, free: x ← x − η g for one gradient after the other, each of the model that its worker knew; d numbers
-    to the owners and d back for each.
+    Or, free, x ← x − η g for one gradient after the other, each of the model that its worker knew: d numbers
+    to the owners of its slices and d back; or d numbers to each neighbour.
     """
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`; raises `UserError` if the delays do not fit or L cannot be computed."""
-        self._delays = Delays(self.settings, problem.share.total, problem.share.seed)
-        if self.settings.lr_rule != "constant" and self.settings.smoothness is None:
-            check_hessian(problem, None)
+        """See `Method`; raises `UserError` if delays, rule or graph do not fit the problem."""
+        settings = self.settings
+        self._delays = Delays(settings, problem.share.total, problem.share.seed)
+        self._rates = LateRates(settings, self._delays.longest)
+        self._rates.check(problem)
+        self._notes: list[str] = []
+        if settings.gossips:
+            self.model_field = "X"
+            self._mixing, note = agreeing(settings, problem)
+            self._notes = [note]
 
     def start(self, problem: Problem, ports: Ports) -> DelayedSGDState:
         """See `Method`."""
-        self._problem, self._reduce = problem, ports.reduce
-        self._here, self._sum = problem.share.workers, ports.reduce.contribution(problem.dim)
-        self._weights = self._all_weights() if self.settings.mode != "exact" else []
+        settings, N, d = self.settings, problem.share.total, problem.dim
+        self._problem, self._reduce, self._here = problem, ports.reduce, problem.share.workers
+        self._sum, self._g = ports.reduce.contribution(d), torch.empty_like(problem.initial())
+        self._weights = self._all_weights() if settings.mode != "exact" else []
         x = problem.initial().clone()
-        longest, bins, free = self._delays.longest, self._delays.longest + 1, self.settings.mode == "free"
-        if free:
-            longest, bins = 0, BINS
-            self._g = torch.empty_like(x)
-        how = self.settings.transport, self.settings.trace_out
-        self._owners = Owners(ports, problem.share, x, bins, *how) if free else None
-        return DelayedSGDState(
-            x=x,
-            past=x.new_zeros(longest, len(x)),
-            counts=torch.zeros(problem.share.total, bins, dtype=torch.int64),
-            made=torch.zeros(problem.share.n, dtype=torch.int64),
-            L=torch.tensor([self._smoothness(x)], dtype=torch.float64),
+        self._owners: Owners | None = None
+        self._gossip: AsyncMixing | None = None
+        how = BINS, settings.transport, settings.trace_out
+        if settings.gossips:
+            self._gossip = AsyncMixing(ports, problem.share, x, self._mixing, *how)
+        elif settings.mode == "free":
+            self._owners = Owners(ports, problem.share, x, *how)
+        longest, bins = (
+            (0, BINS) if settings.mode == "free" else (self._delays.longest, self._delays.longest + 1)
         )
+        return DelayedSGDState(
+            x=x[: 0 if settings.gossips else d],
+            past=x.new_zeros(longest, d),
+            X=problem.rows_of(d if settings.gossips else 0).copy_(x[: d if settings.gossips else 0]),
+            made=torch.zeros(problem.share.n, dtype=torch.int64),
+            counts=torch.zeros(N, bins, dtype=torch.int64),
+            L=torch.tensor([self._rates.smoothness(problem, ports, x)], dtype=torch.float64),
+        )
+
+    def notes(self) -> list[str]:
+        """The graph, if there is one."""
+        return self._notes
 
     def step(self, state: DelayedSGDState) -> StepInfo:
         """One round."""
-        return self._late(state) if self._owners is None else self._free(state, self._owners)
+        if self._gossip is not None:
+            return self._averaging(state, self._gossip)
+        if self._owners is not None:
+            return self._owning(state, self._owners)
+        return self._late(state)
 
     def _late(self, state: DelayedSGDState) -> StepInfo:
         """One update with the gradients that arrive by the clock of the settings."""
@@ -102,68 +129,84 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             state.past[t % len(state.past)] = state.x
         # x_{t+1} ← x_t − η g
         if g is not None:
-            state.x.add_(g, alpha=-self._rate(state))
+            state.x.add_(g, alpha=-self._rates.base(state.L, t))
         for one in arrivals:
             state.counts[one.worker, one.staleness] += 1
         return StepInfo()
 
-    def _free(self, state: DelayedSGDState, owners: Owners) -> StepInfo:
+    def _owning(self, state: DelayedSGDState, owners: Owners) -> StepInfo:
         """A window: every worker steps at its own pace until all together have made so many gradients."""
+        rate = self._rates.of(state.L, state.round)
         goal, agreed = (state.round + 1) * self.settings.window, None
         while agreed is None:
             # x ← the newest slices that have come back
             owners.read(state.x)
             # g ← N ω_n ∇f_n(x; ξ), n the worker here that has made the fewest
             i = int(state.made.argmin())
-            owners.put(self._here[i], int(state.made[i]), self._one(i, state))
+            draw, weight = int(state.made[i]), len(self._weights) * float(self._problem.weights[i])
+            owners.put(self._here[i], draw, self._one(i, state.x, draw).mul_(weight))
             state.made[i] += 1
             # x_m ← x_m − η g for what has arrived for the slices m owned here
-            owners.apply(state.x, state.round, self._rates(state))
+            owners.apply(state.x, state.round, rate)
             agreed = owners.agree(int(state.made.sum()), goal)
+        return StepInfo(wish=agreed.wish)
+
+    def _averaging(self, state: DelayedSGDState, gossip: AsyncMixing) -> StepInfo:
+        """A window of workers that have models of their own."""
+        rate = self._rates.of(state.L, state.round)(0)
+        goal, agreed = (state.round + 1) * self.settings.window, None
+        while agreed is None:
+            i = int(state.made.argmin())
+            draw, x = int(state.made[i]), state.X[i]
+            # x_n ← x_n − η ∇f_n(x_n; ξ), n the worker here that has made the fewest
+            x.sub_(self._one(i, x, draw), alpha=rate)
+            # x_n goes to its neighbours
+            gossip.put(self._here[i], draw, x)
+            state.made[i] += 1
+            # x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, of all workers here
+            gossip.mix(state.X, state.made)
+            agreed = gossip.agree(int(state.made.sum()), goal)
         return StepInfo(wish=agreed.wish)
 
     def pause(self, state: DelayedSGDState) -> None:
         """See `Method`: what is in flight is applied."""
+        if self._gossip is not None:
+            self._gossip.settle(state.X, state.made)
+            state.counts += self._gossip.staleness.take(self._reduce)
         if self._owners is not None:
-            state.counts += self._owners.settle(state.x, state.round, self._rates(state))
+            self._owners.settle(state.x, state.round, self._rates.of(state.L, state.round))
+            state.counts += self._owners.staleness.take(self._reduce)
 
     def trace(self, state: DelayedSGDState) -> dict[str, NDArray[np.int64]]:
-        """See `Method`: gradients and what was applied, see `hpcopt.methods.parts.owners.Log`."""
-        return {} if self._owners is None else self._owners.trace()
+        """See `Method`: gradients and what was applied, or which models were averaged."""
+        free = self._gossip or self._owners
+        return free.trace() if free is not None else {}
+
+    def model(self, state: DelayedSGDState) -> Tensor:
+        """See `Method`."""
+        return state.X if self.settings.gossips else state.x
 
     def metrics(self, state: DelayedSGDState) -> dict[str, float]:
         """Staleness of the gradients applied so far: the mean, the 95th percentile and the largest."""
-        counts = state.counts.sum(0).numpy()
-        total, delays = counts.sum(), np.arange(len(counts))
-        if not total:
-            return {"staleness_mean": 0.0, "staleness_p95": 0.0, "staleness_max": 0.0}
-        return {
-            "staleness_mean": float(counts @ delays / total),
-            "staleness_p95": float(np.argmax(np.cumsum(counts) >= 0.95 * total)),
-            "staleness_max": float(np.flatnonzero(counts)[-1]),
-        }
+        return staleness.summary(state.counts)
 
     def groups(self, state: DelayedSGDState) -> dict[str, Group]:
         """``staleness``: how many gradients of each staleness were applied so far; and of each worker's."""
-        counts = state.counts.numpy()
-        every = Group(("delay",), {"count": counts.sum(0)}, capacity=counts.shape[1])
-        each = Group(("delay", "origin"), {"count": counts.T.copy()}, capacity=counts.shape[1])
-        return {"staleness": every, "staleness_by_worker": each}
+        return staleness.groups(state.counts)
 
-    def _one(self, i: int, state: DelayedSGDState) -> Tensor:
-        """N ω_n ∇f_n of worker i here at the model that it knows, on its next mini-batch, (d,)."""
-        g, scale = self._g, len(self._weights) * float(self._problem.weights[i])
-        pieces = self._problem.gradient(i, state.x, Draw(int(state.made[i])))
-        for part, piece in zip(self._problem.layout.tensors(g), pieces, strict=True):
-            torch.mul(piece, scale, out=part)
-        return g
+    def _one(self, i: int, x: Tensor, draw: int) -> Tensor:
+        """∇f_n of worker i here on one of its mini-batches, (d,), until the next call."""
+        pieces = self._problem.gradient(i, x, Draw(draw))
+        for part, piece in zip(self._problem.layout.tensors(self._g), pieces, strict=True):
+            part.copy_(piece)
+        return self._g
 
     def _gradient(self, state: DelayedSGDState, arrivals: list[Arrival]) -> Tensor:
         first, compensation = arrivals[0], self.settings.compensation
         if self.settings.mode == "exact" and not compensation and len({one.read for one in arrivals}) == 1:
             # of all workers at one model: the sum of synchronous SGD, to the bit
             g = self._reduce.gradient(self._problem, self._model(state, first.read), Draw(first.draw))
-            return g.mul_(self._slower(first.staleness)) if self.settings.lr_rule == "adaptive" else g
+            return g.mul_(self._rates.slower(first.staleness)) if self.settings.lr_rule == "adaptive" else g
         # exact: Σ ω_n g_n; schedule: Σ N ω_n g_n, or Σ ω_n g_n / Σ ω_n
         scale = 1.0
         if self.settings.mode == "schedule":
@@ -173,7 +216,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             if one.worker not in self._here:
                 continue
             i = one.worker - self._here.start
-            weight = scale * self._slower(one.staleness) * float(self._problem.weights[i])
+            weight = scale * self._rates.slower(one.staleness) * float(self._problem.weights[i])
             old = self._model(state, one.read)
             gradient = self._problem.gradient(i, old, Draw(one.draw))
             parts = self._problem.layout.tensors(self._sum.of(i))
@@ -189,40 +232,9 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         """x_read, (d,)."""
         return state.x if read == state.round else state.past[read % len(state.past)]
 
-    def _slower(self, staleness: float) -> float:
-        """By which the rate of one gradient is multiplied."""
-        return 1 / (staleness + 1) if self.settings.lr_rule == "adaptive" else 1.0
-
-    def _rates(self, state: DelayedSGDState) -> Rate:
-        """η of a staleness."""
-        rate = self._rate(state)
-        return lambda staleness: rate * self._slower(staleness)
-
-    def _rate(self, state: DelayedSGDState) -> float:
-        """η, but for what depends on the single gradient."""
-        settings, lr = self.settings, self.settings.lr
-        if settings.lr_rule != "constant":
-            lr = settings.lr_factor / float(state.L)
-        if settings.lr_rule == "stability":
-            lr /= self._delays.longest + 1
-        return learning_rate(settings, state.round, lr)
-
     def _all_weights(self) -> list[float]:
         """ω of all N workers. Collective."""
         problem, here = self._problem, range(self._problem.share.n)
         own = problem.weights.new_zeros(len(here), problem.share.total)
         own[list(here), list(self._here)] = problem.weights
         return self._reduce.scalars(own).tolist()
-
-    def _smoothness(self, x: Tensor) -> float:
-        """L: given, or the largest eigenvalue of the Hessian at x; 0 where it is not needed. Collective."""
-        if self.settings.lr_rule == "constant":
-            return 0.0
-        if self.settings.smoothness is not None:
-            return self.settings.smoothness
-        problem, own = self._problem, self._reduce.own(len(x))
-        products = hessian_products(problem, self._reduce, self._sum, x, None)
-        start = random_start(own, problem.share.seed, x.dtype, x.device)[:, None]
-        steps = min(PRODUCTS, len(x))
-        found = lanczos(products, self._reduce.slices, start, len(x), own, largest=1, iterations=steps)
-        return float(found.values[-1])

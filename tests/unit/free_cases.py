@@ -21,6 +21,36 @@ def replay(problem, x, segments, lr):
     return ends
 
 
+def replay_averaging(problem, x, averaged, rates, mixing):
+    """The models of workers that average with their neighbours', (N, d), after all that is in the log.
+
+    Args:
+        problem, x: as in `replay`.
+        averaged: see `hpcopt.methods.parts.async_mixing.AsyncMixing.trace`, of all ranks.
+        rates: (worker, number of its step) -> η.
+        mixing: W.
+    """
+    N = problem.share.total
+    X, sent, made = x.repeat(N, 1), {}, [0] * N
+    rows = {n: [row for row in averaged.tolist() if row[0] == n] for n in range(N)}
+    total = len(rates) + len(averaged)
+    while total:
+        before = total
+        for n in range(N):
+            while rows[n] and rows[n][0][1] == made[n] and tuple(rows[n][0][2:]) in sent:
+                _, _, m, step = rows[n].pop(0)
+                X[n].lerp_(sent[m, step], float(mixing.at(step)[n, m]))
+                total -= 1
+            if (n, made[n]) in rates and not (rows[n] and rows[n][0][1] == made[n]):
+                pieces = problem.gradient(n, X[n], Draw(made[n]))
+                X[n].sub_(torch.cat([piece.flatten() for piece in pieces]), alpha=rates[n, made[n]])
+                sent[n, made[n]] = X[n].clone()
+                made[n] += 1
+                total -= 1
+        assert total < before, "the log refers to what never happens"
+    return X
+
+
 class Segment:
     """What happens between two pauses."""
 

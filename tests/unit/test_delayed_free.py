@@ -6,8 +6,8 @@ import torch
 
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.problems.base import Share
-from tests.unit.free_cases import replay
+from hpcopt.problems.base import Draw, Share
+from tests.unit.free_cases import replay, replay_averaging
 
 N, LR, WINDOW = 4, 0.02, 32
 DELAYS = {
@@ -38,9 +38,9 @@ def windows(method, state, count, pauses=True):
         method.step(state)
         if pauses or number == count - 1:
             method.pause(state)
-            models.append(state.x.clone())
+            models.append(method.model(state).clone())
             trace = method.trace(state)
-            logs.append([(trace["gradients"], trace["applied"])])
+            logs.append([tuple(trace.values())])
         state.round += 1
     return models, logs
 
@@ -90,7 +90,8 @@ def test_changing_one_row_of_a_log_changes_the_model():
 def test_rates_by_staleness():
     keys = {"lr_rule": "adaptive", "smoothness": 4.0, "lr_factor": 0.2}
     method, state, _ = begun(DELAYS["one worker is slow"], **keys)
-    assert [method._rates(state)(late) for late in (0, 3)] == pytest.approx([0.05, 0.0125])
+    rate = method._rates.of(state.L, 0)
+    assert [rate(late) for late in (0, 3)] == pytest.approx([0.05, 0.0125])
 
 
 def test_a_window_ends_with_the_ranks_wish():
@@ -106,6 +107,47 @@ def test_fewer_parameters_than_workers():
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
 
 
+# --- models of their own -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize("delay", DELAYS)
+def test_the_log_of_averages_replays_the_run(delay, topology):
+    keys = {"layout": "neighbours", "topology": topology}
+    method, state, _ = begun(DELAYS[delay], schedule="exponential", **keys)
+    made = []
+    for _ in range(3):
+        made.append(state.made.clone())
+        method.step(state)
+        state.round += 1
+    method.pause(state)
+    averaged = method.trace(state)["averaged"]
+    rates = {(n, k): LR * 0.96**round for round, n, k in steps(made, state.made)}
+    X = replay_averaging(problem(), problem().initial(), averaged, rates, method._mixing)
+    assert torch.equal(state.X, X)
+    assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)  # none twice
+
+
+def steps(made, end):
+    """(round, worker, number) of every step, from how many each had made at the beginning of the rounds."""
+    for round, (before, after) in enumerate(zip(made, [*made[1:], end], strict=True)):
+        for n in range(N):
+            yield from ((round, n, k) for k in range(int(before[n]), int(after[n])))
+
+
+def test_neighbours_agree():
+    method, state, _ = begun(layout="neighbours", topology="complete")
+    windows(method, state, 30)
+    bound = problem()
+    alone = bound.initial().repeat(N, 1)
+    for n in range(N):
+        for k in range(int(state.made[n])):
+            alone[n] -= LR * bound.gradient(n, alone[n], Draw(k))[0]
+    apart, alone_apart = ((X - X.mean(0)).norm() / X.mean(0).norm() for X in (state.X, alone))
+    assert apart < alone_apart / 5
+    assert method.model(state) is state.X
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -113,6 +155,7 @@ def test_fewer_parameters_than_workers():
         ({"lr_rule": "stability"}, "stability"),
         ({"aggregate": "sum"}, "aggregate"),
         ({"window": 0}, "window"),
+        ({"layout": "neighbours", "lr_rule": "adaptive"}, "neighbours"),
     ],
 )
 def test_keys_that_mean_nothing_to_free_workers(keys, words):

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from hpcopt.config.base import Count, LearningRate, NonNegative, Positive
+from hpcopt.config.methods.gossip import GraphTable
 
 Rounds = Annotated[int, Field(ge=0)]
 
 
-class DelayedSGDTable(LearningRate):
+class DelayedSGDTable(GraphTable, LearningRate):
     """SGD on gradients of an earlier model (arXiv 2308.09430)."""
 
-    fixed = frozenset({"mode", "delay"})
+    fixed = frozenset({"mode", "delay", "layout"})
 
     mode: Literal["exact", "schedule", "free"] = "exact"
     """"exact": every round applies Σ ω_n ∇f_n(x_{t−τ_n}) of all workers; "schedule": worker n's gradient
@@ -22,6 +23,9 @@ class DelayedSGDTable(LearningRate):
     every worker steps at its own pace, and how late its gradients are is measured"""
     window: Count = 64
     """"free": gradients of all workers together that make a round"""
+    layout: Literal["owners", "neighbours"] = "owners"
+    """"free": every worker owns a slice of the model, to which the others put their gradients; or has a model
+    of its own, which it averages with its neighbours' on the topology as they arrive"""
     trace_out: bool = False
     """"free": keep in DIR/trace.h5 what replays the run to the bit"""
     transport: Literal["auto", "windows", "messages"] = "auto"
@@ -68,9 +72,16 @@ class DelayedSGDTable(LearningRate):
             raise ValueError('aggregate = "sum": with mode = "free" every gradient is applied by itself')
         if self.mode == "free" and self.lr_rule == "stability":
             raise ValueError('lr_rule = "stability": with mode = "free" nobody knows the longest delay')
+        if self.gossips and self.lr_rule != "constant":
+            raise ValueError(f'lr_rule = "{self.lr_rule}": with layout = "neighbours" no gradient is late')
         if self.mode == "free" and self.compensation:
             raise ValueError('compensation: with mode = "free" nobody keeps the models that gradients are of')
         return self
+
+    @property
+    def gossips(self) -> bool:
+        """Whether workers have models of their own."""
+        return self.mode == "free" and self.layout == "neighbours"
 
     @property
     def longest(self) -> int:

@@ -11,20 +11,18 @@ an old slice makes room for a newer one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Agreed, Ports, Transport
 from hpcopt.ground.placement import block
+from hpcopt.methods.parts.late_rates import Rate
+from hpcopt.methods.parts.staleness import Staleness
 from hpcopt.problems.base import Share
-
-Rate = Callable[[float], float]
 
 
 @dataclass
@@ -57,13 +55,12 @@ class Owners:
         ports: of the run.
         share: the workers here.
         x: a vector like the model, (d,).
-        bins: of `counts`; the last one has all longer delays.
+        bins: for the staleness, see `Staleness`.
         transport: what carries the vectors.
         logs: whether to log what happens.
 
     Attributes:
-        counts: how many slices of gradients were applied here since the last `settle`, by the worker whose
-            they are and their staleness, (N, bins) int64.
+        staleness: of the slices of gradients that were applied here.
     """
 
     def __init__(
@@ -80,7 +77,7 @@ class Owners:
         back = [(m, n) for n, m in there]
         self._gradients = ports.mailbox(x[self._slices[0]], there, transport=transport)
         self._newest = ports.mailbox(x[self._slices[0]], back, transport=transport, full="newest")
-        self.counts = torch.zeros(N, bins, dtype=torch.int64)
+        self.staleness = Staleness(share, bins)
         self._log = Log() if logs else None
 
     def put(self, worker: int, draw: int, gradient: Tensor) -> None:
@@ -104,7 +101,7 @@ class Owners:
                 self._log.applied.append((m, mail.origin, mail.count, round))
             x[self._slices[m]].add_(mail.vector, alpha=-rate(late))
             self._versions[m] += mail.count
-            self.counts[mail.origin, min(int(late + 0.5), self.counts.shape[1] - 1)] += mail.count
+            self.staleness.add(mail.origin, late, mail.count)
             if mail.origin not in self._share.workers:
                 self._newest.put(m, mail.origin, x[self._slices[m]], self._versions[m])
 
@@ -119,14 +116,11 @@ class Owners:
         """See `hpcopt.comm.ports.Mailbox`."""
         return self._gradients.agree(made, goal)
 
-    def settle(self, x: Tensor, round: int, rate: Rate) -> Tensor:
+    def settle(self, x: Tensor, round: int, rate: Rate) -> None:
         """All gradients are applied, and x is the same everywhere. Collective.
 
         Args:
             x, round, rate: as in `apply`.
-
-        Returns:
-            `counts` of all ranks, (N, bins), which begin anew.
         """
         self._gradients.pause()
         self.apply(x, round, rate)
@@ -135,11 +129,6 @@ class Owners:
         x.copy_(self._reduce.allgather(x[self._mine], len(x), by_worker=True))
         # now every slice has every gradient in it: all are of one age again
         self._versions = dict.fromkeys(self._slices, 0)
-        own = x.new_zeros(self._share.n, self.counts.numel())
-        own[0] = self.counts.flatten()
-        total = self._reduce.scalars(own).reshape(self.counts.shape)
-        self.counts.zero_()
-        return total.to(self.counts)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
         """What was logged here since the last call, see `Log`; nothing where nothing is logged. Local."""
