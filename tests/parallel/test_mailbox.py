@@ -1,6 +1,8 @@
 """Mailboxes over MPI: nothing torn, lost or doubled, and the twin's numbers where a script fixes all."""
 
 import os
+import re
+import signal
 import time
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+import hpcopt
 from hpcopt.comm.mailbox import mpi_mailbox
 from hpcopt.comm.mailbox.choice import order
 from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
@@ -17,7 +20,10 @@ from hpcopt.comm.mailbox.windows import Windows
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.ports import Agreed
 from hpcopt.comm.staging import Staging
+from hpcopt.control.stopping import StopAgreement
+from hpcopt.errors import Interrupted
 from hpcopt.ground.placement import Placement
+from tests.parallel.factories import Counting
 
 pytestmark = pytest.mark.mpi
 CPU = torch.device("cpu")
@@ -266,6 +272,26 @@ def test_who_never_agrees_holds_up_no_pause(comm):
         assert comm.rank == 0 or port.agree(part, goal) == Agreed(goal, 0)
         port.pause()
     port.free()
+
+
+def test_a_signal_travels_in_these_sums(comm, mpi_tmp_path, monkeypatch):
+    """Between pauses the loop makes no call of its own; the run stops together, and goes on."""
+    step, out, problem = Counting.step, mpi_tmp_path / "run", hpcopt.Quadratic(WORKERS, "power", 5)
+
+    def signalled(method, state):
+        if state.round == 4 and comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(method, state)
+
+    monkeypatch.setattr(StopAgreement, "poll", lambda self, round: pytest.fail("asked the ranks"))
+    monkeypatch.setattr(Counting, "step", signalled)
+    with pytest.raises(Interrupted, match=r"signal after round") as caught:
+        hpcopt.run(Counting(), problem, comm=comm, out=out, rounds=4000, evaluate_every=1000)
+    (stopped,) = {int(re.findall(r"round (\d+)", text)[0]) for text in comm.allgather(str(caught.value))}
+    overrides = (f"run.rounds={stopped + 3}",)
+    file = hpcopt.resume(out, method=Counting, problem=problem, comm=comm, overrides=overrides)
+    about = hpcopt.load(file).attrs
+    assert (about["stopped_by"], about["last_round"]) == ("rounds", stopped + 3)
 
 
 def test_several_mailboxes_of_a_rank_take_turns(comm, monkeypatch):

@@ -17,7 +17,7 @@ from hpcopt.comm.mailbox.windows import Windows
 from hpcopt.comm.ports import Full, Transport
 from hpcopt.comm.staging import Staging
 
-WIRES: dict[str, Callable[[MPI.Intracomm, Links, int, int], Wire]] = {
+WIRES: dict[Transport, Callable[[MPI.Intracomm, Links, int, int], Wire]] = {
     "windows": Windows,
     "messages": Messages,
 }
@@ -76,7 +76,7 @@ class Choice:
             f"{library} does not carry vectors between workers rightly: {'; '.join(complaints)}"
         )
 
-    def _tried(self, name: str) -> str:
+    def _tried(self, name: Transport) -> str:
         """Opens a transport and tries it; what is wrong, in words, in which case it is closed again."""
         wire, wrong = None, ""
         try:
@@ -122,7 +122,7 @@ class Choice:
         return wrong
 
 
-def order(wanted: Transport, remembered: str, one_host: bool) -> list[str]:
+def order(wanted: Transport, remembered: str, one_host: bool) -> list[Transport]:
     """Transports to try, the better one first: across hosts, messages; what is remembered if it works there.
 
     >>> order("auto", "", one_host=True), order("auto", "windows", one_host=False)
@@ -130,7 +130,7 @@ def order(wanted: Transport, remembered: str, one_host: bool) -> list[str]:
     """
     if wanted != "auto":
         return [wanted]
-    first = "windows" if one_host and remembered != "messages" else "messages"
+    first: Transport = "windows" if one_host and remembered != "messages" else "messages"
     return sorted(WIRES, key=lambda name: name != first)
 
 
