@@ -22,15 +22,15 @@ def bound(workers, dtype=torch.float64):
     return RECIPE.bind(Share(workers, N, seed=3, dtype=dtype))
 
 
-def begun(comm, dtype=torch.float64, pause=0.0, **keys):
-    """A method over MPI whose last rank is slow."""
+def begun(comm, dtype=torch.float64, pause=0.0, slower=4, **keys):
+    """A method over MPI whose gradients take so many seconds, on the last rank several times as long."""
     method = hpcopt.DelayedSGD(mode="free", lr=LR, trace_out=True, **keys)
     placement = Placement.even(N, comm.size, comm.rank)
     problem = bound(placement.here, dtype)
     gradient = problem.gradient
 
     def slow(*arguments):
-        time.sleep(pause * (1 + 3 * (comm.rank == comm.size - 1)))
+        time.sleep(pause * (slower if comm.rank == comm.size - 1 else 1))
         return gradient(*arguments)
 
     problem.gradient = slow
@@ -103,7 +103,7 @@ def test_the_wish_of_one_rank_is_heard_by_all_in_the_same_window(comm):
 def test_a_slow_worker_is_late(comm):
     if comm.size < 2:
         pytest.skip("nobody is slower than others")
-    method, state, ports = begun(comm, pause=0.002, window=200)
+    method, state, ports = begun(comm, pause=0.002, slower=20, window=200)
     windows(comm, method, state, 2)
     made = np.concatenate(comm.allgather(state.made.numpy()))
     mean = (state.counts * torch.arange(state.counts.shape[1])).sum(1) / state.counts.sum(1)
