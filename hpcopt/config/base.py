@@ -21,6 +21,8 @@ class Table(BaseModel):
     """of a method: the built-in problems that it is for; all of them if none is named"""
     horizons: ClassVar[tuple[str, ...]] = ()
     """of a method: keys that are run.rounds if not given"""
+    files: ClassVar[dict[str, str]] = {}
+    """of a method: keys that name a file, and the "package.module:function" that reads it for the method"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")

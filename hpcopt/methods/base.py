@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import numpy as np
@@ -48,12 +50,14 @@ class Method(ABC, Generic[T, S]):
         agreed: where a worker has a model of its own, the part of its parameters that is to be the same for
             all in the end; ``consensus`` tells how far it is from that.
         settings: as given, every default filled in.
+        files: what is in the files that the settings name, by key, see `hpcopt.config.base.Table`.
     """
 
     table: ClassVar[type[Table]]
     model_field: str = "x"
     agreed: ClassVar[Part] = "all"
     settings: T
+    files: Mapping[str, Any] = MappingProxyType({})
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Takes `table` from the class's declaration."""

@@ -10,6 +10,8 @@ symbol    name    shape     meaning
 x_t       x       (d,)      the model at the beginning of round t, replicated; while workers run freely the
                             model as it is known here
 x_{t−τ}   past    (T, d)    the last T models before it, x_s in row s mod T; T is the longest delay
+          waiting (W, d)    of a trace: gradients that are not yet applied everywhere; past then has those old
+                            versions of slices that are still needed
 x_n       X       (n, d)    the workers' own models, where free workers average with neighbours
           made    (n,)      how many gradients each worker here has made, where they run freely
           counts  (N, B)    how many of each worker's were applied of each staleness so far; where they run
@@ -43,6 +45,7 @@ from hpcopt.methods.parts.async_mixing import AsyncMixing
 from hpcopt.methods.parts.delays import Arrival, Delays
 from hpcopt.methods.parts.late_rates import LateRates
 from hpcopt.methods.parts.owners import Owners
+from hpcopt.methods.parts.replay import Plan, Replay
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, State, per_worker, replicated
 
@@ -56,6 +59,7 @@ class DelayedSGDState(State):
 
     x: Tensor = replicated()
     past: Tensor = replicated()
+    waiting: Tensor = replicated()
     X: Tensor = per_worker()
     made: Tensor = per_worker()
     counts: Tensor = replicated()
@@ -80,6 +84,9 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             self.model_field = "X"
             self._mixing, note = agreeing(settings, problem)
             self._notes = [note]
+        if settings.mode == "trace":
+            trace = self.files["trace"]
+            self._plan = Plan(trace, problem.share.total, problem.dim, settings.window)
 
     def start(self, problem: Problem, ports: Ports) -> DelayedSGDState:
         """See `Method`."""
@@ -95,12 +102,17 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             self._gossip = AsyncMixing(ports, problem.share, x, self._mixing, *how)
         elif settings.mode == "free":
             self._owners = Owners(ports, problem.share, x, *how)
-        longest, bins = (
-            (0, BINS) if settings.mode == "free" else (self._delays.longest, self._delays.longest + 1)
-        )
+        self._replay: Replay | None = None
+        longest, waiting, bins = self._delays.longest, 0, self._delays.longest + 1
+        if settings.measured:
+            longest, bins = 0, BINS
+        if settings.mode == "trace":
+            self._replay = Replay(self._plan, self._sum, self._here.start)
+            longest, waiting = self._plan.versions, self._plan.flying
         return DelayedSGDState(
             x=x[: 0 if settings.gossips else d],
             past=x.new_zeros(longest, d),
+            waiting=x.new_zeros(waiting, d),
             X=problem.rows_of(d if settings.gossips else 0).copy_(x[: d if settings.gossips else 0]),
             made=torch.zeros(problem.share.n, dtype=torch.int64),
             counts=torch.zeros(N, bins, dtype=torch.int64),
@@ -117,6 +129,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             return self._averaging(state, self._gossip)
         if self._owners is not None:
             return self._owning(state, self._owners)
+        if self._replay is not None:
+            return self._again(state, self._replay)
         return self._late(state)
 
     def _late(self, state: DelayedSGDState) -> StepInfo:
@@ -143,13 +157,30 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             owners.read(state.x)
             # g ← N ω_n ∇f_n(x; ξ), n the worker here that has made the fewest
             i = int(state.made.argmin())
-            draw, weight = int(state.made[i]), len(self._weights) * float(self._problem.weights[i])
-            owners.put(self._here[i], draw, self._one(i, state.x, draw).mul_(weight))
+            draw = int(state.made[i])
+            owners.put(self._here[i], draw, self._scaled(i, state.x, draw))
             state.made[i] += 1
             # x_m ← x_m − η g for what has arrived for the slices m owned here
             owners.apply(state.x, state.round, rate)
             agreed = owners.agree(int(state.made.sum()), goal)
         return StepInfo(wish=agreed.wish)
+
+    def _again(self, state: DelayedSGDState, replay: Replay) -> StepInfo:
+        """What free workers did in this round, by their trace."""
+        for wave in replay.waves(state.round, state.x, state.past, state.waiting):
+            # g ← N ω_n ∇f_n(x; ξ) of the workers here, x in the versions that each knew; everybody gets all
+            here = {}
+            for one in wave.gradients:
+                if one.worker in self._here:
+                    i = one.worker - self._here.start
+                    here[one] = self._scaled(i, replay.model(one), one.draw).clone()
+                    state.made[i] += 1
+            replay.share(wave.gradients, here)
+            # x_m ← x_m − η g for what was applied to slice m, in that order
+            for event in wave.applied:
+                replay.apply(event, self._rates.of(state.L, event.round))
+                staleness.count_late(state.counts, event.worker, event.late, len(event.numbers))
+        return StepInfo(done=replay.over(state.round))
 
     def _averaging(self, state: DelayedSGDState, gossip: AsyncMixing) -> StepInfo:
         """A window of workers that have models of their own."""
@@ -200,6 +231,10 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         for part, piece in zip(self._problem.layout.tensors(self._g), pieces, strict=True):
             part.copy_(piece)
         return self._g
+
+    def _scaled(self, i: int, x: Tensor, draw: int) -> Tensor:
+        """N ω_n of that, (d,), until the next call."""
+        return self._one(i, x, draw).mul_(len(self._weights) * float(self._problem.weights[i]))
 
     def _gradient(self, state: DelayedSGDState, arrivals: list[Arrival]) -> Tensor:
         first, compensation = arrivals[0], self.settings.compensation

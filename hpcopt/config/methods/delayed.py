@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -15,19 +15,25 @@ Rounds = Annotated[int, Field(ge=0)]
 class DelayedSGDTable(GraphTable, LearningRate):
     """SGD on gradients of an earlier model (arXiv 2308.09430)."""
 
-    fixed = frozenset({"mode", "delay", "layout"})
+    fixed = frozenset({"mode", "delay", "layout", "window", "trace"})
+    files: ClassVar[dict[str, str]] = {"trace": "hpcopt.storage.trace:read"}
 
-    mode: Literal["exact", "schedule", "free"] = "exact"
+    mode: Literal["exact", "schedule", "trace", "free"] = "exact"
     """"exact": every round applies Σ ω_n ∇f_n(x_{t−τ_n}) of all workers; "schedule": worker n's gradient
     arrives in the rounds t with (t − n) mod τ_n = 0 only, and is of the model of τ_n rounds before; "free":
-    every worker steps at its own pace, and how late its gradients are is measured"""
+    every worker steps at its own pace, and how late its gradients are is measured; "trace": which gradients
+    are applied when, and of which model they are, is read from a file"""
     window: Count = 64
-    """"free": gradients of all workers together that make a round"""
+    """"free": gradients of all workers together that make a round; "trace": rows, where they have none"""
     layout: Literal["owners", "neighbours"] = "owners"
     """"free": every worker owns a slice of the model, to which the others put their gradients; or has a model
     of its own, which it averages with its neighbours' on the topology as they arrive"""
     trace_out: bool = False
     """"free": keep in DIR/trace.h5 what replays the run to the bit"""
+    trace: str | None = None
+    """"trace": the trace.h5 of a free run of the layout "owners", or a CSV file with the columns worker, read
+    and, if you like, round: the k-th gradient that is applied is this worker's, of the model to which `read`
+    gradients had been applied. The run ends with its trace"""
     transport: Literal["auto", "windows", "messages"] = "auto"
     """"free": what carries gradients and slices of the model: one-sided puts, messages, or whichever is right
     and faster"""
@@ -68,15 +74,30 @@ class DelayedSGDTable(GraphTable, LearningRate):
             )
         if self.mode == "exact" and self.aggregate == "sum":
             raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')
-        if self.mode == "free" and self.aggregate == "sum":
-            raise ValueError('aggregate = "sum": with mode = "free" every gradient is applied by itself')
-        if self.mode == "free" and self.lr_rule == "stability":
-            raise ValueError('lr_rule = "stability": with mode = "free" nobody knows the longest delay')
+        if self.measured and self.aggregate == "sum":
+            raise ValueError(
+                f'aggregate = "sum": with mode = "{self.mode}" every gradient is applied by itself'
+            )
+        if self.measured and self.lr_rule == "stability":
+            raise ValueError(
+                f'lr_rule = "stability": with mode = "{self.mode}" nobody sets the longest delay'
+            )
         if self.gossips and self.lr_rule != "constant":
             raise ValueError(f'lr_rule = "{self.lr_rule}": with layout = "neighbours" no gradient is late')
-        if self.mode == "free" and self.compensation:
-            raise ValueError('compensation: with mode = "free" nobody keeps the models that gradients are of')
+        if self.measured and self.compensation:
+            raise ValueError(
+                f'compensation: with mode = "{self.mode}" nobody keeps the models that gradients are of'
+            )
+        if (self.mode == "trace") != (self.trace is not None):
+            raise ValueError(
+                'trace: mode = "trace" needs the path of a trace.h5 or CSV file, others have none'
+            )
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is, or once was, measured how late gradients are."""
+        return self.mode in ("free", "trace")
 
     @property
     def gossips(self) -> bool:
@@ -92,6 +113,6 @@ class DelayedSGDTable(GraphTable, LearningRate):
 
     def misfits(self, rounds: int) -> list[str]:
         """A delay longer than the run: no gradient would be of any model but the first."""
-        if self.mode == "free" or not 0 < rounds < self.longest:
+        if self.measured or not 0 < rounds < self.longest:
             return []
         return [f"delay = {self.delay!r}: longer than the run, which has run.rounds = {rounds}"]

@@ -24,7 +24,7 @@ class Staleness:
 
     def add(self, worker: int, staleness: float, count: int = 1) -> None:
         """Counts something of a worker's, late by a whole number or, if several were added up, a mean."""
-        self._counts[worker, min(int(staleness + 0.5), self._counts.shape[1] - 1)] += count
+        count_late(self._counts, worker, staleness, count)
 
     def take(self, reduce: Reducer) -> Tensor:
         """The counts of all ranks since the last call, (N, bins) int64. Collective."""
@@ -34,6 +34,11 @@ class Staleness:
         total = reduce.scalars(own).reshape(self._counts.shape).to(self._counts)
         self._counts.zero_()
         return total
+
+
+def count_late(counts: Tensor, worker: int, staleness: float, count: int = 1) -> None:
+    """Counts something of a worker's in (N, bins), see `Staleness.add`."""
+    counts[worker, min(int(staleness + 0.5), counts.shape[1] - 1)] += count
 
 
 def summary(counts: Tensor) -> dict[str, float]:
