@@ -86,7 +86,7 @@ class MPIMailbox:
         if self._rests:  # what the pause brought; other ports may still be at work
             self._rests = False
         else:
-            self._go()
+            self._go(news=bool(mail))
         return mail
 
     def collected(self, origin: int, to: int) -> int:
@@ -96,7 +96,7 @@ class MPIMailbox:
     def agree(self, made: int, goal: int) -> Agreed | None:
         """See `Mailbox`."""
         agreed = self._sums.agree(made, goal)
-        self._go()
+        self._go(news=False)
         return agreed
 
     def pause(self) -> None:
@@ -121,8 +121,8 @@ class MPIMailbox:
 
     # --- the thread ----------------------------------------------------------------------------------------
 
-    def _go(self) -> None:
-        """Sees to it that what was put is carried away."""
+    def _go(self, news: bool = True) -> None:
+        """Sees to it that somebody carries, at once if there is something new to carry."""
         self._check()
         self._rests = False
         if not self._multiple:
@@ -130,7 +130,7 @@ class MPIMailbox:
         elif self._thread is None:
             self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
             self._thread.start()
-        else:
+        elif news:
             self._wake.set()
 
     def _check(self) -> None:
