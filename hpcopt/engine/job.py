@@ -159,12 +159,14 @@ class Job:
         """See `Host`."""
         self._last = record
         self._directory.append(record)
+        self._trace()
         self._reporter.record(record)
 
     def save(self) -> None:
         """See `Host`."""
         built, directory, round = self._built, self._directory, self._built.state.round
-        directory.flush()  # records up to a checkpoint must outlive it
+        self._trace()
+        directory.flush()  # records and trace up to a checkpoint must outlive it
         meta = built.config.identity() | {
             "totals": asdict(self._recorder.costs.totals()),
             "chosen": built.ports.chosen,
@@ -173,6 +175,11 @@ class Job:
         }
         path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))
+
+    def _trace(self) -> None:
+        """The run is at rest. Collective."""
+        state = self._built.state
+        self._directory.append_trace(state.round, self._built.method.trace(state))
 
     def end(self, reason: str) -> None:
         """Leaves the files as the reason asks. Collective.
