@@ -7,8 +7,9 @@ makes no MPI call in that time. Rank 0 puts a vector every 10 ms, and looks how 
 taken, as rank 1 sees it (both have one clock: hosts are namespaces of one machine), and until rank 0 knows.
 Both agree all the time on how much was made. The same products without a mailbox: what it costs the target.
 
-Then 4 MB again and again, K under way, until the last was taken, against a bare Put and Flush into an
-allocated window of a target that waits within MPI.
+Then 4 MB again and again against a bare Put and Flush into an allocated window of a target that waits within
+MPI: what the port's windows do of it (a put, and what makes it safe to read), and from `put` until the last
+was taken, K under way, with the copies into and out of host memory that let the computing threads go on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from common import hosts, in_turn, ratios, spread
 from mpi4py import MPI
 
 from hpcopt.comm.mailbox.choice import WIRES
+from hpcopt.comm.mailbox.links import Links
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
+from hpcopt.comm.mailbox.parcel import Parcel, room
+from hpcopt.comm.mailbox.windows import Windows
 from hpcopt.comm.ports import Transport
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
@@ -94,11 +98,16 @@ class Puts:
         self.known: list[float] = []
         self.busy: list[list[float]] = []
 
+    def without(self) -> None:
+        """The work alone. Collective."""
+        wait(self._comm)
+        seconds = self._work(lambda: None) if self._comm.rank == TARGET else 0.0
+        wait(self._comm)
+        self.plain.append(self._comm.bcast(seconds, TARGET))
+
     def repeat(self) -> None:
-        """The work without and with puts. Collective."""
+        """The work with puts. Collective."""
         comm, port = self._comm, self._port
-        wait(comm)
-        plain = self._work(lambda: None) if comm.rank == TARGET else 0.0
         wait(comm)
         busy, start = port.busy, time.perf_counter()
         seconds, times = (0.0, self._origin()) if comm.rank == ORIGIN else self._target()
@@ -106,11 +115,10 @@ class Puts:
         share = (port.busy - busy) / (time.perf_counter() - start)
         port.collect()
         middle = 1e3 * statistics.median(times)
-        found = comm.allgather((seconds, plain, middle, share))
+        found = comm.allgather((seconds, middle, share))
         self.compute.append(found[TARGET][0])
-        self.plain.append(found[TARGET][1])
-        self.taken.append(found[TARGET][2])
-        self.known.append(found[ORIGIN][2])
+        self.taken.append(found[TARGET][1])
+        self.known.append(found[ORIGIN][1])
         self.busy.append([share for *_, share in found])
 
     def _target(self) -> tuple[float, list[float]]:
@@ -185,6 +193,28 @@ class Stream:
         self._port.free()
 
 
+class Sent:
+    """Long vectors that the windows carry, and nobody takes. Collective; so is each call."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        links, like = Links(LINKS, Placement.even(comm.size, comm.size, comm.rank)), torch.randn(LARGE)
+        self._comm, self._wire = comm, Windows(comm.Dup(), links, DEPTH, room(like))
+        self._link, self._parcel = next(iter(links.leaving.values())), Parcel(like)
+        self._parcel.fill(like, 0, 0)
+
+    def __call__(self) -> None:
+        """The target helps, where it has to."""
+        if self._comm.rank == ORIGIN:
+            for _ in range(IN_A_ROW):
+                self._wire.send(self._link, self._parcel)
+                self._wire.sent()
+        self._comm.Barrier()
+
+    def free(self) -> None:
+        """Collective."""
+        self._wire.free()
+
+
 class Bare:
     """Put and Flush, and nothing else. Collective; so is each call."""
 
@@ -216,20 +246,21 @@ def main() -> None:
     work, count = Work(), hosts(comm)
     puts = {transport: Puts(comm, transport, work) for transport in WIRES}
     for repeat in range(REPEATS):
-        for transport in WIRES if repeat % 2 else reversed(WIRES):
-            puts[transport].repeat()
+        turns = [call for one in puts.values() for call in (one.without, one.repeat)]
+        for call in turns if repeat % 2 else reversed(turns):
+            call()
     if comm.rank == 0:
         print(f"{count} host{'s' * (count > 1)}, {' '.join(sys.argv[1:])}, medians of {REPEATS} [min, max]")
         for transport, found in puts.items():
             print(f"  {transport:9} {found}", flush=True)
-    streams: dict[str, Stream | Bare] = {transport: Stream(comm, transport) for transport in WIRES}
-    streams["Put+Flush"] = Bare(comm)
+    streams: dict[str, Stream | Sent | Bare] = {"Put+Flush": Bare(comm), "sent by windows": Sent(comm)}
+    streams |= {f"taken by {transport}": Stream(comm, transport) for transport in WIRES}
     times = in_turn(comm, streams, REPEATS)
     if comm.rank == 0:
         for name, seconds in times.items():
             rates = [4e-9 * LARGE * IN_A_ROW / one for one in seconds]
             beside = ratios(times["Put+Flush"], seconds)
-            print(f"  {name:9} 4 MB: {spread(rates, 2)} GB/s, of the bare one {beside}", flush=True)
+            print(f"  {name:17} 4 MB: {spread(rates, 2)} GB/s, of the bare one {beside}", flush=True)
     for one in (*puts.values(), *streams.values()):
         one.free()
 
