@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from hpcopt.config.run import RunTable
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,8 +37,8 @@ class Table(BaseModel):
             return values
         return {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in values.items()}
 
-    def misfits(self, rounds: int) -> list[str]:
-        """What makes no sense in a run of so many rounds, a sentence each; of a method."""
+    def misfits(self, run: RunTable) -> list[str]:
+        """What makes no sense in such a run, a sentence each; of a method."""
         return []
 
 

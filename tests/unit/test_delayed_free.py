@@ -161,3 +161,10 @@ def test_neighbours_agree():
 def test_keys_that_mean_nothing_to_free_workers(keys, words):
     with pytest.raises(hpcopt.UserError, match=words):
         hpcopt.DelayedSGD(mode="free", **keys)
+
+
+def test_bits_that_cannot_be_promised():
+    method = hpcopt.DelayedSGD(mode="free")
+    recipe = hpcopt.LinearRegression(workers=N, dim=3)
+    with pytest.raises(hpcopt.UserError, match=r"run\.deterministic"):
+        hpcopt.simulate(method, recipe, 2, deterministic=True)

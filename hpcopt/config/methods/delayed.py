@@ -9,6 +9,9 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from hpcopt.config.base import Count, LearningRate, NonNegative, Positive
 from hpcopt.config.methods.gossip import GraphTable
 
+if TYPE_CHECKING:
+    from hpcopt.config.run import RunTable
+
 Rounds = Annotated[int, Field(ge=0)]
 
 
@@ -111,8 +114,10 @@ class DelayedSGDTable(GraphTable, LearningRate):
             return int(self.delay.removeprefix("random:"))
         return max(self.delay) if isinstance(self.delay, list) else self.delay
 
-    def misfits(self, rounds: int) -> list[str]:
-        """A delay longer than the run: no gradient would be of any model but the first."""
-        if self.measured or not 0 < rounds < self.longest:
+    def misfits(self, run: RunTable) -> list[str]:
+        """A delay longer than the run: no gradient would be of any model but the first; bits that cannot be."""
+        if self.mode == "free" and run.deterministic:
+            return ['mode = "free": its bits depend on time, which run.deterministic = true cannot change']
+        if self.measured or not 0 < run.rounds < self.longest:
             return []
-        return [f"delay = {self.delay!r}: longer than the run, which has run.rounds = {rounds}"]
+        return [f"delay = {self.delay!r}: longer than the run, which has run.rounds = {run.rounds}"]
