@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -115,7 +115,7 @@ class DelayedSGDTable(GraphTable, LearningRate):
         return max(self.delay) if isinstance(self.delay, list) else self.delay
 
     def misfits(self, run: RunTable) -> list[str]:
-        """A delay longer than the run: no gradient would be of any model but the first; bits that cannot be."""
+        """A delay longer than the run, all of whose gradients would be of the first model; bits that cannot be."""
         if self.mode == "free" and run.deterministic:
             return ['mode = "free": its bits depend on time, which run.deterministic = true cannot change']
         if self.measured or not 0 < run.rounds < self.longest:
