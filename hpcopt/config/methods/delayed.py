@@ -115,7 +115,7 @@ class DelayedSGDTable(GraphTable, LearningRate):
         return max(self.delay) if isinstance(self.delay, list) else self.delay
 
     def misfits(self, run: RunTable) -> list[str]:
-        """A delay longer than the run, all of whose gradients would be of the first model; bits that cannot be."""
+        """A delay longer than the run: all gradients would be of x_0. Free workers and equal bits."""
         if self.mode == "free" and run.deterministic:
             return ['mode = "free": its bits depend on time, which run.deterministic = true cannot change']
         if self.measured or not 0 < run.rounds < self.longest:
