@@ -131,19 +131,20 @@ class Stretch:
         """See `applied`."""
         _, worker, count, round = self._segment.applied[rows].T
         self._refuse(APPLIED, np.diff(round, prepend=0) < 0, "comes after a later round", rows)
-        version, begin, stamps = np.cumsum(count), np.zeros_like(count), np.zeros_like(count)
+        total = np.bincount(worker, count, len(self.gradients)).astype(np.int64)
         for n, made in enumerate(self.gradients):
-            mine, total = worker == n, int(count[worker == n].sum())
-            if total != len(made):
+            if total[n] != len(made):
                 raise UserError(
                     f"{self._trace.path}: before round {self.rounds.stop} worker {n} made {len(made)} "
-                    f"gradients, but {total} were applied to slice {m}: all are, each once"
+                    f"gradients, but {total[n]} were applied to slice {m}: all are, each once"
                 )
+        version, begin, stamps = np.cumsum(count), np.zeros_like(count), np.zeros_like(count)
+        for n, made in enumerate(self.gradients):
             unknown = ~np.isin(made[:, 1 + m], np.append(0, version))
             self._refuse(GRADIENTS, unknown, f"slice {m} never had this version", self._rows[n])
+            mine, sums = worker == n, np.append(0, np.cumsum(made[:, 1 + m]))
             ends = np.cumsum(count[mine])
             begin[mine] = ends - count[mine]
-            sums = np.append(0, np.cumsum(made[:, 1 + m]))
             stamps[mine] = sums[ends] - sums[begin[mine]]
         return np.stack([worker, begin, count, round, version - count, stamps], 1)
 
