@@ -1,8 +1,8 @@
 """The study's problems: one layer with squared errors, and a network, on parts of Fashion-MNIST; their twins.
 
 Twins are two models that are trained at once, on the same mini-batches, by the same method: the second has
-another row in place of one of the training rows. As neither's gradient depends on the other, they are what two
-runs would be.
+another row in place of one of the training rows. As neither's gradient depends on the other, they are what
+two runs would be.
 
 symbol     meaning
 S, z_r     the training rows, and row r of them
@@ -26,7 +26,10 @@ from hpcopt.math.streams import stream
 from hpcopt.problems.data import open_dataset
 from hpcopt.problems.models import build, initialise
 
-CLASSES = 10
+Array = np.ndarray[Any, Any]
+TRAINING_ROWS, CLASSES = 60_000, 10
+MEAN, DEVIATION = np.float32(72.94), np.float32(90.02)
+"""of all pixels of the training rows"""
 SHAPE = (1, 28, 28)
 JUDGES = 2000
 """test rows, the first ones, on which twins are compared"""
@@ -55,16 +58,15 @@ def problem(
     if not hidden:  # of a convex problem the start is 0
         nn.init.zeros_(model.head.weight)
     n, loss = workers * samples_per_worker, mse_loss if not hidden else cross_entropy
-    images, labels = _rows("train")
-    order = stream(seed, "delayed study").permutation(len(labels))
+    order = stream(seed, "delayed study").permutation(TRAINING_ROWS)
     rows = order[:n]
     if twin_row is None:
-        train, test = (images[rows], _targets(labels[rows], hidden)), _rows("test")
-        return _plain(model, loss, train, (test[0], _targets(test[1], hidden)), workers, keys)
+        train, test = _rows("train", rows, hidden), _rows("test", np.arange(10_000), hidden)
+        return _plain(model, loss, train, test, workers, keys)
     others = rows.copy()
     others[twin_row] = order[n + twin_row]  # a row that is not in S
-    pairs = np.stack([rows, others], 1)
-    train = images[pairs], _targets(labels[pairs], hidden)
+    both = [_rows("train", numbers, hidden) for numbers in (rows, others)]
+    train = tuple(np.stack(arrays, 1) for arrays in zip(*both, strict=True))
     twins = _plain(Twins(model), _of_both(loss), train, None, workers, keys)
     return _Remembering(twins, rows[twin_row], others[twin_row])
 
@@ -77,17 +79,16 @@ def _plain(
     return network
 
 
-def _targets(labels: np.ndarray[Any, Any], hidden: list[int]) -> np.ndarray[Any, Any]:
-    return labels if hidden else np.eye(CLASSES, dtype=np.float32)[labels]
+def _rows(which: str, numbers: Array, hidden: list[int]) -> tuple[Array, Array]:
+    """Standardised images with those numbers, and their labels, or 0 and 1 for each class."""
+    split = getattr(_fashion(), which)
+    images, labels = np.float32(split.read(numbers)), split.labels[numbers]
+    return (images - MEAN) / DEVIATION, labels if hidden else np.eye(CLASSES, dtype=np.float32)[labels]
 
 
 @cache
-def _rows(which: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Images, standardised by the mean and deviation of all training pixels, and labels."""
-    data = open_dataset("fashion-mnist")
-    split = data.train if which == "train" else data.test
-    images = (np.float32(split.read(np.arange(len(split)))) - data.mean) / data.std
-    return np.float32(images), split.labels
+def _fashion() -> Any:
+    return open_dataset("fashion-mnist")
 
 
 # --- twins -----------------------------------------------------------------------------------------------
@@ -127,20 +128,18 @@ class _Remembering(hpcopt.Network):
 def stability(problem: Any, model: Tensor) -> dict[str, float]:
     """How much twins differ: a metric.
 
-    ``stability_row``: f(x; z) − f(x'; z) at z', which only x' was trained on, and f(x'; z) − f(x; z) at z_r,
-    which only x was; the mean of the two. Its expectation is the generalisation gap. ``stability_loss``: the mean
-    of |f(x; z) − f(x'; z)| over test rows. ``stability_distance``: ‖x − x'‖.
+    ``stability_row``: f(x; z) − f(x'; z) at z'_r, which only x' was trained on, and f(x'; z) − f(x; z) at
+    z_r, which only x was; the mean of the two. Its expectation is the generalisation gap.
+    ``stability_loss``: the mean of |f(x; z) − f(x'; z)| over test rows. ``stability_distance``: ‖x − x'‖.
     """
     views = problem.layout.views(model)
     each = [
         {key[7:]: value for key, value in views.items() if key.startswith(f"each.{i}.")} for i in range(2)
     ]
     hidden = [len(value) for key, value in each[0].items() if key.startswith("body") and value.ndim == 2]
-    train, test = _rows("train"), _rows("test")
-    numbers = list(problem.twin_rows)
-    images = np.concatenate([train[0][numbers], test[0][:JUDGES]])
-    labels = np.concatenate([train[1][numbers], test[1][:JUDGES]])
-    first, second = (_losses(x, hidden, images, labels) for x in each)
+    rows = [_rows("train", np.array(problem.twin_rows), hidden), _rows("test", np.arange(JUDGES), hidden)]
+    images, targets = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+    first, second = (_losses(x, hidden, images, targets) for x in each)
     at_rows = first[:2] - second[:2]
     distance = sum(float((a - each[1][key]).square().sum()) for key, a in each[0].items()) ** 0.5
     return {
@@ -151,14 +150,11 @@ def stability(problem: Any, model: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _losses(x: dict[str, Tensor], hidden: list[int], images: Any, labels: Any) -> Tensor:
+def _losses(x: dict[str, Tensor], hidden: list[int], images: Array, targets: Array) -> Tensor:
     """Of each row, float64."""
-    inputs = torch.from_numpy(images).to(x["head.weight"])
+    inputs, wanted = torch.from_numpy(images).to(x["head.weight"]), torch.from_numpy(targets)
     output = torch.func.functional_call(build("mlp", SHAPE, CLASSES, hidden), x, inputs).double()
-    targets = torch.from_numpy(_targets(labels, hidden))
-    if hidden:
-        return cross_entropy(output, targets, reduction="none")
-    return (output - targets).square().mean(1)
+    return cross_entropy(output, wanted, reduction="none") if hidden else (output - wanted).square().mean(1)
 
 
 __all__ = ["problem", "stability"]

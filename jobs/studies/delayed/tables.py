@@ -17,19 +17,19 @@ PROTOCOLS: dict[Protocol, str] = {
     "gradients": "equal gradients",
     "loss": "equal training loss",
 }
-SCHEDULE = f"""{WORKERS} workers; worker n's gradient arrives in the rounds t with (t − n) mod τ = 0 and is added with
-its own rate. τ = 0: all {WORKERS} in every round, none of them late. Equal iterations: after {ITERATIONS}
-rounds; equal gradients: after {GRADIENTS:,} mini-batches of 16 rows; equal training loss: where it first is as
-small as the largest that any τ has after that many gradients, seed by seed."""
-EXACT = f"""Every round applies the mean of all {WORKERS} gradients, each of the model of τ rounds before: equal iterations
-are equal gradients ({GRADIENTS // WORKERS} rounds, {GRADIENTS:,} gradients)."""
-TWINS = """Two models that differ in one of the training rows, trained on the same mini-batches. |Δf|: the mean of
-|f(x; z) − f(x'; z)| over 2000 test rows; Δ at the rows: f(x; z') − f(x'; z') and f(x'; z) − f(x; z) for the
-row z that only x and the row z' that only x' was trained on, the mean of both, whose expectation is the gap."""
-ROWS_TEXT = """The gap for other numbers n of training rows; b: of gap ∝ n^b, by least squares of logarithms over all
-runs."""
-RATES = """The gap at other rates: a quarter of it, and the largest that the paper's condition for stability allows,
-1/(20 L (τ + 1)), L the largest eigenvalue of the Hessian of all rows at the start."""
+SCHEDULE = f"""{WORKERS} workers; worker n's gradient arrives in the rounds t with (t − n) mod τ = 0 and is
+added at its own rate. τ = 0: all {WORKERS} in every round, none of them late. Equal iterations: after
+{ITERATIONS} rounds. Equal gradients: after {GRADIENTS:,} mini-batches of 16 rows. Equal training loss: where
+it first is as small as the largest that any τ has after that many gradients, seed by seed."""
+EXACT = f"""Every round applies the mean of all {WORKERS} gradients, each of the model of τ rounds before, so
+equal iterations are equal gradients ({GRADIENTS // WORKERS} rounds, {GRADIENTS:,} gradients)."""
+TWINS = """Two models that differ in one of the training rows, trained on the same mini-batches. |Δf|: the
+mean of |f(x; z) − f(x'; z)| over 2000 test rows. Δ at the rows: f(x; z') − f(x'; z') and f(x'; z) − f(x; z),
+where only x was trained on the row z and only x' on z'; the mean of both, whose expectation is the gap."""
+ROWS_TEXT = """The gap for other numbers n of training rows; b: of gap ∝ n^b, by least squares of logarithms
+over all runs."""
+RATES = """The gap at other rates: a quarter of it, and the largest that the paper's condition for stability
+allows, 1/(20 L (τ + 1)), L the largest eigenvalue of the Hessian of all rows at the start."""
 
 
 def section(study: Study, problem: Problem, found: dict[str, Group]) -> list[str]:
