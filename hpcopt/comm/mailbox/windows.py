@@ -33,15 +33,15 @@ class Windows:
 
     def __init__(self, comm: MPI.Intracomm, links: Links, depth: int, room: int) -> None:
         self._links, self._depth, self._room = links, depth, room
-        here, reaching, going = comm.rank, links.reaching[comm.rank], links.going[comm.rank]
+        self._here, reaching, going = comm.rank, links.reaching[comm.rank], links.going[comm.rank]
         self._sent = np.zeros(going, np.int64)
         self._received = np.zeros(reaching, np.int64)
         self._gone: list[Parcel] = []
         self._each = np.arange(reaching)
-        size = self._entry(here, reaching, 0)
+        size = self._entry(self._here, reaching, 0)
         self._win = MPI.Win.Allocate(max(size, WORD), 1, comm=comm)
         self._memory: Bytes = np.frombuffer(self._win.tomemory(), np.uint8)  # type: ignore[call-overload]
-        words = self._memory[: self._entry(here, 0, 0)].view(np.int64)
+        words = self._memory[: self._entry(self._here, 0, 0)].view(np.int64)
         words[:] = 0
         self._versions: NDArray[np.int64] = words[: reaching * depth].reshape(reaching, depth)
         self.told: NDArray[np.int64] = words[reaching * depth :][: going * TOLD].reshape(going, TOLD)
@@ -78,7 +78,7 @@ class Windows:
     def read(self, place: int, parcel: Parcel) -> None:
         """Copies the next entry of an arrived link."""
         entry = int(self._received[place]) % self._depth
-        start = self._entry(self._win.group.rank, place, entry)
+        start = self._entry(self._here, place, entry)
         parcel.bytes[:HEADER] = self._memory[start : start + HEADER]
         nbytes = int(parcel.header[BYTES])
         parcel.bytes[HEADER:nbytes] = self._memory[start + HEADER : start + nbytes]
