@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common import Case, Study
+from common import Case, Study, crossing
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 16
@@ -133,14 +133,14 @@ class Group:
 
     def values(self, study: Study, tau: int, name: str, protocol: Protocol) -> list[float]:
         """A metric of every seed where a protocol looks; nan where a run is missing or has diverged."""
+        cases = [self.case(tau, seed) for seed in self.seeds]
         if protocol != "loss":
-            return study.column(
-                [self.case(tau, seed) for seed in self.seeds], name, self.record(tau, protocol)
-            )
-        return [
-            at_loss(study, self.case(tau, seed), name, target)
-            for seed, target in zip(self.seeds, self.targets(study), strict=True)
+            return study.column(cases, name, self.record(tau, protocol))
+        found = [
+            crossing(study.series(case, "loss"), study.series(case, name), target)
+            for case, target in zip(cases, self.targets(study), strict=True)
         ]
+        return [value if math.isfinite(value) else math.nan for value in found]
 
     def targets(self, study: Study) -> list[float]:
         """Of every seed, the training loss that all τ reach: the largest of those after G gradients."""
@@ -148,16 +148,6 @@ class Group:
         return [
             math.nan if any(map(math.isnan, losses)) else max(losses) for losses in zip(*ends, strict=True)
         ]
-
-
-def at_loss(study: Study, case: Case, name: str, target: float) -> float:
-    """A metric where the training loss first was at a target, linear in it between two records."""
-    losses, values = study.series(case, "loss"), study.series(case, name)
-    at = next((i for i, loss in enumerate(losses) if loss <= target), None)
-    if at is None or at == 0:
-        return math.nan
-    part = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
-    return values[at - 1] + part * (values[at] - values[at - 1])
 
 
 def groups(problem: Problem, quick: int) -> dict[str, Group]:

@@ -23,9 +23,10 @@ added at its own rate. τ = 0: all {WORKERS} in every round, none of them late. 
 it first is as small as the largest that any τ has after that many gradients, seed by seed."""
 EXACT = f"""Every round applies the mean of all {WORKERS} gradients, each of the model of τ rounds before, so
 equal iterations are equal gradients ({GRADIENTS // WORKERS} rounds, {GRADIENTS:,} gradients)."""
-TWINS = """Two models that differ in one of the training rows, trained on the same mini-batches. |Δf|: the
-mean of |f(x; z) − f(x'; z)| over 2000 test rows. Δ at the rows: f(x; z') − f(x'; z') and f(x'; z) − f(x; z),
-where only x was trained on the row z and only x' on z'; the mean of both, whose expectation is the gap."""
+TWINS = """Two models that differ in one of the training rows, trained on the same mini-batches. Mean absolute
+Δf: the mean of |f(x; z) − f(x'; z)| over 2000 test rows. Δ at the rows: f(x; z') − f(x'; z') and
+f(x'; z) − f(x; z), where only x was trained on the row z and only x' on z'; the mean of both, whose
+expectation is the gap."""
 ROWS_TEXT = """The gap for other numbers n of training rows; b: of gap ∝ n^b, by least squares of logarithms
 over all runs."""
 RATES = """The gap at other rates: a quarter of it, and the largest that the paper's condition for stability
@@ -96,7 +97,7 @@ def _effects(study: Study, group: Group, protocols: Sequence[Protocol]) -> str:
 
 def _twins(study: Study, group: Group) -> str:
     """Differences between twins after T iterations and after G gradients."""
-    columns = {"loss": "|Δf|", "distance": "‖x − x'‖", "row": "Δ at the rows"}
+    columns = {"loss": "mean absolute Δf", "distance": "‖x − x'‖", "row": "Δ at the rows"}
     protocols: tuple[Protocol, ...] = ("iterations", "gradients")
     head = ["τ", *(f"{PROTOCOLS[p]}: {text}" for p in protocols for text in columns.values())]
     rows = []
