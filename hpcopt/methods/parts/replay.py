@@ -19,7 +19,8 @@ from torch import Tensor
 from hpcopt.errors import UserError
 from hpcopt.ground.placement import block
 from hpcopt.methods.parts.late_rates import Rate
-from hpcopt.methods.parts.walk import Applied, Made, Stretch, Walk, Wave
+from hpcopt.methods.parts.stretch import Stretch
+from hpcopt.methods.parts.walk import Applied, Made, Walk, Wave
 
 if TYPE_CHECKING:
     from hpcopt.comm.ports import Contribution
