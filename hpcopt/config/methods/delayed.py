@@ -91,6 +91,8 @@ class DelayedSGDTable(GraphTable, LearningRate):
             raise ValueError(
                 f'compensation: with mode = "{self.mode}" nobody keeps the models that gradients are of'
             )
+        if self.trace_out and self.mode != "free":
+            raise ValueError(f'trace_out = true: with mode = "{self.mode}" the config tells everything')
         if (self.mode == "trace") != (self.trace is not None):
             raise ValueError(
                 'trace: mode = "trace" needs the path of a trace.h5 or CSV file, others have none'
