@@ -367,7 +367,7 @@ class Mailbox(Protocol):
         """Returns when all that was put, anywhere, is where the next `collect` finds it. Collective.
 
         And nothing that is put afterwards; and all ranks know what was collected before. From then until
-        the next `put` or `collect` here the port makes no MPI call.
+        the next call here but one `collect` the port makes no MPI call.
         """
 
     def free(self) -> None:
