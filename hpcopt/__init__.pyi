@@ -16,6 +16,7 @@ from .methods.base import Method as Method
 from .methods.base import StepInfo as StepInfo
 from .methods.cocoa import CoCoA as CoCoA
 from .methods.common_directions import CommonDirections as CommonDirections
+from .methods.delayed_sgd import DelayedSGD as DelayedSGD
 from .methods.deprl import DePRL as DePRL
 from .methods.dho2 import DHO2 as DHO2
 from .methods.dpsgd import DPSGD as DPSGD

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from hpcopt.comm.mailbox.local_mailbox import Delay, LocalMailbox
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.opened import Opened
-from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
+from hpcopt.comm.ports import (
+    Counter,
+    Exchange,
+    Full,
+    Mailbox,
+    Neighbours,
+    Reducer,
+    Select,
+    SparseSum,
+    Transport,
+    Way,
+)
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 
@@ -24,13 +36,23 @@ class LocalPorts:
         workers: N.
         like: a vector (d,) like the model.
         ordered, ranks: see `LocalReducer`.
+        delay: of what is put into a mailbox, see `LocalMailbox`.
     """
 
-    def __init__(self, workers: int, like: Tensor, ordered: bool = False, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        workers: int,
+        like: Tensor,
+        ordered: bool = False,
+        ranks: int = 1,
+        delay: Delay | None = None,
+    ) -> None:
+        self._delay = delay
         self._workers, self._ordered, self._ranks = workers, ordered, ranks
         self.reduce: Reducer = LocalReducer(workers, like, ordered, ranks)
         self._open = Opened(self.reduce)
         self.chosen: dict[str, Any] = {}
+        self.wish: Callable[[], int] = lambda: 0
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
@@ -44,6 +66,18 @@ class LocalPorts:
     def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
         """The first: nothing is timed here."""
         return next(iter(ways))
+
+    def mailbox(
+        self,
+        like: Tensor,
+        links: Iterable[tuple[int, int]] | None = None,
+        depth: int = 4,
+        transport: Transport = "auto",
+        full: Full = "add",
+    ) -> Mailbox:
+        """See `Ports`."""
+        port = LocalMailbox(self._workers, like, links, depth, self._delay, full, lambda: self.wish())
+        return self._open.add("mailbox", port)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.opened import Opened
-from hpcopt.comm.ports import Counter, Exchange, Neighbours, Reducer, Select, SparseSum, Way
+from hpcopt.comm.ports import (
+    Counter,
+    Exchange,
+    Full,
+    Mailbox,
+    Neighbours,
+    Reducer,
+    Select,
+    SparseSum,
+    Transport,
+    Way,
+)
 from hpcopt.comm.reduce.choice import choose
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.sparse.costs import Costs
@@ -40,6 +52,7 @@ class MPIPorts:
 
     Attributes:
         chosen: what was measured or chosen so far; plain numbers and strings.
+        wish: see `Ports`.
     """
 
     def __init__(
@@ -58,6 +71,8 @@ class MPIPorts:
         self.chosen: dict[str, Any] = dict(remembered) | {"reduction": way}
         self.reduce: Reducer = self.reducer(overlap)
         self._open = Opened(self.reduce)
+        self._mailboxes: list[MPIMailbox] = []
+        self.wish: Callable[[], int] = lambda: 0
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
         """Another `Reducer` of the run's kind, that nobody counts; the caller frees it."""
@@ -104,10 +119,41 @@ class MPIPorts:
         port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
         return self._open.add("neighbours", port)
 
+    def mailbox(
+        self,
+        like: Tensor,
+        links: Iterable[tuple[int, int]] | None = None,
+        depth: int = 4,
+        transport: Transport = "auto",
+        full: Full = "add",
+    ) -> Mailbox:
+        """See `Ports`.
+
+        Raises:
+            RuntimeError: no transport that is allowed is right here.
+        """
+        port = MPIMailbox(
+            self._comm,
+            self._placement,
+            self._staging,
+            like,
+            links,
+            depth,
+            transport,
+            full,
+            wish=lambda: self.wish(),
+            remembered=self.chosen.get("mailbox", ""),
+        )
+        self.chosen["mailbox"] = port.transport
+        self._mailboxes.append(port)
+        return self._open.add("mailbox", port)
+
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""
         return self._open.counters()
 
     def free(self) -> None:
         """Frees all ports."""
+        for mailbox in self._mailboxes:  # first of all no thread makes MPI calls any more
+            mailbox.pause()
         self._open.free()

@@ -62,6 +62,15 @@ class Staging:
         torch.cuda.current_stream(self.device).synchronize()
         return host.numpy()
 
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """The tensor in host memory: itself, or its pinned copy, until the next one of its size."""
+        if self._on_host:
+            return tensor
+        host = self._host("host", tensor)
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return host
+
     def landing(self, tensor: Tensor) -> Any:
         """A buffer that MPI may write into in place of ``tensor``; `back` brings it home."""
         if self.direct:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from hpcopt.config.run import RunTable
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -21,6 +24,8 @@ class Table(BaseModel):
     """of a method: the built-in problems that it is for; all of them if none is named"""
     horizons: ClassVar[tuple[str, ...]] = ()
     """of a method: keys that are run.rounds if not given"""
+    files: ClassVar[dict[str, str]] = {}
+    """of a method: keys that name a file, and the "package.module:function" that reads it for the method"""
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
@@ -31,6 +36,10 @@ class Table(BaseModel):
         if not tuples or not isinstance(values, dict):
             return values
         return {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in values.items()}
+
+    def misfits(self, run: RunTable) -> list[str]:
+        """What makes no sense in such a run, a sentence each; of a method."""
+        return []
 
 
 class LearningRate(Table):

@@ -127,7 +127,7 @@ def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table
         allowed = ", ".join(f'"{kind}"' for kind in method.kinds)
         _fail(source, [f'[problem] kind = "{problem.kind}": {run.method} is for {allowed}'])
     config = _resolve(RunConfig(run, method, problem))
-    _fail(source, _unwritable(config))
+    _fail(source, [f"[method] {misfit}" for misfit in method.misfits(run)] + _unwritable(config))
     return config
 
 

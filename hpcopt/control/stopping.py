@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import time
-from enum import IntEnum
 
 import numpy as np
 from mpi4py import MPI
 
 from hpcopt.control import signals
+from hpcopt.control.wishes import Stop
 
 # how often the ranks look at each other's wishes [s]; a signal takes effect within two of these
 WINDOW_SECONDS = 0.5
 MAX_WINDOW = 64
-
-
-class Stop(IntEnum):
-    """Why a run stops early; the larger one wins."""
-
-    NO = 0
-    TIME = 1
-    SIGNAL = 2
 
 
 class StopAgreement:
@@ -43,6 +35,10 @@ class StopAgreement:
         """Asks all ranks to stop. Local."""
         self._wish = max(self._wish, wish)
 
+    def wish(self) -> Stop:
+        """What this rank wishes. Local; any thread may ask."""
+        return Stop.SIGNAL if signals.received() else self._wish
+
     def poll(self, round: int) -> Stop:
         """To be called at the end of every round by every rank; the same answer everywhere."""
         if round < self._due:
@@ -54,10 +50,8 @@ class StopAgreement:
                 self._request = None
                 return Stop(int(self._result[0]))
             window = int(np.clip(WINDOW_SECONDS / max(self._result[1], 1e-9), 1, MAX_WINDOW))
-        if signals.received():
-            self.ask(Stop.SIGNAL)
         now = time.perf_counter()
-        self._send[:] = self._wish, (now - self._since) / max(round - self._posted, 1)
+        self._send[:] = self.wish(), (now - self._since) / max(round - self._posted, 1)
         self._request = self._comm.Iallreduce(self._send, self._result, MPI.MAX)
         self._due, self._posted, self._since = round + window, round, now
         return Stop.NO

@@ -38,9 +38,11 @@ _HDF5 = (
     "OMPI_MCA_io=^ompio, and see that h5py and mpi4py use the same MPI"
 )
 _NO_GRAPHS = 'methods that average between neighbours need them: pip install "hpcopt[run]"'
+_ONE_TRANSPORT = "nothing to do: methods whose workers wait for nobody use the other transport"
 _CORES = "start fewer ranks per node, ask for more cores (--cpus-per-task), look at mpirun --bind-to, or set "
 ALLREDUCE_BYTES = 1 << 20
 GOSSIP_COLUMNS = 100_000
+MAIL_LENGTH = 1000
 FILE_BYTES = 16 << 20
 GIB = 1 << 30
 
@@ -116,6 +118,29 @@ def neighbours(comm: MPI.Comm) -> Finding:
     if wrong:
         return fails(f"averages between neighbours are wrong: {', '.join(wrong)}", _OTHER_MPI)
     return ok(f"ring and one-peer exponential over {_count(comm.size, 'rank')}: right")
+
+
+def mailbox(comm: MPI.Comm) -> Finding:
+    """Vectors that ranks put to the next one, and to one far away, by each transport; numbers are known."""
+    import torch
+
+    from hpcopt.comm.mailbox.choice import WIRES
+    from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
+    from hpcopt.comm.staging import Staging
+    from hpcopt.ground.placement import Placement
+
+    placement, like = Placement.even(comm.size, comm.size, comm.rank), torch.zeros(MAIL_LENGTH)
+    links = [(n, (n + far) % comm.size) for n in range(comm.size) for far in (1, comm.size // 2)]
+    wrong = []
+    for transport in WIRES:
+        try:
+            MPIMailbox(comm, placement, Staging(like.device), like, links, transport=transport).free()
+        except RuntimeError:  # on every rank
+            wrong.append(transport)
+    text = f"{', '.join(name for name in WIRES if name not in wrong)} over {_count(comm.size, 'rank')}: right"
+    if len(wrong) == len(WIRES):
+        return fails(f"vectors that ranks put to each other are wrong: {', '.join(wrong)}", _OTHER_MPI)
+    return note(f"{text}; {wrong[0]}: wrong", _ONE_TRANSPORT) if wrong else ok(text)
 
 
 def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
@@ -250,10 +275,11 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-# the probes of later ports (mailbox) go here, one line each
+# the probes of later ports go here, one line each
 PORTS = (
     Probe("sparse sums", sparse_sums, _OTHER_MPI, Where.TOGETHER),
     Probe("neighbours", neighbours, _OTHER_MPI, Where.TOGETHER),
+    Probe("mailbox", mailbox, _OTHER_MPI, Where.TOGETHER),
 )
 
 LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)

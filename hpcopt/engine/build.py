@@ -15,11 +15,13 @@ from hpcopt.comm.staging import local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.engine.meter import uncounted
 from hpcopt.errors import UserError
+from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
 from hpcopt.storage import provenance
 
 if TYPE_CHECKING:
     from hpcopt.config import RunConfig
+    from hpcopt.config.base import Table
     from hpcopt.config.run import RunTable
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
@@ -104,12 +106,26 @@ def begin(
     _settle(problem, ports)
     beat("the method's start")
     with ranks.agreed():
+        method.files = read_files(method.settings)
         method.prepare(problem)
     state = method.start(problem, ports)
     _check_state(state)
     with uncounted(problem, ports):
         method.rehearse(state)
     return Built(config, ranks, problem, ports, device, method, state)
+
+
+def read_files(settings: Table) -> dict[str, Any]:
+    """What is in the files that a method's settings name, by key.
+
+    Raises:
+        UserError: a file is not there, or not what it should be.
+    """
+    given = {key: place for key, place in settings.files.items() if getattr(settings, key) is not None}
+    return {
+        key: load_own(f"method.{key}", place, "function")(getattr(settings, key))
+        for key, place in given.items()
+    }
 
 
 def _check_state(state: State) -> None:

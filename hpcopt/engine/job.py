@@ -15,11 +15,12 @@ from hpcopt.comm.mpi_ranks import MPIRanks
 from hpcopt.comm.staging import Staging
 from hpcopt.config import RunConfig
 from hpcopt.control.agree import agree, agreed
-from hpcopt.control.stopping import Stop, StopAgreement
+from hpcopt.control.stopping import StopAgreement
 from hpcopt.control.watchdog import Watchdog
+from hpcopt.control.wishes import Stop
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
 from hpcopt.engine.earlier import Earlier, tensors_of
-from hpcopt.engine.loop import NOT_FINITE, SIGNAL, TIME, Run, loop, room
+from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
 from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.record import Record, Recorder
 from hpcopt.engine.reporter import Reporter
@@ -148,22 +149,24 @@ class Job:
         self._reporter, self._stopping, self._last = reporter, stopping, first
         self.beat, self.made = watchdog.beat, reporter.round
 
-    def stop(self, round: int, late: bool) -> str:
+    def stop(self, round: int, late: bool, wish: int | None) -> Stop:
         """See `Host`."""
         if late:
             self._stopping.ask(Stop.TIME)
-        return {Stop.NO: "", Stop.TIME: TIME, Stop.SIGNAL: SIGNAL}[self._stopping.poll(round)]
+        return self._stopping.poll(round) if wish is None else Stop(wish)
 
     def keep(self, record: Record) -> None:
         """See `Host`."""
         self._last = record
         self._directory.append(record)
+        self._trace()
         self._reporter.record(record)
 
     def save(self) -> None:
         """See `Host`."""
         built, directory, round = self._built, self._directory, self._built.state.round
-        directory.flush()  # records up to a checkpoint must outlive it
+        self._trace()
+        directory.flush()  # records and trace up to a checkpoint must outlive it
         meta = built.config.identity() | {
             "totals": asdict(self._recorder.costs.totals()),
             "chosen": built.ports.chosen,
@@ -172,6 +175,11 @@ class Job:
         }
         path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))
+
+    def _trace(self) -> None:
+        """The run is at rest. Collective."""
+        state = self._built.state
+        self._directory.append_trace(state.round, self._built.method.trace(state))
 
     def end(self, reason: str) -> None:
         """Leaves the files as the reason asks. Collective.
@@ -237,4 +245,5 @@ def _open(
     reporter.start(job)
     stopping = StopAgreement(directory.comm, round)
     in_agreement(opened, stopping.close)
+    built.ports.wish = stopping.wish
     return Job(built, recorder, directory, reporter, watchdog, stopping, first)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hpcopt.control.wishes import Stop
 from hpcopt.engine.meter import FILES, Clock, Costs
 from hpcopt.engine.record import Record, Recorder
 from hpcopt.errors import HpcoptError
@@ -22,6 +23,7 @@ ROUNDS, METHOD, TIME, TARGET = "rounds", "method", "max_seconds", "target_loss"
 """why a run is over"""
 SIGNAL, NOT_FINITE = "signal", "not finite"
 """why it ends before that"""
+REASONS = {Stop.NO: "", Stop.TIME: TIME, Stop.SIGNAL: SIGNAL}
 
 
 class Host(Protocol):
@@ -33,12 +35,13 @@ class Host(Protocol):
     def made(self, round: int) -> None:
         """A round is made."""
 
-    def stop(self, round: int, late: bool) -> str:
-        """Whether to stop early: `TIME`, `SIGNAL` or nothing, the same on every rank. Collective.
+    def stop(self, round: int, late: bool, wish: int | None) -> Stop:
+        """Whether to stop early, the same on every rank. Collective, but where a wish is given.
 
         Args:
             round: just made.
             late: this rank's clock has passed max_seconds.
+            wish: what all ranks wish, where the round has brought it; see `hpcopt.methods.base.StepInfo`.
         """
 
     def keep(self, record: Record) -> None:
@@ -109,7 +112,7 @@ def loop(run: Run, first: Record, host: Host) -> str:
         info = _step(run)
         state.round += 1
         host.made(state.round)
-        stop = host.stop(state.round, late=_late(settings, clock))
+        stop = REASONS[host.stop(state.round, _late(settings, clock), info.wish if info else None)]
         ended = _over(settings, state.round, info is not None and info.done, stop)
         if ended or _due(settings.evaluate_every, state.round):
             host.beat(f"the evaluation after round {state.round}")

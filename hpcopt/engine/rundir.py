@@ -1,4 +1,4 @@
-"""A run's directory: config.toml, run.h5, checkpoints/, log.jsonl, kept by all ranks of a job together."""
+"""A run's directory: config.toml, run.h5, trace.h5, checkpoints/, log.jsonl; all ranks of a job keep it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mpi4py import MPI
+from numpy.typing import NDArray
 
 from hpcopt.config import RunConfig, dump
 from hpcopt.control.agree import agreed
@@ -16,6 +18,7 @@ from hpcopt.ground import files
 from hpcopt.ground.stamps import now
 from hpcopt.storage.checkpoint import Checkpoints
 from hpcopt.storage.metrics import RunFile, Schema, read_header
+from hpcopt.storage.trace_file import TraceFile
 
 
 class RunDirectory:
@@ -32,6 +35,7 @@ class RunDirectory:
         self.metrics = path / "run.h5"
         self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
         self._file: RunFile | None = None  # on rank 0 only
+        self._trace: TraceFile | None = None  # there, too
 
     def claim(self) -> None:
         """Makes the directory of a new run.
@@ -42,7 +46,7 @@ class RunDirectory:
 
         def make() -> None:
             try:
-                names = ("config.toml", "run.h5", "checkpoints")
+                names = ("config.toml", "run.h5", "trace.h5", "checkpoints")
                 taken = any((self.path / name).exists() for name in names)
                 self.path.mkdir(parents=True, exist_ok=True)
             except (OSError, ValueError) as error:
@@ -76,10 +80,10 @@ class RunDirectory:
         return last if last >= self.config.run.rounds or (by_itself and unchanged) else None
 
     def open_metrics(self, schema: Schema, round: int, attributes: dict[str, Any], job: Any) -> None:
-        """Opens run.h5 with the schema's room; an earlier job's records up to ``round`` stay.
+        """Opens run.h5 with the schema's room, and trace.h5; an earlier job's rows up to ``round`` stay.
 
         Raises:
-            UserError: it cannot be written, or the earlier job's file is missing.
+            UserError: one cannot be written, or the earlier job's run.h5 is missing.
         """
         flush_seconds = self.config.run.flush_seconds
 
@@ -94,6 +98,9 @@ class RunDirectory:
         with agreed(self.comm):
             if self.comm.rank == 0:
                 self._file = make()
+                about = {"workers": self.config.run.workers, "dim": attributes["dim"]}
+                self._trace = TraceFile(self.path / "trace.h5", about, flush_seconds)
+                self._trace.begin(round)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a record, the same on every rank, to run.h5."""
@@ -101,23 +108,42 @@ class RunDirectory:
             if self._file is not None:
                 self._file.append(record)
 
-    def flush(self) -> None:
-        """Forces the records to the disk."""
+    def append_trace(self, round: int, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Appends to trace.h5 what a method's `trace` gives where the run rests before a round."""
+        if not rows:  # of no rank
+            return
+        ranks = self.comm.gather(rows)
         with agreed(self.comm):
-            if self._file is not None:
-                self._file.flush()
+            if self._trace is not None and ranks is not None:
+                self._trace.append(
+                    round, {name: np.concatenate([one[name] for one in ranks]) for name in rows}
+                )
+
+    def flush(self) -> None:
+        """Forces records and trace to the disk."""
+        with agreed(self.comm):
+            self._flush()
 
     def finish(self, stopped_by: str, round: int) -> None:
         """Cuts run.h5 to its records and says how the run ended."""
         end = {"end": now(), "stopped_by": stopped_by, "last_round": round}
         with agreed(self.comm):
+            self._flush()
             if self._file is not None:
                 self._file.finish(end)
 
     def close(self) -> None:
-        """Leaves run.h5 as it is. Local."""
+        """Leaves run.h5 as it is, and trace.h5 with what was appended. Local."""
+        if self._trace is not None:
+            self._trace.flush()
         if self._file is not None:
             self._file.close()
+
+    def _flush(self) -> None:
+        if self._trace is not None:
+            self._trace.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def _on_rank_0(self, work: Callable[[], Any]) -> Any:
         """Does local work on rank 0; its result, or its `HpcoptError`, comes to every rank."""

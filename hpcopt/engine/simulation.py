@@ -13,8 +13,9 @@ import torch
 
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config.run import RunTable
+from hpcopt.control.wishes import Stop
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
-from hpcopt.engine.loop import TIME, Run, loop, room
+from hpcopt.engine.loop import Run, loop, room
 from hpcopt.engine.names import config_in_python, filled_in
 from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.ranks import OneRank
@@ -104,6 +105,7 @@ def simulate(
         run = Run.of(built, load(config.run.metrics, metrics))
         start, first = now(), run.measure()
         memory = Memory(Reporter(None, rounds, active=progress))
+        built.ports.wish = lambda: memory.wish
         stopped_by = loop(run, first, memory)
         memory.end()
     end = {"start": start, "end": now(), "stopped_by": stopped_by, "last_round": built.state.round}
@@ -120,10 +122,12 @@ class Memory:
 
     Attributes:
         records: from round 0 on.
+        wish: see `hpcopt.comm.ports.Ports`.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self.records: list[Record] = []
+        self.wish = Stop.NO
         self._reporter = reporter
         reporter.start({})
 
@@ -134,9 +138,10 @@ class Memory:
         """See `Host`."""
         self._reporter.round(round)
 
-    def stop(self, round: int, late: bool) -> str:
+    def stop(self, round: int, late: bool, wish: int | None) -> Stop:
         """See `Host`."""
-        return TIME if late else ""
+        self.wish = Stop.TIME if late else Stop.NO
+        return self.wish if wish is None else Stop(wish)
 
     def keep(self, record: Record) -> None:
         """See `Host`."""

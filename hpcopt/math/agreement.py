@@ -8,11 +8,11 @@ from hpcopt.errors import UserError
 from hpcopt.math.mixing import Mixing, check, mixing
 
 if TYPE_CHECKING:
-    from hpcopt.config.methods.gossip import MixingTable
+    from hpcopt.config.methods.gossip import GraphTable
     from hpcopt.problems.base import Problem
 
 
-def agreeing(settings: MixingTable, problem: Problem, keeps_mean: bool = False) -> tuple[Mixing, str]:
+def agreeing(settings: GraphTable, problem: Problem, keeps_mean: bool = False) -> tuple[Mixing, str]:
     """The matrices W of a run, and in words the graph and how fast it mixes.
 
     Args:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
@@ -22,9 +26,12 @@ class StepInfo:
 
     Attributes:
         done: the method's own stopping rule is met; the same on every rank.
+        wish: what the ranks wish of the run, where a port of the method's has agreed on it
+            (`hpcopt.comm.ports.Ports`); None: the loop asks them.
     """
 
     done: bool = False
+    wish: int | None = None
 
 
 T = TypeVar("T", bound=Table)
@@ -43,12 +50,14 @@ class Method(ABC, Generic[T, S]):
         agreed: where a worker has a model of its own, the part of its parameters that is to be the same for
             all in the end; ``consensus`` tells how far it is from that.
         settings: as given, every default filled in.
+        files: what is in the files that the settings name, by key, see `hpcopt.config.base.Table`.
     """
 
     table: ClassVar[type[Table]]
-    model_field: ClassVar[str] = "x"
+    model_field: str = "x"
     agreed: ClassVar[Part] = "all"
     settings: T
+    files: Mapping[str, Any] = MappingProxyType({})
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Takes `table` from the class's declaration."""
@@ -97,6 +106,16 @@ class Method(ABC, Generic[T, S]):
 
     def pause(self, state: S) -> None:
         """Brings to rest whatever is in flight; called before every record and checkpoint. Collective."""
+
+    def trace(self, state: S) -> dict[str, NDArray[np.int64]]:
+        """What happened here since the last call that no setting tells: what is to be kept to replay the run.
+
+        Asked for after `pause`; on every rank the same names. Local.
+
+        Returns:
+            name -> (k, …) whole numbers, k of this rank's own; kept in DIR/trace.h5, rank after rank.
+        """
+        return {}
 
     def model(self, state: S) -> Tensor:
         """What is evaluated: (d,), one model for all N workers, or (n, d), a model of each worker here.

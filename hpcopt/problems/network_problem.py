@@ -66,6 +66,7 @@ class NetworkProblem(OneByOne):
         self._adjustments: Tensor | None = None
         count = self._try_out(data, min(all_rows))
         self._tests, self._classifies = data[0].even_test is not None, count is not None
+        self._test_rows = 0 if network.data.test is None else len(network.data.test)
         if table.logit_adjustment:
             priors = log_priors([worker.train.targets for worker in self._data], count, share.dtype)
             self._adjustments = table.logit_adjustment * priors
@@ -85,6 +86,7 @@ class NetworkProblem(OneByOne):
         ``loss``: with regularisation, weight ω_n. ``test_loss`` (without) and, for class targets,
         ``accuracy`` in [0, 1]: of one model for all on the worker's even slice of all test rows, weight its
         number of rows; of the workers' own models on their own test rows, weight 1 where there are any.
+        ``generalisation_gap``: test_loss minus the training loss without regularisation.
 
         Args:
             X: (d,), one model for all workers, or (n, d), a model of each worker here.
@@ -92,20 +94,25 @@ class NetworkProblem(OneByOne):
         """
         common = X.ndim == 1
         self._module.train(False)
-        losses, test_losses, accuracies = torch.zeros(3, self.share.n, dtype=torch.float64)
+        data_losses, penalties, test_losses, accuracies = torch.zeros(4, self.share.n, dtype=torch.float64)
         counts = torch.zeros(self.share.n, dtype=torch.int64)
         for i, data in enumerate(self._data):
             x = row(X, i)
             self._module.point(x)
             with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                losses[i] = self._measure(data.train, i)[0] + self._penalty(x)
+                data_losses[i], penalties[i] = self._measure(data.train, i)[0], self._penalty(x)
                 test, own = (data.even_test, None) if common else (data.own_test, i)
                 if test is not None:
                     counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
         result = Evaluation()
-        result.add("loss", losses, self.weights)
+        result.add("loss", data_losses + penalties, self.weights)
         if self._tests:
             result.add("test_loss", test_losses, counts if common else counts > 0)
+            gaps = test_losses - data_losses
+            if common:  # so that Σ gap_n / N is the difference of the two means, which have other weights
+                weights = self.weights.cpu().double()
+                gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
+            result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
         if self._tests and self._classifies:
             result.add("accuracy", accuracies, counts if common else counts > 0)
         return result

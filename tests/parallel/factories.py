@@ -1,5 +1,6 @@
 """Problems and a method of the tests' own, named in configs as ``tests.parallel.factories:NAME``."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,42 @@ class Sliced(hpcopt.Method[SlicedTable, SlicedState]):
 
     def metrics(self, state):
         return {"speed": float(self.reduce.slices((state.m @ state.m)[None]))}
+
+
+class CountingTable(hpcopt.Table):
+    """Workers that make things of no use, each at its own pace."""
+
+    window: int = 8
+    """how many all of them make until a round ends"""
+    seconds: float = 0.002
+    """for each"""
+
+
+@dataclass(kw_only=True)
+class CountingState(hpcopt.State):
+    """The model, which stays, and what a worker has made."""
+
+    x: torch.Tensor = hpcopt.replicated()
+    made: torch.Tensor = hpcopt.per_worker()
+
+
+class Counting(hpcopt.Method[CountingTable, CountingState]):
+    """Rounds in which nobody waits for anybody; the wish to stop travels with what was made."""
+
+    def start(self, problem, ports):
+        self.mailbox = ports.mailbox(problem.initial())
+        return CountingState(x=problem.initial(), made=torch.zeros(problem.share.n, dtype=torch.int64))
+
+    def step(self, state):
+        agreed, goal = None, (state.round + 1) * self.settings.window
+        while agreed is None:
+            time.sleep(self.settings.seconds)
+            state.made[0] += 1
+            agreed = self.mailbox.agree(int(state.made.sum()), goal)
+        return hpcopt.StepInfo(wish=agreed.wish)
+
+    def pause(self, state):
+        self.mailbox.pause()
 
 
 def size(problem, model):

@@ -160,7 +160,7 @@ def test_a_run_is_the_same_however_they_fit(method, tmp_path):
             hpcopt.resume(out, problem=recipe, overrides=("run.rounds=4",))
         found[steps, rounds] = hpcopt.load(out)["metrics"]
     few, many, resumed = found.values()
-    theirs = {"new_worker_loss", "new_worker_test_loss", "new_worker_accuracy"}
+    theirs = {f"new_worker_{name}" for name in ("loss", "test_loss", "accuracy", "generalisation_gap")}
     assert theirs == {name for name in many.data_vars if name.startswith("new_worker")}
     for name in set(many.data_vars) - {"seconds", "peak_memory"}:
         assert (name in theirs) != np.array_equal(few[name], many[name]), name

@@ -116,16 +116,22 @@ def test_augmentation_is_seeded_and_for_training_only() -> None:
     assert torch.equal(noisy.evaluate(x).values["test_loss"], plain.evaluate(x).values["test_loss"])
 
 
-def test_evaluation_of_one_model_is_that_of_the_whole_data_set() -> None:
-    problem = bind(Network(mlp(), cross_entropy, TRAIN, TEST, workers=3, weights="rows", partition="unequal"))
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_evaluation_of_one_model_is_that_of_the_whole_data_set(decay: float) -> None:
+    options = {"workers": 3, "weights": "rows", "partition": "unequal", "regularisation": decay}
+    problem = bind(Network(mlp(), cross_entropy, TRAIN, TEST, **options))
     x = problem.initial()
     model = copy.deepcopy(problem._module.module)
     measured = problem.evaluate(x)
     total = {k: float((v * measured.weights[k]).sum() / measured.weights[k].sum()) for k, v in
              measured.values.items()}  # fmt: skip
+    losses = []
     for (features, labels), name in ((TRAIN, "loss"), (TEST, "test_loss")):
         output = model(torch.tensor(features).double())
-        assert total[name] == pytest.approx(cross_entropy(output, torch.tensor(labels)).item(), rel=1e-10)
+        losses.append(cross_entropy(output, torch.tensor(labels)).item())
+        penalty = decay / 2 * float(x @ x) if name == "loss" else 0.0
+        assert total[name] == pytest.approx(losses[-1] + penalty, rel=1e-10)
+    assert total["generalisation_gap"] == pytest.approx(losses[1] - losses[0], rel=1e-9)
     right = (output.argmax(1) == torch.tensor(TEST[1])).double().mean()
     assert total["accuracy"] == pytest.approx(float(right))
     assert measured.weights["accuracy"].sum() == 11
@@ -141,6 +147,8 @@ def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
     measured = problem.evaluate(X)
     assert measured.values["accuracy"].tolist() == [1, 1]
     assert measured.weights["accuracy"].tolist() == [1, 1]
+    gaps = measured.values["test_loss"] - measured.values["loss"]
+    assert torch.allclose(measured.values["generalisation_gap"], gaps)
 
 
 def test_adjusted_logits_know_how_often_a_worker_has_each_class() -> None:
@@ -181,7 +189,8 @@ def test_regression_has_no_accuracy_and_products_fall_back_where_an_operator_has
     products = []
     for loss, forward in ((mse_loss, False), (own_mse, True)):  # torch 2.13 fails in mse_loss's forward rule
         problem = bind(Network(model, loss, (x, y), (x, y), workers=2, batch_size="full"))
-        assert set(problem.evaluate(problem.initial()).values) == {"loss", "test_loss"}
+        measured = set(problem.evaluate(problem.initial()).values)
+        assert measured == {"loss", "test_loss", "generalisation_gap"}
         products.append(problem.hvps(problem.initial(), torch.linspace(-1, 1, problem.dim).double()))
         if problem._forward_over_reverse is not forward:
             pytest.skip("another torch: mse_loss has a forward rule")

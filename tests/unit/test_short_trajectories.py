@@ -24,6 +24,16 @@ CASES = {
         "network",
         [0.931004037068, 0.892151845401, 0.879272707626],
     ),
+    "delayed_sgd": (
+        hpcopt.DelayedSGD(lr=0.05, delay=[2, 0, 3], compensation=0.5),
+        "network",
+        [1.04659322423, 1.0208049149, 1.0011967116],
+    ),
+    "delayed_sgd schedule": (
+        hpcopt.DelayedSGD(mode="schedule", delay=[1, 2, 4], lr_rule="adaptive", lr_factor=0.1),
+        "linear",
+        [15.042592876, 14.6241249543, 14.2243277239],
+    ),
     "regtopk": (hpcopt.RegTopK(lr=0.05, k=2), "linear", [15.5833230849, 14.1702311834, 13.9194428054]),
     "regtopk on the toy": (
         hpcopt.RegTopK(lr=0.5, k=1),

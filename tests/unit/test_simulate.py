@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import xarray
 import hpcopt
 from hpcopt.errors import UserError
 from hpcopt.state import Group
+from tests.parallel.factories import Counting
 
 METHODS = [
     hpcopt.AllreduceSGD(lr=0.01, momentum=0.9),
@@ -70,6 +72,17 @@ def test_the_state_comes_along_and_settings_count():
     assert late["metrics/seconds"][-1] > 0.05
     with pytest.raises(UserError, match=r"hpcopt\.simulate: \[run\] evaluate_evry: unknown key"):
         hpcopt.simulate(method, problem(), 5, evaluate_evry=2)
+
+
+def test_where_a_step_brings_the_wish_to_stop_the_loop_asks_nobody(monkeypatch):
+    keys = KEYS | {"max_seconds": 0.05}
+    late = hpcopt.simulate(Counting(), problem(), 10**6, **keys)
+    assert late.attrs["stopped_by"] == "max_seconds"
+    step = Counting.step
+    monkeypatch.setattr(Counting, "step", lambda *a: replace(step(*a), wish=0))
+    late = hpcopt.simulate(Counting(), problem(), 10, **keys)
+    assert late.attrs["stopped_by"] == "rounds"
+    assert late["metrics/seconds"][-1] > 0.05
 
 
 def test_a_loss_that_is_not_finite_ends_it_with_its_record():

@@ -99,6 +99,7 @@ MAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("gradient_tracking", "linear mlp own", {"lr": 0.02}),
     ("local", "linear mlp own", {"lr": 0.02, "local_steps": 2}),
     ("fedavg", "linear mlp own", {"lr": 0.02, "momentum": 0.5, "local_steps": 2, "before_mixing": True}),
+    ("delayed_sgd", "linear mlp own", {"lr": 0.01, "delay": [3, 0, 1, 2, 2], "compensation": 0.1}),
     ("fadl", "logistic hinge", {"inner_iterations": 3}),
     ("tron", "logistic hinge", {"cg_iterations": 2}),
     ("lbfgs", "linear mlp logistic", {"memory": 3}),

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import h5py
 import numpy as np
@@ -26,10 +26,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 import hpcopt
+from hpcopt.comm.mailbox.choice import WIRES
+from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
+from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
-from hpcopt.comm.ports import Neighbours, Reducer, SparseSum
+from hpcopt.comm.ports import Full, Mailbox, Neighbours, Reducer, SparseSum
 from hpcopt.comm.reduce.choice import Reduction
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
@@ -49,6 +52,7 @@ WORKERS = 5
 SIZES = (1, 1_000_003)
 REPEATS = 5
 ROUNDS, FEW = 40, 6
+PUTS, DEPTH, LENGTHS = 5, 2, (1, 100_003)
 METHODS = (
     hpcopt.AllreduceSGD(lr=0.5, momentum=0.9),
     hpcopt.RegTopK(lr=0.2, density=0.1),
@@ -205,6 +209,41 @@ def _mixed(X: Tensor, port: Neighbours) -> Tensor:
     return X
 
 
+def check_mailbox(comm: MPI.Comm, staging: Staging, report: Report) -> None:
+    """Vectors put from worker to worker by every transport against the twin on the CPU. Collective."""
+    placement, links = _placement(comm), [(n, (n + 1) % WORKERS) for n in range(WORKERS)]
+    mine, fulls = placement.here, get_args(Full)
+    for transport, full, size, dtype in product(WIRES, fulls, LENGTHS, ROUNDING):
+        # whole numbers, whose sums are exact
+        rows = torch.randint(-999, 999, (WORKERS, size), generator=torch.Generator().manual_seed(size))
+        rows, how = rows.to(dtype), (links, DEPTH)
+        twin = LocalMailbox(WORKERS, rows[0], *how, full=full)
+        want = _mailed(rows, twin, range(WORKERS), count(1), 1).view(WORKERS, -1, size)
+        outcomes = []
+        for staged in (Staging(torch.device("cpu")), staging):
+            given = rows[mine.start : mine.stop].to(staged.device)
+            port = MPIMailbox(comm, placement, staged, given[0], *how, transport, full)
+            call = partial(_mailed, port=port, here=mine, calls=count(1), ranks=comm.size)
+            outcomes.append(_timed(comm, call, given))
+            port.free()
+        (_, base), (got, seconds) = outcomes
+        error = _error(comm, got, want[mine.start : mine.stop].flatten(0, 1))
+        kind = str(dtype).removeprefix("torch.")
+        report(Outcome(f"mailbox {transport} {full}", size, kind, error, 0.0, base, seconds))
+
+
+def _mailed(rows: Tensor, port: Mailbox, here: range, calls: Iterator[int], ranks: int) -> Tensor:
+    """More vectors from each worker here to the next one than are under way at a time; what arrives here."""
+    for k, (n, row) in product(range(1, PUTS + 1), zip(here, rows, strict=True)):
+        port.put(n, (n + 1) % WORKERS, row * k, k)
+    call = next(calls)
+    while port.agree(call, call * ranks) is None:  # who pauses makes room
+        time.sleep(1e-3)
+    port.pause()
+    mails = sorted(port.collect(), key=lambda mail: (mail.to, mail.number))
+    return torch.stack([mail.vector for mail in mails])
+
+
 def _chosen(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = largest(rows, k)
     return indices, rows.gather(1, indices)
@@ -245,7 +284,7 @@ def _linear(sparse: bool) -> hpcopt.Logistic:
     return hpcopt.Logistic((given, labels), workers=WORKERS, regularisation=0.01)
 
 
-CHECKS = [check_reducer, check_sparse_sum, check_neighbours]
+CHECKS = [check_reducer, check_sparse_sum, check_neighbours, check_mailbox]
 
 
 def _placement(comm: MPI.Comm) -> Placement:

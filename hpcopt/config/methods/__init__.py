@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict
 
 from hpcopt.config.base import Table
+from hpcopt.config.methods.delayed import DelayedSGDTable
 from hpcopt.config.methods.first_order import (
     AllreduceSGDTable,
     PowerSGDTable,
@@ -34,6 +35,7 @@ from hpcopt.ground.words import suggestion
 
 METHOD_TABLES: dict[str, type[Table]] = {
     "allreduce_sgd": AllreduceSGDTable,
+    "delayed_sgd": DelayedSGDTable,
     "regtopk": RegTopKTable,
     "topk": TopKTable,
     "randomk": RandomKTable,

@@ -43,8 +43,8 @@ class BeforeMixingTable(Table):
     many numbers as they have"""
 
 
-class MixingTable(BeforeMixingTable):
-    """Who averages with whom; mixed into every method that gossips."""
+class GraphTable(Table):
+    """Who averages with whom; mixed into every method that may gossip."""
 
     topology: str = "ring"
     """ring, torus, star, complete, erdos_renyi, exponential, one_peer_exponential (another graph every
@@ -56,6 +56,10 @@ class MixingTable(BeforeMixingTable):
     too, it says which edges there are"""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.25
     """erdos_renyi: the probability of an edge; the graph is drawn once, from run.seed"""
+
+
+class MixingTable(GraphTable, BeforeMixingTable):
+    """Mixed into every method that gossips in rounds."""
 
 
 class OverlapTable(MixingTable):

@@ -1,0 +1,1 @@
+"""Vectors that workers put to each other without waiting: over windows or messages, and the twin."""

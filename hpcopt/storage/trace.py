@@ -1,0 +1,182 @@
+"""Traces, to replay a run: trace.h5, with what no setting tells of it, or a CSV file like it.
+
+    /NAME             (k, w) int64: the rows of a method's `trace`, those of the ranks one after the other
+    /segments/round   (s,) where the run was at rest and something had happened since the last time
+    /segments/NAME    (s,) how many rows of /NAME there were then
+
+`hpcopt.storage.trace_file` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcopt.errors import UserError
+
+SCHEMA, SCHEMA_VERSION = "hpcopt-trace", 1
+COLUMNS = (["worker", "read"], ["worker", "read", "round"])
+"""of a CSV file"""
+LIMIT = 1 << 31
+"""of its numbers"""
+NAMES = "gradients", "applied"
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What happened until a run was at rest.
+
+    Attributes:
+        end: the round before which that was.
+        gradients: see `hpcopt.methods.parts.owners.Log`, (k, 2 + S).
+        applied: see there, (k, 4).
+        first: the numbers of the first row of either in the file.
+    """
+
+    end: int
+    gradients: Rows
+    applied: Rows
+    first: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace of free workers.
+
+    Attributes:
+        path: where it was.
+        segments: between two rests, in order.
+        slices: S, of the model.
+        made_for: (N, d) of the run; None: nobody knows.
+        window: whether a row has no round: then the method's `window` of them make one.
+    """
+
+    path: str
+    segments: tuple[Segment, ...]
+    slices: int
+    made_for: tuple[int, int] | None = None
+    window: bool = False
+
+    def row(self, kind: int, segment: Segment, number: int) -> str:
+        """A row of a segment in words: of gradients (0), or of what was applied (1)."""
+        if self.made_for is None:
+            return f"{self.path}, line {number + 2}"
+        rows, at = (segment.gradients, segment.applied)[kind], segment.first[kind] + number
+        return f"{self.path}: row {at} of /{NAMES[kind]}, {rows[number].tolist()}"
+
+
+def read(path: str | Path) -> Trace:
+    """A trace of free workers: the trace.h5 of a run, or a CSV file.
+
+    The latter has the columns ``worker,read`` or ``worker,read,round``: row k is the k-th gradient that was
+    applied to the model, as a whole, of which worker, of the model to which ``read`` of them had been
+    applied, and in which round.
+
+    Raises:
+        UserError: there is no such file, or it is no trace; names the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; a trace is the trace.h5 of a run, or a CSV file")
+    with path.open("rb") as stream:
+        packed = stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    return _from_hdf5(path) if packed else _from_csv(path)
+
+
+def _from_hdf5(path: Path) -> Trace:
+    with readable(path) as file:
+        if not {*NAMES} <= file.keys():
+            what = ", ".join(f"/{name}" for name in file if name != "segments")
+            raise UserError(
+                f"{path}: has {what or 'no rows'}; free workers that own slices have /gradients, /applied"
+            )
+        (gradients, applied), ends = [file[name][...] for name in NAMES], file["segments/round"][...]
+        cuts = [[0, *file[f"segments/{name}"][...].tolist()] for name in NAMES]
+        made_for = int(file.attrs["workers"]), int(file.attrs["dim"])
+    width = 2 + min(made_for)
+    if gradients.shape[1:] != (width,) or applied.shape[1:] != (4,) or (np.diff(ends, prepend=0) < 1).any():
+        raise UserError(f"{path}: damaged: its arrays do not belong together")
+    segments = []
+    for s, end in enumerate(ends.tolist()):
+        (a, b), (c, d) = (cut[s : s + 2] for cut in cuts)
+        segments.append(Segment(end, gradients[a:b], applied[c:d], (a, c)))
+    return Trace(str(path), tuple(segments), min(made_for), made_for)
+
+
+def _from_csv(path: Path) -> Trace:
+    rows: list[tuple[int, int, int]] = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        lines = csv.reader(stream)
+        header = [name.strip() for name in next(lines, [])]
+        if header not in COLUMNS:
+            raise UserError(
+                f"{path}: begins with {','.join(header)[:80]!r}; a trace is the trace.h5 of a run, or "
+                'a CSV file whose first line is "worker,read" or "worker,read,round"'
+            )
+        for line in lines:
+            rows.append(_row(path, line, header, rows))
+    if not rows:
+        raise UserError(f"{path}: has no rows")
+    worker, read, round = np.array(rows, np.int64).T
+    draw = np.zeros_like(worker)
+    for n in np.unique(worker):
+        draw[worker == n] = np.arange((worker == n).sum())
+    applied = np.stack([0 * worker, worker, 0 * worker + 1, round], 1)
+    segment = Segment(int(round[-1]) + 1, np.stack([worker, draw, read], 1), applied, (0, 0))
+    return Trace(str(path), (segment,), 1, window=len(header) == 2)
+
+
+def _row(
+    path: Path, line: list[str], header: list[str], before: list[tuple[int, int, int]]
+) -> tuple[int, int, int]:
+    """Worker, read and round of a line that follows others; -1 where it has no round."""
+    where, k = f"{path}, line {len(before) + 2}", len(before)
+    try:
+        numbers = dict(zip(header, map(int, line), strict=True))
+        if max(numbers.values()) >= LIMIT:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"{where}: {','.join(line)[:80]!r}: must be {len(header)} whole numbers below 2^31"
+        ) from None
+    worker, read, round = numbers["worker"], numbers["read"], numbers.get("round", -1)
+    if min(numbers.values()) < 0:
+        raise UserError(f"{where}: {','.join(line)}: must not be negative")
+    if read > k:
+        raise UserError(
+            f"{where}: read = {read} refers to the future: before this row {k} gradients were applied"
+        )
+    if before and round < before[-1][2]:
+        raise UserError(f"{where}: round = {round} comes after round {before[-1][2]}; rows are in order")
+    return worker, read, round
+
+
+class readable:
+    """Opens a trace.h5; whatever it lacks becomes a `UserError` that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> h5py.File:
+        try:
+            self._file = h5py.File(self._path, "r")
+            schema, version = self._file.attrs.get("schema"), self._file.attrs.get("schema_version", 0)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{self._path}: not a readable trace ({error})") from None
+        if schema != SCHEMA or version > SCHEMA_VERSION:
+            self._file.close()
+            raise UserError(f"{self._path}: not a trace of hpcopt, or of a newer one")
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._file.close()
+        if isinstance(error, (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)):
+            raise UserError(f"{self._path}: not a readable trace ({error})") from None

@@ -1,0 +1,87 @@
+"""Delayed SGD: what delay does to the generalisation gap. Runs what is missing and writes RESULTS.md.
+
+    python jobs/studies/delayed/study.py [least_squares|network …] [--quick 20] [--table-only]
+
+Without a problem, both. Stop it at any time: the same command goes on. --quick 20 makes a twentieth of the
+rounds, with two seeds, and writes into its runs' folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
+
+import tables  # noqa: E402  (the path comes first)
+from cases import PROBLEMS, Group, Problem, groups  # noqa: E402
+from common import Study  # noqa: E402
+from figures import curves  # noqa: E402
+
+HEAD = """# Delayed SGD: what came out
+
+Written by `python jobs/studies/delayed/study.py`; do not edit. [README.md](README.md) says what it means.
+The gap is test loss minus training loss. In brackets: 95 % intervals over the seeds (Student's t), of
+differences seed by seed."""
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    names = [problem.name for problem in PROBLEMS]
+    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
+    parser.add_argument("--quick", type=int, default=1, help="a try with so many times fewer rounds")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
+    arguments = parser.parse_args()
+    if wrong := set(arguments.problems) - set(names):
+        parser.error(f"{', '.join(sorted(wrong))}: no such problem; there are {', '.join(names)}")
+    quick = arguments.quick
+    study = Study("delayed" if quick == 1 else f"delayed-quick{quick}")
+    every = {problem: _groups(problem, quick) for problem in PROBLEMS}
+    try:
+        if not arguments.table_only:
+            for problem, found in every.items():
+                if problem.name in (arguments.problems or names):
+                    study.run([case for group in found.values() for case in group.cases()])
+    finally:  # also the results so far of a study that was stopped
+        folder = HERE if quick == 1 else study.directory
+        folder.mkdir(parents=True, exist_ok=True)
+        text = [f"{HEAD}\n\n{textwrap.fill(f'Machine: {study.where()}', 120)}"]
+        for problem, found in every.items():
+            text += tables.section(study, problem, found)
+            draw(study, problem, found, folder / f"{problem.name}.svg")
+        (folder / "RESULTS.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def _groups(problem: Problem, quick: int) -> dict[str, Group]:
+    found = groups(problem, quick)
+    if quick == 1:
+        return found
+    return {kind: replace(group, seeds=group.seeds[:2]) for kind, group in found.items()}
+
+
+def draw(study: Study, problem: Problem, found: dict[str, Group], file: Path) -> None:
+    """The gap against iterations, gradients and training loss; means over the seeds that are finished."""
+    rows = []
+    for label, group in (("on the schedule", found["schedule"]), ("all equally late", found["exact"])):
+        panels: list[tuple[str, dict[str, tuple[list[float], list[float]]]]] = []
+        for axis, name in (("iterations", "round"), ("gradients of a row", "gradients"), ("loss", "loss")):
+            lines = {}
+            for tau in group.taus:
+                at, gaps = (
+                    tables.mean_series(study, group, tau, key) for key in (name, "generalisation_gap")
+                )
+                if gaps:
+                    lines[f"τ = {tau}"] = at[1:], gaps[1:]  # at the start it is chance
+            panels.append((f"{label}, against {axis}", lines))
+        rows.append(panels)
+    if any(lines for panels in rows for _, lines in panels):
+        curves(file, rows, "", "generalisation gap")
+
+
+if __name__ == "__main__":
+    main()

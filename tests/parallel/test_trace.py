@@ -1,0 +1,130 @@
+"""Traces of free workers on any number of ranks: kept where the run rests, made again to the bit, resumed."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import hpcopt
+from hpcopt.api import resume
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.errors import UserError
+from hpcopt.problems.base import Share
+from hpcopt.storage.trace import read
+from hpcopt.storage.trace_file import TraceFile
+
+from .conftest import first_ranks
+from .test_same_trajectory import PROBLEMS, run
+
+pytestmark = pytest.mark.mpi(min_size=4)
+N, LR, ROUNDS, RESTS = 6, 0.003, 4, (2, 4)
+
+
+def scripted(path, dtype):
+    """A run of free workers in this process, its trace in a file; the models where it rests."""
+    keys = {key: value for key, value in PROBLEMS["linear_regression"].items() if key != "kind"}
+    problem = hpcopt.LinearRegression(workers=N, **keys).bind(Share(range(N), N, 0, getattr(torch, dtype)))
+    method = hpcopt.DelayedSGD(mode="free", lr=LR, window=10, trace_out=True)
+    method.prepare(problem)
+    delay = lambda origin, to, number: (3 * origin + 5 * to + number) % 11  # noqa: E731
+    state = method.start(problem, LocalPorts(N, problem.initial(), delay=delay))
+    file, models = TraceFile(path, {"workers": N, "dim": problem.dim}, 0), []
+    for round in range(1, ROUNDS + 1):
+        method.step(state)
+        state.round = round
+        if round in RESTS:
+            method.pause(state)
+            file.append(round, method.trace(state))
+            models.append(state.x.numpy().copy())
+    file.flush()
+    return models
+
+
+def traced(comm, path, out, rounds=ROUNDS, problem="linear_regression", **keys):
+    options = {"mode": "trace", "trace": str(path), "lr": LR}
+    every = {"evaluate_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9, "method": "delayed_sgd"}
+    return run(comm, out, problem, options=options, rounds=rounds, **(every | keys))
+
+
+def model(out, round):
+    with h5py.File(out / f"checkpoints/round-{round:08d}.h5") as file:
+        return file["state/x"][...]
+
+
+def test_a_scripted_run_again_on_1_to_4_ranks(comm, mpi_tmp_path):
+    models = comm.bcast(scripted(mpi_tmp_path / "trace.h5", "float32") if comm.rank == 0 else None)
+    losses = []
+    for ranks in range(1, 5):
+        out = mpi_tmp_path / f"{ranks}"
+        with first_ranks(comm, ranks) as sub:
+            if sub is not None:
+                data = traced(sub, mpi_tmp_path / "trace.h5", out, dtype="float32", deterministic=True)
+                losses.append(comm.rank == 0 and data["metrics/loss"].values)
+        if comm.rank == 0:
+            assert all(np.array_equal(model(out, rest), x) for rest, x in zip(RESTS, models, strict=True))
+            assert np.array_equal(losses[-1], losses[0])  # where the run never rested, too
+    assert comm.rank or len(np.unique(losses[0])) == ROUNDS + 1
+
+
+def test_resume_on_another_number_of_ranks(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "trace.h5"
+    if comm.rank == 0:
+        scripted(path, "float64")
+    comm.Barrier()
+    keys = {"dtype": "float64", "deterministic": True}
+    whole = traced(comm, path, mpi_tmp_path / "whole", **keys)
+    for before, after, stop in ((1, 3, 1), (4, 2, 3)):
+        out = mpi_tmp_path / f"{before}-{after}"
+        with first_ranks(comm, before) as sub:
+            if sub is not None:
+                traced(sub, path, out, rounds=stop, **keys)
+        with first_ranks(comm, after) as sub:
+            if sub is not None:
+                resume(out, comm=sub, overrides=("run.rounds=99",))
+        data = hpcopt.load(out)
+        assert data.attrs["stopped_by"] == "method"  # the trace is over
+        for name in ("metrics/loss", "metrics/staleness_p95", "staleness_by_worker/count"):
+            assert np.array_equal(data[name], whole[name]), name
+        comm.Barrier()
+
+
+def test_a_free_run_again_on_other_numbers_of_ranks(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "free"
+    keys = {"dtype": "float32", "method": "delayed_sgd", "checkpoint_every": 1, "evaluate_every": 1}
+    free = {"mode": "free", "lr": LR, "window": 40, "trace_out": True}
+    run(comm, path, "mlp", options=free, rounds=1, **keys)
+    resume(path, comm=comm, overrides=("run.rounds=2",))
+    assert [segment.end for segment in read(path / "trace.h5").segments] == [1, 2]
+    for ranks in (1, 3):
+        out = mpi_tmp_path / f"again{ranks}"
+        with first_ranks(comm, ranks) as sub:
+            if sub is not None:
+                traced(sub, path / "trace.h5", out, rounds=2, problem="mlp", **keys)
+        for round in (1, 2):
+            assert np.array_equal(model(out, round), model(path, round))
+        counts = [hpcopt.load(one)["staleness_by_worker/count"] for one in (out, path)]
+        assert np.array_equal(*counts)
+        comm.Barrier()
+
+
+def test_what_is_later_than_the_checkpoint_is_cut_off(comm, mpi_tmp_path):
+    out = mpi_tmp_path / "free"
+    free = {"mode": "free", "lr": LR, "window": 40, "trace_out": True}
+    keys = {"evaluate_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9, "method": "delayed_sgd"}
+    run(comm, out, "linear_regression", options=free, rounds=3, **keys)
+    assert [segment.end for segment in read(out / "trace.h5").segments] == [1, 2, 3]
+    comm.Barrier()
+    if comm.rank == 0:
+        (out / "checkpoints/round-00000003.h5").unlink()
+    comm.Barrier()
+    resume(out, comm=comm, overrides=("run.rounds=4", "run.evaluate_every=4"))
+    assert [segment.end for segment in read(out / "trace.h5").segments] == [1, 2, 4]
+
+
+def test_a_trace_of_another_run_is_refused_on_all_ranks(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "trace.csv"
+    if comm.rank == 0:
+        path.write_text("worker,read\n6,0\n")
+    comm.Barrier()
+    with pytest.raises(UserError, match=r"trace\.csv, line 2: its worker does not exist: .* 0 to 5"):
+        traced(comm, path, mpi_tmp_path / "out")

@@ -1,0 +1,170 @@
+"""Free workers, delays by script: the log replays the run to the bit, and says how late gradients were."""
+
+import numpy as np
+import pytest
+import torch
+
+import hpcopt
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.problems.base import Draw, Share
+from tests.unit.free_cases import replay, replay_averaging
+
+N, LR, WINDOW = 4, 0.02, 32
+DELAYS = {
+    "none": None,
+    "one worker is slow": lambda origin, to, number: 5 * (origin == 1),
+    "by slice": lambda origin, to, number: (3 * origin + 5 * to + number) % 4,
+    "full links": lambda origin, to, number: 40,
+}
+
+
+def problem(dim=7):
+    recipe = hpcopt.LinearRegression(workers=N, dim=dim, rows_per_worker=20, batch_size=5)
+    return recipe.bind(Share(range(N), N, seed=3))
+
+
+def begun(delay=None, dim=7, **keys):
+    method = hpcopt.DelayedSGD(mode="free", lr=LR, window=WINDOW, trace_out=True, **keys)
+    bound = problem(dim)
+    method.prepare(bound)
+    ports = LocalPorts(N, bound.initial(), delay=delay)
+    return method, method.start(bound, ports), ports
+
+
+def windows(method, state, count, pauses=True):
+    """Some rounds, with a pause after each or after the last: models and logs there."""
+    models, logs = [], []
+    for number in range(count):
+        method.step(state)
+        if pauses or number == count - 1:
+            method.pause(state)
+            models.append(method.model(state).clone())
+            trace = method.trace(state)
+            logs.append([tuple(trace.values())])
+        state.round += 1
+    return models, logs
+
+
+@pytest.mark.parametrize("pauses", [True, False])
+@pytest.mark.parametrize("delay", DELAYS)
+def test_the_log_replays_the_run(delay, pauses):
+    method, state, _ = begun(DELAYS[delay], schedule="exponential")
+    models, logs = windows(method, state, 3, pauses)
+    again = replay(problem(), problem().initial(), logs, lambda round: LR * 0.96**round)
+    assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
+    merged = any((applied[:, 2] > 1).any() for segment in logs for _, applied in segment)
+    assert merged == (delay == "full links")
+
+
+def test_without_delays_it_is_sgd_on_one_worker_after_the_other():
+    method, state, _ = begun()
+    windows(method, state, 2)
+    assert state.counts.sum() == state.counts[:, 0].sum() == 2 * WINDOW * N
+    assert state.made.tolist() == [2 * WINDOW // N] * N
+
+
+def test_staleness_is_that_of_the_log():
+    method, state, _ = begun(DELAYS["by slice"])
+    _, [[(gradients, applied)]] = windows(method, state, 3, pauses=False)
+    counts = np.zeros_like(state.counts.numpy())
+    reads = {n: gradients[gradients[:, 0] == n][:, 2:] for n in range(N)}
+    for m in range(N):
+        version, used = 0, [0] * N
+        for _, n, count, _ in applied[applied[:, 0] == m]:
+            assert count == 1
+            counts[n, version - reads[n][used[n], m]] += 1
+            version, used[n] = version + 1, used[n] + 1
+    assert np.array_equal(state.counts.numpy(), counts)
+    assert counts[:, 1:].any(1).all()
+
+
+def test_changing_one_row_of_a_log_changes_the_model():
+    method, state, _ = begun(DELAYS["by slice"])
+    (model,), [[(gradients, applied)]] = windows(method, state, 3, pauses=False)
+    at = next(k for k in range(5, len(gradients)) if gradients[k, 2])
+    gradients[at, 2] -= 1
+    (other,) = replay(problem(), problem().initial(), [[(gradients, applied)]], lambda round: LR)
+    assert not torch.equal(model, other)
+
+
+def test_rates_by_staleness():
+    keys = {"lr_rule": "adaptive", "smoothness": 4.0, "lr_factor": 0.2}
+    method, state, _ = begun(DELAYS["one worker is slow"], **keys)
+    rate = method._rates.of(state.L, 0)
+    assert [rate(late) for late in (0, 3)] == pytest.approx([0.05, 0.0125])
+
+
+def test_a_window_ends_with_the_ranks_wish():
+    method, state, ports = begun()
+    ports.wish = lambda: 2
+    assert method.step(state).wish == 2
+
+
+def test_fewer_parameters_than_workers():
+    method, state, _ = begun(dim=2)
+    models, logs = windows(method, state, 2)
+    again = replay(problem(2), problem(2).initial(), logs, lambda round: LR)
+    assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
+
+
+# --- models of their own -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize("delay", DELAYS)
+def test_the_log_of_averages_replays_the_run(delay, topology):
+    keys = {"layout": "neighbours", "topology": topology}
+    method, state, _ = begun(DELAYS[delay], schedule="exponential", **keys)
+    made = []
+    for _ in range(3):
+        made.append(state.made.clone())
+        method.step(state)
+        state.round += 1
+    method.pause(state)
+    averaged = method.trace(state)["averaged"]
+    rates = {(n, k): LR * 0.96**round for round, n, k in steps(made, state.made)}
+    X = replay_averaging(problem(), problem().initial(), averaged, rates, method._mixing)
+    assert torch.equal(state.X, X)
+    assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)  # none twice
+
+
+def steps(made, end):
+    """(round, worker, number) of every step, from how many each had made at the beginning of the rounds."""
+    for round, (before, after) in enumerate(zip(made, [*made[1:], end], strict=True)):
+        for n in range(N):
+            yield from ((round, n, k) for k in range(int(before[n]), int(after[n])))
+
+
+def test_neighbours_agree():
+    method, state, _ = begun(layout="neighbours", topology="complete")
+    windows(method, state, 30)
+    bound = problem()
+    alone = bound.initial().repeat(N, 1)
+    for n in range(N):
+        for k in range(int(state.made[n])):
+            alone[n] -= LR * bound.gradient(n, alone[n], Draw(k))[0]
+    apart, alone_apart = ((X - X.mean(0)).norm() / X.mean(0).norm() for X in (state.X, alone))
+    assert apart < alone_apart / 5
+    assert method.model(state) is state.X
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"compensation": 0.1}, "compensation"),
+        ({"lr_rule": "stability"}, "stability"),
+        ({"aggregate": "sum"}, "aggregate"),
+        ({"window": 0}, "window"),
+        ({"layout": "neighbours", "lr_rule": "adaptive"}, "neighbours"),
+    ],
+)
+def test_keys_that_mean_nothing_to_free_workers(keys, words):
+    with pytest.raises(hpcopt.UserError, match=words):
+        hpcopt.DelayedSGD(mode="free", **keys)
+
+
+def test_bits_that_cannot_be_promised():
+    method = hpcopt.DelayedSGD(mode="free")
+    recipe = hpcopt.LinearRegression(workers=N, dim=3)
+    with pytest.raises(hpcopt.UserError, match=r"run\.deterministic"):
+        hpcopt.simulate(method, recipe, 2, deterministic=True)
