@@ -192,6 +192,20 @@ def test_every_method_as_under_mpirun(customer):
         assert [(job["slurm_job"], job["slurm_restart"]) for job in found["jobs"]] == [(job, "")]
 
 
+def test_a_free_run_on_two_hosts_is_made_again_on_one(customer):
+    """What no two runs share, the order in which vectors came from host to host, is all in the trace."""
+    free = {"mode": "free", "window": 40, "trace_out": True, "lr": 0.02}
+    config = customer.write("free", QUICK, run={"method": "delayed_sgd", "workers": 6}, method=free)
+    customer.complete(customer.submit(config, tasks=1), limit=LONG)
+    again = {"mode": "trace", "trace": str(customer.home / "free/trace.h5"), "trace_out": False}
+    config = customer.write("again", QUICK, run={"method": "delayed_sgd", "workers": 6}, method=free | again)
+    customer.succeed("mpirun", "-n", 1, "hpcopt", "run", config, "--out", customer.home / "again", limit=LONG)
+    first, second = customer.look(customer.home / "free", customer.home / "again")
+    assert (first["hosts"], first["ranks"], second["ranks"]) == (["n1", "n2"], 2, 1)
+    assert first["rounds"] == second["rounds"]
+    assert first["losses"] == pytest.approx(second["losses"], rel=1e-12, abs=0)
+
+
 def test_an_array_in_a_chain(customer):
     config = customer.write("chain", QUICK)
     small = {"nodes": 1, "tasks": 1}
