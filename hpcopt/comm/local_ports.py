@@ -59,6 +59,9 @@ class LocalPorts:
         port = LocalSparseSum(self._workers, like, exchange, select, self._ranks, self._ordered)
         return self._open.add("sparse", port)
 
+    def agree_same(self, digest: str, message: str) -> None:
+        """Nothing: there is one process."""
+
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """See `Ports`."""
         return self._open.add("neighbours", LocalNeighbours(like, mixing, self._ranks))

@@ -104,18 +104,17 @@ class MPIPorts:
         self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
         return str(self.chosen[name])
 
+    def agree_same(self, digest: str, message: str) -> None:
+        """See `Ports`."""
+        agree_same(self._comm, digest, message)
+
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """See `Ports`.
 
         Raises:
             UserError: the ranks have read different files.
         """
-        agree_same(
-            self._comm,
-            mixing.digest(),
-            f'topology = "{mixing.topology}", mixing = "{mixing.weights}": the ranks have read different '
-            "graphs; name files that are the same on every node",
-        )
+        self.agree_same(mixing.digest(), mixing.differs)
         port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
         return self._open.add("neighbours", port)
 

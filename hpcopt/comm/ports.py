@@ -353,10 +353,10 @@ class Mailbox(Protocol):
         """How many puts of a worker here were collected by another, as far as is known here. Local."""
 
     def agree(self, made: int, goal: int) -> Agreed | None:
-        """The first sum over all ranks that has reached a goal; None if none has yet. Local, nobody waits.
+        """The first sum over all ranks that has reached a goal, or has a wish; None if none has yet. Local.
 
-        One sum after the other travels while everybody computes. All ranks get the same one, each when
-        it has heard of it; until then it may make more, which the next goal's sums have in them.
+        Nobody waits: one sum after the other travels while everybody computes. All ranks get the same one,
+        each when it has heard of it; until then it may make more, which the next goal's sums have in them.
 
         Args:
             made: how much was made here; never less than in the last call.
@@ -397,6 +397,9 @@ class Ports(Protocol):
             ways: name -> what to time, which must wait for the device; None: not possible on this rank. The
                 first is possible everywhere.
         """
+
+    def agree_same(self, digest: str, message: str) -> None:
+        """Raises `UserError` with this message, on every rank, where their digests differ. Collective."""
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """Opens a port for averages between neighbours. Collective.

@@ -90,6 +90,14 @@ class Mixing:
         """The matrix W of a round, counted from 0."""
         return self.matrices[round % self.period]
 
+    @property
+    def differs(self) -> str:
+        """What to say where ranks have different ones."""
+        return (
+            f'topology = "{self.topology}", mixing = "{self.weights}": the ranks have read different '
+            "graphs; name files that are the same on every node"
+        )
+
     def digest(self) -> str:
         """Of all matrices: the same where they are."""
         parts = (part for W in self.matrices for part in (W.indptr, W.indices, W.data))

@@ -24,7 +24,8 @@ L         L       (1,)      smoothness, 0 where no rate needs it
 Differs from the papers: staleness counts updates, and a round of a schedule in which no gradient arrives
 is none: with N workers whose delay is longer than N it is therefore shorter than the delay. Free workers have
 no server: each owns a slice of the model (`hpcopt.methods.parts.owners`), or a whole one that it averages
-with its neighbours' (`hpcopt.methods.parts.async_mixing`).
+with its neighbours' (`hpcopt.methods.parts.async_mixing`). A quick worker's gradients are applied more often
+than a slow one's, so that where their rows differ it is not quite Σ ω_n f_n that becomes small.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         self._gossip: AsyncMixing | None = None
         how = BINS, settings.transport, settings.trace_out
         if settings.gossips:
+            ports.agree_same(self._mixing.digest(), self._mixing.differs)
             self._gossip = AsyncMixing(ports, problem.share, x, self._mixing, *how)
         elif settings.mode == "free":
             self._owners = Owners(ports, problem.share, x, *how)
@@ -107,6 +109,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         if settings.measured:
             longest, bins = 0, BINS
         if settings.mode == "trace":
+            ports.agree_same(self._plan.digest, f"trace = {settings.trace!r}: not the same file on all ranks")
             self._replay = Replay(self._plan, self._sum, self._here.start)
             longest, waiting = self._plan.versions, self._plan.flying
         return DelayedSGDState(
@@ -151,8 +154,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
     def _owning(self, state: DelayedSGDState, owners: Owners) -> StepInfo:
         """A window: every worker steps at its own pace until all together have made so many gradients."""
         rate = self._rates.of(state.L, state.round)
-        goal, agreed = (state.round + 1) * self.settings.window, None
-        while agreed is None:
+        goal, made = (state.round + 1) * self.settings.window, int(state.made.sum())
+        while (agreed := owners.agree(made, goal)) is None:
             # x ← the newest slices that have come back
             owners.read(state.x)
             # g ← N ω_n ∇f_n(x; ξ), n the worker here that has made the fewest
@@ -160,9 +163,9 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             draw = int(state.made[i])
             owners.put(self._here[i], draw, self._scaled(i, state.x, draw))
             state.made[i] += 1
+            made += 1
             # x_m ← x_m − η g for what has arrived for the slices m owned here
             owners.apply(state.x, state.round, rate)
-            agreed = owners.agree(int(state.made.sum()), goal)
         return StepInfo(wish=agreed.wish)
 
     def _again(self, state: DelayedSGDState, replay: Replay) -> StepInfo:
@@ -185,8 +188,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
     def _averaging(self, state: DelayedSGDState, gossip: AsyncMixing) -> StepInfo:
         """A window of workers that have models of their own."""
         rate = self._rates.of(state.L, state.round)(0)
-        goal, agreed = (state.round + 1) * self.settings.window, None
-        while agreed is None:
+        goal, made = (state.round + 1) * self.settings.window, int(state.made.sum())
+        while (agreed := gossip.agree(made, goal)) is None:
             i = int(state.made.argmin())
             draw, x = int(state.made[i]), state.X[i]
             # x_n ← x_n − η ∇f_n(x_n; ξ), n the worker here that has made the fewest
@@ -194,9 +197,9 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             # x_n goes to its neighbours
             gossip.put(self._here[i], draw, x)
             state.made[i] += 1
+            made += 1
             # x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, of all workers here
             gossip.mix(state.X, state.made)
-            agreed = gossip.agree(int(state.made.sum()), goal)
         return StepInfo(wish=agreed.wish)
 
     def pause(self, state: DelayedSGDState) -> None:
@@ -205,7 +208,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             self._gossip.settle(state.X, state.made)
             state.counts += self._gossip.staleness.take(self._reduce)
         if self._owners is not None:
-            self._owners.settle(state.x, state.round, self._rates.of(state.L, state.round))
+            round = max(state.round - 1, 0)  # the one that is made: the next one's rate may be 0
+            self._owners.settle(state.x, round, self._rates.of(state.L, round))
             state.counts += self._owners.staleness.take(self._reduce)
 
     def trace(self, state: DelayedSGDState) -> dict[str, NDArray[np.int64]]:
@@ -218,11 +222,18 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         return state.X if self.settings.gossips else state.x
 
     def metrics(self, state: DelayedSGDState) -> dict[str, float]:
-        """Staleness of the gradients applied so far: the mean, the 95th percentile and the largest."""
+        """Staleness of what was applied so far: the mean, the 95th percentile and the largest.
+
+        Where workers run freely, all that is later than 255 counts as 256.
+        """
         return staleness.summary(state.counts)
 
     def groups(self, state: DelayedSGDState) -> dict[str, Group]:
-        """``staleness``: how many gradients of each staleness were applied so far; and of each worker's."""
+        """``staleness``: how many gradients of each staleness were applied so far; and of each worker's.
+
+        Where workers own slices of the model, each slice of a gradient counts; where they average with their
+        neighbours, each model that is put, by how many of that worker's the receiver has not yet taken.
+        """
         return staleness.groups(state.counts)
 
     def _one(self, i: int, x: Tensor, draw: int) -> Tensor:

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,12 @@ class Trace:
     made_for: tuple[int, int] | None = None
     window: bool = False
 
+    def digest(self) -> str:
+        """Of all rows: the same where they are."""
+        parts = (part for segment in self.segments for part in (segment.gradients, segment.applied))
+        ends = np.array([segment.end for segment in self.segments])
+        return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, ends))).hexdigest()
+
     def row(self, kind: int, segment: Segment, number: int) -> str:
         """A row of a segment in words: of gradients (0), or of what was applied (1)."""
         if self.made_for is None:
@@ -98,12 +106,17 @@ def _from_hdf5(path: Path) -> Trace:
             raise UserError(
                 f"{path}: has {what or 'no rows'}; free workers that own slices have /gradients, /applied"
             )
-        (gradients, applied), ends = [file[name][...] for name in NAMES], file["segments/round"][...]
-        cuts = [[0, *file[f"segments/{name}"][...].tolist()] for name in NAMES]
+        gradients, applied = (_numbers(file[name], 2) for name in NAMES)
+        ends = _numbers(file["segments/round"], 1)
+        cuts = [[0, *_numbers(file[f"segments/{name}"], 1).tolist()] for name in NAMES]
+        if {len(cut) for cut in cuts} != {len(ends) + 1}:
+            raise ValueError("segments of different numbers")
         made_for = int(file.attrs["workers"]), int(file.attrs["dim"])
     width = 2 + min(made_for)
     if gradients.shape[1:] != (width,) or applied.shape[1:] != (4,) or (np.diff(ends, prepend=0) < 1).any():
         raise UserError(f"{path}: damaged: its arrays do not belong together")
+    if not len(ends):
+        raise UserError(f"{path}: has no rows")
     segments = []
     for s, end in enumerate(ends.tolist()):
         (a, b), (c, d) = (cut[s : s + 2] for cut in cuts)
@@ -111,10 +124,17 @@ def _from_hdf5(path: Path) -> Trace:
     return Trace(str(path), tuple(segments), min(made_for), made_for)
 
 
+def _numbers(data: h5py.Dataset, ndim: int) -> Rows:
+    if data.dtype.kind not in "iu" or data.ndim != ndim:
+        raise ValueError(f"{data.name} has no whole numbers of {ndim} dimension(s)")
+    rows: Rows = data[...].astype(np.int64)
+    return rows
+
+
 def _from_csv(path: Path) -> Trace:
     rows: list[tuple[int, int, int]] = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        lines = csv.reader(stream)
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+        lines = _lines(path, csv.reader(stream))
         header = [name.strip() for name in next(lines, [])]
         if header not in COLUMNS:
             raise UserError(
@@ -132,6 +152,14 @@ def _from_csv(path: Path) -> Trace:
     applied = np.stack([0 * worker, worker, 0 * worker + 1, round], 1)
     segment = Segment(int(round[-1]) + 1, np.stack([worker, draw, read], 1), applied, (0, 0))
     return Trace(str(path), (segment,), 1, window=len(header) == 2)
+
+
+def _lines(path: Path, lines: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Those that are not empty."""
+    try:
+        yield from (line for line in lines if line)
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from None
 
 
 def _row(
@@ -169,9 +197,10 @@ class readable:
         try:
             self._file = h5py.File(self._path, "r")
             schema, version = self._file.attrs.get("schema"), self._file.attrs.get("schema_version", 0)
-        except (OSError, RuntimeError) as error:
+            ours = bool(schema == SCHEMA and int(version) <= SCHEMA_VERSION)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{self._path}: not a readable trace ({error})") from None
-        if schema != SCHEMA or version > SCHEMA_VERSION:
+        if not ours:
             self._file.close()
             raise UserError(f"{self._path}: not a trace of hpcopt, or of a newer one")
         return self._file

@@ -100,6 +100,23 @@ def test_the_wish_of_one_rank_is_heard_by_all_in_the_same_window(comm):
     ports.free()
 
 
+def test_workers_of_one_rank_are_never_late(comm):
+    if comm.size > 1:
+        pytest.skip("several ranks")
+    method, state, ports = begun(comm, window=100)
+    windows(comm, method, state, 2)
+    assert int(state.counts[:, 1:].sum()) == 0
+    ports.free()
+
+
+def test_a_window_needs_no_gradient_of_every_rank(comm):
+    method, state, ports = begun(comm, pause=0.001, slower=100, window=1)
+    windows(comm, method, state, 60, every=60)
+    made = sum(comm.allgather(int(state.made.sum())))
+    assert 60 <= made < 60 + 30 * comm.size
+    ports.free()
+
+
 def test_a_slow_worker_is_late(comm):
     if comm.size < 2:
         pytest.skip("nobody is slower than others")

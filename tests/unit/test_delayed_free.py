@@ -63,17 +63,19 @@ def test_without_delays_it_is_sgd_on_one_worker_after_the_other():
     assert state.made.tolist() == [2 * WINDOW // N] * N
 
 
-def test_staleness_is_that_of_the_log():
-    method, state, _ = begun(DELAYS["by slice"])
+@pytest.mark.parametrize("delay", ["by slice", "full links"])
+def test_staleness_is_that_of_the_log(delay):
+    method, state, _ = begun(DELAYS[delay])
     _, [[(gradients, applied)]] = windows(method, state, 3, pauses=False)
     counts = np.zeros_like(state.counts.numpy())
     reads = {n: gradients[gradients[:, 0] == n][:, 2:] for n in range(N)}
     for m in range(N):
         version, used = 0, [0] * N
         for _, n, count, _ in applied[applied[:, 0] == m]:
-            assert count == 1
-            counts[n, version - reads[n][used[n], m]] += 1
-            version, used[n] = version + 1, used[n] + 1
+            # as if they had been applied one by one
+            each = [version + k - reads[n][used[n] + k, m] for k in range(count)]
+            counts[n, int(np.mean(each) + 0.5)] += count
+            version, used[n] = version + count, used[n] + count
     assert np.array_equal(state.counts.numpy(), counts)
     assert counts[:, 1:].any(1).all()
 
@@ -168,3 +170,34 @@ def test_bits_that_cannot_be_promised():
     recipe = hpcopt.LinearRegression(workers=N, dim=3)
     with pytest.raises(hpcopt.UserError, match=r"run\.deterministic"):
         hpcopt.simulate(method, recipe, 2, deterministic=True)
+
+
+def test_a_window_that_others_have_filled_needs_no_gradient():
+    method, state, _ = begun()
+    windows(method, state, 1)
+    made = state.made.clone()
+    state.round = 0  # as on a rank that comes late
+    method.step(state)
+    assert torch.equal(state.made, made)
+
+
+def test_the_last_gradients_are_applied_at_the_rate_of_their_round():
+    keys = {"schedule": "cosine", "lr_horizon": 1}
+    method, state, _ = begun(DELAYS["full links"], **keys)
+    method.step(state)
+    state.round += 1
+    before = state.x.clone()
+    method.pause(state)
+    assert not torch.equal(state.x, before)
+
+
+def test_adaptive_rates_need_a_curvature():
+    flat = hpcopt.Quadratic(workers=2, dim=2, eigenvalues=[0.0, 0.0])
+    method = hpcopt.DelayedSGD(mode="free", lr_rule="adaptive")
+    with pytest.raises(hpcopt.UserError, match="smoothness"):
+        hpcopt.simulate(method, flat, 1)
+    saddle = hpcopt.Quadratic(workers=2, dim=2, eigenvalues=[-10.0, 1.0])
+    _, state = hpcopt.simulate(method, saddle, 0, return_state=True)
+    assert float(state.L) == pytest.approx(10)
+    with pytest.raises(hpcopt.UserError, match="smoothness"):
+        hpcopt.DelayedSGD(mode="free", lr_rule="adaptive", trace_out=True)

@@ -114,7 +114,8 @@ class LocalMailbox:
 
     def agree(self, made: int, goal: int) -> Agreed | None:
         """See `Mailbox`."""
-        return Agreed(made, self._wish()) if made >= goal else None
+        agreed = Agreed(made, self._wish())
+        return agreed if made >= goal or agreed.wish else None
 
     def pause(self) -> None:
         """See `Mailbox`."""

@@ -134,8 +134,11 @@ class Post:
             parcel.fill(host, one.puts - self._before, stamp)
             one.waiting.append(parcel)
         one.puts += 1
+        if one.link.stays:
+            self._pass_on(one)
         with self._lock:
-            self._to_send.add(one)
+            if not one.link.stays:
+                self._to_send.add(one)
             self.merged += full
             self.counter.add(start, 0.0, 0.0, vector.nbytes)
 
@@ -149,7 +152,12 @@ class Post:
             for one, parcel in arrived:
                 one.emptied += 1
                 one.collected += int(parcel.header[COUNT])
-                self._to_tell.add(one)
+                if not one.link.stays:
+                    self._to_tell.add(one)
+        for one in {one for one, _ in arrived if one.link.stays}:
+            out = self._leaving[one.link.origin, one.link.to]
+            out.free, out.collected = max(out.free, one.emptied), one.collected
+            self._pass_on(out)
         mail = [self._mail(one.link, parcel) for one, parcel in arrived]
         with self._lock:
             self.counter.seconds += time.perf_counter() - start
@@ -158,6 +166,11 @@ class Post:
     def collected(self, origin: int, to: int) -> int:
         """See `hpcopt.comm.ports.Mailbox`."""
         return self._leaving[origin, to].collected - self._before
+
+    def _pass_on(self, one: Leaving) -> None:
+        """What stays on this rank need not wait for the thread, which leaves it alone but in a pause."""
+        while one.waiting and one.filled - one.free < self._depth:
+            self._send_one(one)
 
     # --- the thread that makes the MPI calls ---------------------------------------------------------------
 
@@ -168,7 +181,7 @@ class Post:
             absorb: entries are free again as soon as they were read, not only once they were collected.
         """
         received, told = self._receive(), self._tell(absorb)
-        return any((received, told, self._send()))
+        return any((received, told, self._send(absorb)))
 
     def quiet(self) -> bool:
         """Whether nothing waits, all that was sent has been read, and all that was told has been heard."""
@@ -213,9 +226,11 @@ class Post:
                 self._wire.tell(one.link, *new)
         return told
 
-    def _send(self) -> bool:
+    def _send(self, absorb: bool) -> bool:
         with self._lock:
             links, moved = list(self._to_send), False
+            if absorb:
+                links += [one for one in self._leaving.values() if one.link.stays]
         for one in links:
             while one.waiting and one.filled - one.free < self._depth:
                 moved = True

@@ -27,7 +27,7 @@ class Sums:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm, self._made, self._agrees = comm.Dup(), 0, False
         self._found: deque[Agreed] = deque()
-        self._newest, self._begun = -1, -SECONDS
+        self._newest, self._begun = Agreed(-1, 0), -SECONDS
         self._mine, self._sum = np.zeros(2, np.int64), np.zeros(2, np.int64)  # made, ranks that are quiet
         self._wish, self._largest = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self._requests: list[MPI.Request] = []
@@ -35,7 +35,7 @@ class Sums:
     def agree(self, made: int, goal: int) -> Agreed | None:
         """See `hpcopt.comm.ports.Mailbox`; for the computing thread, no MPI call."""
         self._made, self._agrees = made, True
-        while self._found and self._found[0].made < goal:
+        while self._found and self._found[0].made < goal and not self._found[0].wish:
             self._found.popleft()
         return self._found[0] if self._found else None
 
@@ -54,9 +54,10 @@ class Sums:
                 return False
             self._requests = []
             made, quiet_ranks = self._sum.tolist()
-            if made > self._newest:  # of several that found the same, every goal takes the first
-                self._newest = made
-                self._found.append(Agreed(made, int(self._largest[0])))
+            found = Agreed(made, int(self._largest[0]))
+            if found != self._newest:  # of several that found the same, every goal takes the first
+                self._newest = found
+                self._found.append(found)
             if quiet_ranks == self._comm.size:
                 return True
         now = time.monotonic()

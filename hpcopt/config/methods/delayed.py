@@ -18,7 +18,7 @@ Rounds = Annotated[int, Field(ge=0)]
 class DelayedSGDTable(GraphTable, LearningRate):
     """SGD on gradients of an earlier model (arXiv 2308.09430)."""
 
-    fixed = frozenset({"mode", "delay", "layout", "window", "trace"})
+    fixed = frozenset({"mode", "delay", "layout", "window", "trace", "trace_out"})
     files: ClassVar[dict[str, str]] = {"trace": "hpcopt.storage.trace:read"}
 
     mode: Literal["exact", "schedule", "trace", "free"] = "exact"
@@ -51,8 +51,8 @@ class DelayedSGDTable(GraphTable, LearningRate):
     lr_factor: Positive = 0.05
     """of the other two rules; the paper's condition for stability is 1/20"""
     smoothness: Positive | None = None
-    """L of these two, the gradient's Lipschitz constant; if not given, the largest eigenvalue of the Hessian
-    at the start, of all rows, as 20 Lanczos iterations find it"""
+    """L of these two, the gradient's Lipschitz constant; if not given, the largest |λ| of the Hessian at the
+    start, of all rows, as 20 Lanczos iterations find it"""
     compensation: NonNegative = 0.0
     """λ of g + λ g∘g∘(x_t − x_{t−τ}), of each worker's g (DC-ASGD, arXiv 1609.08326)"""
     aggregate: Literal["mean", "sum"] = "mean"
@@ -84,6 +84,12 @@ class DelayedSGDTable(GraphTable, LearningRate):
         if self.measured and self.lr_rule == "stability":
             raise ValueError(
                 f'lr_rule = "stability": with mode = "{self.mode}" nobody sets the longest delay'
+            )
+        kept = self.mode == "trace" or self.trace_out
+        if kept and self.lr_rule == "adaptive" and self.smoothness is None:
+            raise ValueError(
+                'lr_rule = "adaptive": with a trace give smoothness, too: found anew, on another number of '
+                "ranks, it would have other bits"
             )
         if self.gossips and self.lr_rule != "constant":
             raise ValueError(f'lr_rule = "{self.lr_rule}": with layout = "neighbours" no gradient is late')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
+from hpcopt.errors import UserError
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.math.optimizers import learning_rate
 from hpcopt.methods.parts.hessian import check_hessian, hessian_products
@@ -39,7 +40,11 @@ class LateRates:
             check_hessian(problem, None)
 
     def smoothness(self, problem: Problem, ports: Ports, x: Tensor) -> float:
-        """L: given, or the largest eigenvalue of the Hessian at x; 0 where it is not needed. Collective."""
+        """L: given, or the largest |λ| of the Hessian at x; 0 where it is not needed. Collective.
+
+        Raises:
+            UserError: it is 0.
+        """
         if self._settings.lr_rule == "constant":
             return 0.0
         if self._settings.smoothness is not None:
@@ -48,8 +53,17 @@ class LateRates:
         own = reduce.own(d)
         products = hessian_products(problem, reduce, reduce.contribution(d), x, None)
         start = random_start(own, problem.share.seed, x.dtype, x.device)[:, None]
-        found = lanczos(products, reduce.slices, start, d, own, largest=1, iterations=min(PRODUCTS, d))
-        return float(found.values[-1])
+        found = lanczos(
+            *(products, reduce.slices, start, d, own),
+            largest=1,
+            smallest=int(d > 1),
+            iterations=min(PRODUCTS, d),
+        )
+        L = float(found.values.abs().max())
+        if not L > 0:
+            rule = self._settings.lr_rule
+            raise UserError(f'[method] lr_rule = "{rule}": the Hessian at the start is {L}; set smoothness')
+        return L
 
     def of(self, L: Tensor, round: int) -> Rate:
         """η of a round, by staleness; L is (1,)."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Agreed, Ports, Transport
 from hpcopt.ground.placement import block
 from hpcopt.methods.parts.late_rates import Rate
-from hpcopt.methods.parts.staleness import Staleness
+from hpcopt.methods.parts.staleness import Staleness, mean_staleness
 from hpcopt.problems.base import Share
 
 
@@ -96,7 +96,7 @@ class Owners:
             rate: η of a staleness; of gradients that were added up on their way, of their mean.
         """
         for mail in self._gradients.collect():
-            m, late = mail.to, self._versions[mail.to] - mail.stamps / mail.count
+            m, late = mail.to, mean_staleness(self._versions[mail.to], mail.stamps, mail.count)
             if self._log is not None:
                 self._log.applied.append((m, mail.origin, mail.count, round))
             x[self._slices[m]].add_(mail.vector, alpha=-rate(late))

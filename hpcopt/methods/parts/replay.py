@@ -37,6 +37,7 @@ class Plan:
         window: rows of a round, where the trace does not say.
 
     Attributes:
+        digest: of the trace.
         rounds: in which anything happens.
         slices: of the model, S of them.
         versions: how many old versions of a slice are needed where a round ends, at most.
@@ -47,7 +48,7 @@ class Plan:
     """
 
     def __init__(self, trace: Trace, workers: int, dim: int, window: int) -> None:
-        made_for = trace.made_for or (workers, dim)
+        self.digest, made_for = trace.digest(), trace.made_for or (workers, dim)
         if made_for != (workers, dim):
             raise UserError(
                 f"{trace.path}: is of {made_for[0]} workers and {made_for[1]} parameters, but there are "

@@ -41,6 +41,17 @@ def count_late(counts: Tensor, worker: int, staleness: float, count: int = 1) ->
     counts[worker, min(int(staleness + 0.5), counts.shape[1] - 1)] += count
 
 
+def mean_staleness(version: int, stamps: int, count: int) -> float:
+    """The mean of gradients that are applied at once, as if it were one by one.
+
+    Args:
+        version: gradients that were applied before.
+        stamps: the sum of the versions that they are of.
+        count: how many.
+    """
+    return version + (count - 1) / 2 - stamps / count
+
+
 def summary(counts: Tensor) -> dict[str, float]:
     """The mean, the 95th percentile and the largest; 0 where nothing was counted. ``counts`` is (N, bins)."""
     every = counts.sum(0).numpy()

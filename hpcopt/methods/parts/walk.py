@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcopt.methods.parts.staleness import mean_staleness
 from hpcopt.methods.parts.stretch import Stretch
 
 
@@ -157,7 +158,8 @@ class Walk:
             if begin + count > self._made[n]:
                 return
             numbers = range(begin, begin + count)
-            wave.applied.append(Applied(m, n, numbers, version, version - stamps / count, round))
+            late = mean_staleness(version, stamps, count)
+            wave.applied.append(Applied(m, n, numbers, version, late, round))
             self.versions[m].append(version + count)
             self._done[m] += 1
             for number in numbers:
