@@ -1,7 +1,7 @@
 """Traces, to replay a run: trace.h5, with what no setting tells of it, or a CSV file like it.
 
     /NAME             (k, w) int64: the rows of a method's `trace`, those of the ranks one after the other
-    /segments/round   (s,) where the run was at rest and something had happened since the last time
+    /segments/round   (s,) where the run was at rest
     /segments/NAME    (s,) how many rows of /NAME there were then
 
 `hpcopt.storage.trace_file` writes it.

@@ -39,6 +39,7 @@ class TraceFile:
         self._path, self._attributes = path, dict(attributes)
         self._flush_seconds, self._flushed = flush_seconds, time.monotonic()
         self._waiting: list[tuple[int, Mapping[str, Rows]]] = []
+        self._last = 0
 
     def begin(self, round: int) -> None:
         """Cuts off what was after a round, from which the run goes on; all of it where that is 0.
@@ -46,6 +47,7 @@ class TraceFile:
         Raises:
             UserError: the file is damaged, or cannot be written.
         """
+        self._last = round
         files.discard(files.partial_name(self._path))
         if round == 0:
             files.discard(self._path)
@@ -58,9 +60,13 @@ class TraceFile:
             self._change(0, lambda file: _cut(file, keep))
 
     def append(self, round: int, rows: Mapping[str, Rows]) -> None:
-        """Takes what happened until a round; nothing where nothing has happened. Raises as `flush`."""
-        if any(len(array) for array in rows.values()):
+        """Takes what happened until a round, be it nothing; where it has that already, no more of it.
+
+        Raises as `flush`.
+        """
+        if round > self._last:
             self._waiting.append((round, rows))
+            self._last = round
         if time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()
 

@@ -110,10 +110,13 @@ def test_workers_of_one_rank_are_never_late(comm):
 
 
 def test_a_window_needs_no_gradient_of_every_rank(comm):
+    if comm.size < 2:
+        pytest.skip("one rank has to fill the window")
     method, state, ports = begun(comm, pause=0.001, slower=100, window=1)
     windows(comm, method, state, 60, every=60)
-    made = sum(comm.allgather(int(state.made.sum())))
-    assert 60 <= made < 60 + 30 * comm.size
+    made = comm.allgather(int(state.made.sum()))
+    assert sum(made) >= 60
+    assert made[-1] < 30  # in as many windows, each of its gradients taking a hundred times as long
     ports.free()
 
 

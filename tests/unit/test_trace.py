@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
+from hpcopt.comm.ports import Agreed
 from hpcopt.engine.build import read_files
 from hpcopt.methods.parts.replay import Plan
 from hpcopt.problems.base import Draw, Share
+from hpcopt.storage import trace as traces
 from hpcopt.storage.trace import Segment, Trace
 from hpcopt.storage.trace_file import TraceFile
 
@@ -88,6 +91,18 @@ def test_a_trace_makes_the_run_again(tmp_path, delay, rests, dtype):
         assert torch.equal(model, all_models[round])
     assert torch.equal(run.counts, other.counts)
     assert torch.equal(run.made, other.made)
+
+
+def test_windows_that_were_over_before_they_began(tmp_path, monkeypatch):
+    """Where gradients are quick, more are made before all ranks have heard than whole windows need."""
+    monkeypatch.setattr(
+        LocalMailbox, "agree", lambda self, made, goal: Agreed(made, 0) if made >= max(goal, 60) else None
+    )
+    _, models = free(tmp_path / "trace.h5", problem(), DELAYS["by slice"], (1, 2, 3, 6))
+    segments = traces.read(tmp_path / "trace.h5").segments
+    assert [len(segment.applied) for segment in segments] == [240, 0, 0, 144]
+    _, others = again(tmp_path / "trace.h5", problem())
+    assert all(torch.equal(model, others[round]) for round, model in models.items())
 
 
 def test_fewer_parameters_than_workers(tmp_path):
@@ -317,7 +332,7 @@ def test_rows_wait_and_rounds_are_cut_off(tmp_path):
     file.flush()
     whole = path.read_bytes()
     assert len(whole) < 60_000
-    for round, ends in {9: [5, 8, 4008], 8: [5, 8], 5: [5, 8], 4: [5], 1: []}.items():
+    for round, ends in {9: [5, 5, 8, 4008], 8: [5, 5, 8], 5: [5, 5, 8], 4: [5, 5], 1: []}.items():
         path.write_bytes(whole)
         (tmp_path / "trace.h5.partial").write_bytes(b"what a kill left")
         other = TraceFile(path, {}, flush_seconds=0)
@@ -325,7 +340,7 @@ def test_rows_wait_and_rounds_are_cut_off(tmp_path):
         other.append(20, segment(2, 7))
         other.flush()
         with h5py.File(path) as found:
-            assert found["segments/round"][...].tolist() == [*[2, 5, 9][: len(ends)], 20]
+            assert found["segments/round"][...].tolist() == [*[2, 4, 5, 9][: len(ends)], 20]
             end = (ends or [0])[-1]
             for name in ("gradients", "applied"):
                 assert found[f"segments/{name}"][...].tolist() == [*ends, end + 2]
