@@ -16,6 +16,8 @@ HEADER = 64
 """bytes; the vector begins on a cache line of its own"""
 NUMBER, COUNT, STAMP, STAMPS, LENGTH, BYTES = range(6)
 """places in the header: the fields of `hpcopt.comm.ports.Mail`, how many numbers, how many bytes in all"""
+TOLD = 2
+"""numbers that a target tells: entries that are free again, puts that were collected"""
 
 Bytes = NDArray[np.uint8]
 

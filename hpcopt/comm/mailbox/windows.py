@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from hpcopt.comm import gather
 from hpcopt.comm.mailbox.links import Link, Links
-from hpcopt.comm.mailbox.parcel import BYTES, HEADER, Bytes, Parcel, pieces
+from hpcopt.comm.mailbox.parcel import BYTES, HEADER, TOLD, Bytes, Parcel, pieces
 
 WORD = 8
-TOLD = 2
-"""numbers that a target tells: entries that are free again, puts that were collected"""
 
 
 class Windows:

@@ -12,6 +12,7 @@ here only the receiver moves, and no one is ever locked.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,7 @@ class AsyncMixing:
     ) -> None:
         self._share = share
         self._weights = [_weights(W) for W in mixing.matrices]
+        self._receivers = [_receivers(weights) for weights in self._weights]
         links = sorted({pair for weights in self._weights for pair in weights})
         self._mailbox = ports.mailbox(x, links, depth=DEPTH, transport=transport, full="newest")
         self._puts = dict.fromkeys(links, 0)
@@ -66,12 +68,10 @@ class AsyncMixing:
 
     def put(self, worker: int, step: int, x: Tensor) -> None:
         """A worker's model, (d,), after a step of its own, to those who get it in this round."""
-        for origin, to in self._weights[step % len(self._weights)]:
-            if origin != worker:
-                continue
-            self.staleness.add(origin, self._puts[origin, to] - self._mailbox.collected(origin, to))
-            self._mailbox.put(origin, to, x, step)
-            self._puts[origin, to] += 1
+        for to in self._receivers[step % len(self._receivers)].get(worker, ()):
+            self.staleness.add(worker, self._puts[worker, to] - self._mailbox.collected(worker, to))
+            self._mailbox.put(worker, to, x, step)
+            self._puts[worker, to] += 1
 
     def mix(self, X: Tensor, made: Tensor) -> None:
         """x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, in the order of arrival.
@@ -112,6 +112,14 @@ class AsyncMixing:
         averaged = np.array(self._log, np.int64).reshape(-1, 4)
         self._log = []
         return {"averaged": averaged}
+
+
+def _receivers(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """origin -> to."""
+    found: dict[int, list[int]] = {}
+    for origin, to in weights:
+        found.setdefault(origin, []).append(to)
+    return found
 
 
 def _weights(W: csr_array) -> dict[tuple[int, int], float]:
