@@ -13,7 +13,15 @@ from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agreed
 from hpcopt.engine.job import execute
-from hpcopt.engine.names import config_in_python, filled_in, method_of
+from hpcopt.engine.names import (
+    check_class,
+    check_made,
+    check_settings,
+    config_in_python,
+    filled_in,
+    method_of,
+    settled,
+)
 from hpcopt.engine.own_metrics import Metric, replaced
 from hpcopt.errors import UserError
 from hpcopt.methods.base import Method
@@ -47,9 +55,11 @@ def run(
         NotFinite: the loss is no longer finite; the metrics are kept.
         Interrupted: a signal came; `resume` goes on from the checkpoint.
     """
-    config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
+    comm = comm or MPI.COMM_SELF
+    with agreed(comm):
+        config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
     with filled_in(method, config):
-        return execute(comm or MPI.COMM_SELF, config, Path(out), method, problem, metrics)
+        return execute(comm, config, Path(out), method, problem, metrics)
 
 
 def resume(
@@ -59,25 +69,29 @@ def resume(
     problem: Recipe | None = None,
     metrics: Sequence[Metric | str] = (),
     comm: MPI.Comm | None = None,
-    overrides: tuple[str, ...] = (),
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Goes on with a run from its newest intact checkpoint, on any number of ranks. Collective.
 
     Args:
         directory: the run's directory.
-        method: its class, for a run whose own method cannot be imported by its name (it stands in a script).
+        method: its class, for a run whose own method cannot be imported by its name (it stands in a script);
+            or a method of this class, whose settings are then no other ones than the run's.
         problem: what `run` was given, for a run that was started from Python.
         metrics: functions in place of those with the same names, or more of them; needed for those that
             cannot be imported.
         comm: the ranks; this process alone if None.
-        overrides: ``"run.rounds=2000"`` and the like.
+        overrides: ``"run.rounds=2000"``, or several such.
 
     Raises:
         NothingToResume: there is no config.toml.
         UserError, NotFinite, Interrupted: as `run`.
     """
     comm, directory = comm or MPI.COMM_SELF, Path(directory)
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
     with agreed(comm):
+        if problem is not None:
+            check_made("hpcopt.resume", "problem", problem, "bind")
         config = resumable(directory, overrides, method.table if method else None)
         if problem is None and config.problem.kind == IN_PYTHON:
             raise UserError(
@@ -87,8 +101,7 @@ def resume(
         known = replaced(config.run.metrics, metrics)
         config = replace(config, run=config.run.model_copy(update={"metrics": known}))
         recipe = problem or config.problem.recipe()
-        kind = method if method is None or isinstance(method, type) else type(method)
-        way = method_of(config) if kind is None else kind(config.method)
+        config, way = settled(config, recipe), _way(config, method)
     return execute(comm, config, directory, way, recipe, metrics, resuming=True)
 
 
@@ -96,4 +109,20 @@ def start(comm: MPI.Comm, config: RunConfig) -> Path:
     """Runs a checked config. Collective; raises as `run`."""
     with agreed(comm):
         recipe, method = config.problem.recipe(), method_of(config)
+        config = settled(config, recipe)
     return execute(comm, config, Path(config.run.out or "."), method, recipe)
+
+
+def _way(config: RunConfig, method: type[Method[Any, Any]] | Method[Any, Any] | None) -> Method[Any, Any]:
+    """The run's method, with the run's settings.
+
+    Raises:
+        UserError: what was given is another one.
+    """
+    if method is None:
+        return method_of(config)
+    kind = method if isinstance(method, type) else type(method)
+    check_class(kind, config)
+    if not isinstance(method, type):
+        check_settings(method, config, "hpcopt.resume")
+    return kind(config.method)

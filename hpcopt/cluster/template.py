@@ -37,7 +37,8 @@ job=$SLURM_JOB_ID
 
 newest() {
   local files=("$directory"/checkpoints/round-*.h5)
-  [ ! -e "${files[-1]}" ] || basename "${files[-1]}"
+  # by number: names are longer from round 100,000,000 on
+  [ ! -e "${files[0]}" ] || printf '%s\n' "${files[@]##*/}" | sort -V | tail -n 1
 }
 
 record() { # STATE CODE

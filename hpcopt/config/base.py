@@ -60,6 +60,20 @@ class LearningRate(Table):
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     """rounds over which the rate rises linearly from 0"""
 
+    def misfits(self, run: RunTable) -> list[str]:
+        """A rate that is 0 for the rest of the run, or never what it is to be."""
+        found = super().misfits(run)
+        if self.schedule == "cosine" and self.lr_horizon is not None and self.lr_horizon < run.rounds:
+            found.append(
+                f'lr_horizon = {self.lr_horizon}: from then on the rate of schedule = "cosine" is 0, but '
+                f"run.rounds = {run.rounds}; a longer run needs a longer lr_horizon"
+            )
+        if 0 < run.rounds < self.warmup_rounds:
+            found.append(
+                f"warmup_rounds = {self.warmup_rounds}: longer than the run: run.rounds = {run.rounds}"
+            )
+        return found
+
 
 class FirstOrder(LearningRate):
     """The first-order update; mixed into every method that applies one."""

@@ -18,6 +18,7 @@ from hpcopt.config.explain import explained
 from hpcopt.config.problems import PROBLEM_TABLES, ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
+from hpcopt.ground.own_code import is_own
 from hpcopt.ground.words import suggestion
 
 T = TypeVar("T", bound=Table)
@@ -80,7 +81,7 @@ def resumable(
     path = directory / "config.toml"
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise NothingToResume(f"{directory}: no config.toml, so there is no run to resume here")
-    begun, config = load(path, (), method_table), load(path, overrides, method_table)
+    begun, config = load(path, (), method_table), load(path, tuple(overrides), method_table)
     changed = _changed("method", begun.method, config.method) + _changed(
         "problem", begun.problem, config.problem
     )
@@ -242,7 +243,7 @@ def _resolve(config: RunConfig) -> RunConfig:
     """Fills in the defaults that depend on other values."""
     run, method = config.run, config.method
     changes: dict[str, Any] = {}
-    if run.dtype is None:
+    if run.dtype is None and not is_own(config.problem.kind):  # of one's own the recipe says it: `settled`
         changes["dtype"] = "float32" if config.problem.kind == "network" else "float64"
     if run.out is None:
         kind = config.problem.kind.replace(":", ".")

@@ -12,6 +12,7 @@ from hpcopt.config.explain import explained
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import is_own, load_own, place_of
 from hpcopt.ground.words import suggestion
+from hpcopt.math.fingerprint import plain
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Recipe
@@ -74,6 +75,10 @@ class ProblemTable(Table):
     def dump(self) -> dict[str, Any]:
         """The keys with plain values, without those that are not set."""
         return self.model_dump(exclude_none=True)
+
+    def made_of(self) -> dict[str, str]:
+        """The keys that a run cannot change when it goes on, as texts; see `hpcopt.problems.base.Problem`."""
+        return {f"[problem] {key}": plain(getattr(self, key, None)) for key in sorted(self.fixed)}
 
     def recipe(self) -> Recipe:
         """What the table describes; raises `UserError` where that cannot be made."""

@@ -36,7 +36,7 @@ class RunTable(Table):
     out: str | None = None
     """the run's directory; runs/METHOD-PROBLEM-seedS if not given"""
     dtype: Literal["float32", "float64"] | None = None
-    """precision of the parameters; float32 for network, else float64 if not given"""
+    """precision of the parameters; if not given float32 for networks (also your own ones), else float64"""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """"auto" (the local rank's GPU where there is one), "cpu", "cuda" or "cuda:INDEX" """
     deterministic: bool = False

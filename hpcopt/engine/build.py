@@ -14,6 +14,7 @@ import torch
 from hpcopt.comm.staging import local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.engine.meter import uncounted
+from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
@@ -63,25 +64,22 @@ def set_threads(run: RunTable) -> None:
 
 
 def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) -> Problem:
-    """The problem of this rank's workers, with the same start everywhere. Collective.
+    """The problem of this rank's workers, the same one everywhere. Collective.
 
     Raises:
-        UserError: there is no such device, or what the recipe describes cannot be had.
+        UserError: there is no such device, what the recipe describes cannot be had, or ranks have been given
+            different configs or problems.
     """
+    check_config(ranks, config)
     run = config.run
-    made_for = getattr(recipe, "workers", run.workers)  # a recipe of the user's need not say
-    if made_for != run.workers:
-        raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
     with ranks.agreed():
+        made_for = getattr(recipe, "workers", run.workers)  # a recipe of the user's need not say
+        if made_for != run.workers:
+            raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
         device = local_device(run.device, local_rank())
         dtype = DTYPES[run.dtype or "float64"]
         problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
-    # a user's factory may build another start on every rank, and nothing would be right after that
-    if ranks.different(problem.initial().cpu().numpy()):
-        raise UserError(
-            f"[problem] kind = {config.problem.kind!r}: the ranks begin with different parameters; seed "
-            "whatever is random where the model is built (torch.manual_seed)"
-        )
+    check_problem(ranks, problem)
     return problem
 
 
@@ -110,6 +108,7 @@ def begin(
         method.prepare(problem)
     state = method.start(problem, ports)
     _check_state(state)
+    check_state(ranks, state)
     with uncounted(problem, ports):
         method.rehearse(state)
     return Built(config, ranks, problem, ports, device, method, state)

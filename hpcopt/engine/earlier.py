@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcopt.engine.build import BUFFERS, Built
 from hpcopt.engine.meter import Totals
+from hpcopt.engine.origin import check_unchanged
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import UserError
@@ -47,12 +48,15 @@ class Earlier:
         """
         if self._found is None:
             return None
-        path, meta = self._found
+        (path, meta), rounds = self._found, built.config.run.rounds
+        if meta["round"] > rounds:
+            raise UserError(f"{path}: {meta['round']} rounds are done, and run.rounds = {rounds} are fewer")
         if tuple(meta["layout"]["names"]) != built.problem.layout.names:
             raise UserError(
                 f"{path}: holds other parameters than the problem has now, or in another order (private ones "
                 "are last): the model or problem.private has changed; start another run"
             )
+        check_unchanged(path, meta.get("made_of", {}), built.problem.made_of)
         tensors = tensors_of(built)
         check_fits(self._directory.comm, path, meta, tensors)
         restore(self._directory.comm, path, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -60,6 +61,7 @@ def execute(
         watchdog = Watchdog(_name(comm), config.run.stall_seconds)
         opened.callback(watchdog.stop)
         _check_workers(comm, config.run.workers)
+        directory.checkpoints.check()
         if resuming and _already_finished(directory, reporter):
             return directory.metrics
         set_threads(config.run)
@@ -72,7 +74,8 @@ def execute(
         for note in method.notes():
             reporter.say(note)
         before = earlier.restore(built)
-        directory.write_config()
+        for change in directory.write_config(built.state.round):
+            reporter.say(change)
         watchdog.beat("the first evaluation")
         run = Run.of(built, own, before)
         first = run.measure()
@@ -161,6 +164,7 @@ class Job:
         self._directory.append(record)
         self._trace()
         self._reporter.record(record)
+        self._directory.comm.Barrier()  # or the others' clocks would run while rank 0 writes
 
     def save(self) -> None:
         """See `Host`."""
@@ -172,9 +176,11 @@ class Job:
             "chosen": built.ports.chosen,
             "model": built.method.model_field,
             "layout": asdict(built.problem.layout),
+            "made_of": built.problem.made_of,
         }
         path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))
+        directory.comm.Barrier()  # as in `keep`
 
     def _trace(self) -> None:
         """The run is at rest. Collective."""
@@ -198,9 +204,13 @@ class Job:
         directory.finish(reason, round)
         reporter.event("end", stopped_by=reason, round=round)
         if reason == NOT_FINITE:
+            loss = self._last["metrics/loss"]
+            what = f"the training loss is {loss}" if not math.isfinite(loss) else "the state is not finite"
+            if not round:
+                raise NotFinite(f"{what} at the start: are there such numbers in the data, or in the model?")
             raise NotFinite(
-                f"the training loss is {self._last['metrics/loss']} at round {round}; the metrics so far are "
-                f"in {directory.metrics}. A smaller learning rate may help"
+                f"{what} at round {round}; the metrics so far are in "
+                f"{directory.metrics}, checkpoints are of earlier rounds. A smaller learning rate may help"
             )
         reporter.summary(self._last, directory.metrics)
 

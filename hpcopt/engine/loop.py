@@ -59,19 +59,26 @@ class Run:
         settings: of the [run] table.
         method, state: whose rounds are made.
         recorder: makes the records.
+        spent: on the optimisation clock of earlier jobs [s].
+        watched: names of the state's tensors that are finite where the job begins, and are to stay so.
     """
 
     settings: RunTable
     method: Method[Any, Any]
     state: Any
     recorder: Recorder
+    spent: float = 0.0
+    watched: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, built: Built, metrics: Mapping[str, Metric], before: Totals | None = None) -> Run:
         """A run that was built, with the user's own metrics, by name, and with what earlier jobs cost."""
         costs = Costs(built.ranks, built.problem, built.ports, Clock(built.problem.share.device), before)
         recorder = Recorder(built.ranks, built.problem, built.method, built.ports, costs, metrics)
-        return cls(built.config.run, built.method, built.state, recorder)
+        spent = before.seconds if before is not None else 0.0
+        tensors = built.state.tensors().items()
+        watched = frozenset(name for name, (_, tensor) in tensors if bool(tensor.isfinite().all()))
+        return cls(built.config.run, built.method, built.state, recorder, spent, watched)
 
     @property
     def clock(self) -> Clock:
@@ -88,6 +95,12 @@ class Run:
         self.rest()
         return self.recorder.record(self.state)
 
+    def finite(self) -> bool:
+        """Whether there are only finite numbers in what is watched of the state, on all ranks. Collective."""
+        self.rest()
+        tensors = self.state.tensors()
+        return self.recorder.finite(tensors[name][1] for name in self.watched)
+
 
 def loop(run: Run, first: Record, host: Host) -> str:
     """Makes rounds until the run is over, and gives the reason. Collective.
@@ -97,7 +110,7 @@ def loop(run: Run, first: Record, host: Host) -> str:
         first: a record of that; kept if it is round 0, otherwise an earlier job has kept it.
         host: what surrounds it.
     """
-    settings, state, clock = run.settings, run.state, run.clock
+    settings, state = run.settings, run.state
     begins = state.round == 0
     if begins:
         _keep(run, first, host)
@@ -108,20 +121,23 @@ def loop(run: Run, first: Record, host: Host) -> str:
         _save(run, host)
     while not ended:
         host.beat(f"round {state.round + 1}")
-        clock.start()
+        run.clock.start()
         info = _step(run)
         state.round += 1
         host.made(state.round)
-        stop = REASONS[host.stop(state.round, _late(settings, clock), info.wish if info else None)]
+        stop = REASONS[host.stop(state.round, _late(run), info.wish if info else None)]
         ended = _over(settings, state.round, info is not None and info.done, stop)
-        if ended or _due(settings.evaluate_every, state.round):
+        saves = stop == SIGNAL or _due(settings.checkpoint_every, state.round)
+        # what is not finite takes no good checkpoint's place
+        bad = (saves or ended) and not run.finite()
+        if ended or bad or _due(settings.evaluate_every, state.round):
             host.beat(f"the evaluation after round {state.round}")
             record = run.measure()
             _keep(run, record, host)
-            if not _finite(record):
+            if bad or not _finite(record):
                 return NOT_FINITE
             ended = ended or _reached(settings, record)
-        if ended or stop == SIGNAL or _due(settings.checkpoint_every, state.round):
+        if ended or saves:
             _save(run, host)
         if stop == SIGNAL and not ended:
             return SIGNAL
@@ -151,8 +167,9 @@ def _due(every: int, round: int) -> bool:
     return every > 0 and round % every == 0
 
 
-def _late(settings: RunTable, clock: Clock) -> bool:
-    return settings.max_seconds is not None and clock.now() > settings.max_seconds
+def _late(run: Run) -> bool:
+    most = run.settings.max_seconds
+    return most is not None and run.spent + run.clock.now() > most
 
 
 def room(settings: RunTable) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from hpcopt.errors import UserError
 from hpcopt.storage.schema import Schema
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
     from hpcopt.methods.base import Method
@@ -85,6 +87,11 @@ class Recorder:
         for name, group in self._groups.items():
             record |= {f"{name}/{column}": group.kept(column) for column in group.columns}
         return record
+
+    def finite(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether all numbers in these and in the problem's buffers are finite, on every rank. Collective."""
+        bad = not all(bool(tensor.isfinite().all()) for tensor in (*tensors, self._problem.buffers))
+        return not self._ranks.largest(np.array([float(bad)]))[0]
 
     def schema(self, record: Record, records: int) -> Schema:
         """What follows from the last record: columns, room for so many records, coordinates. Local."""

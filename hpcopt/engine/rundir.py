@@ -11,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.config import RunConfig, dump
+from hpcopt.config import RunConfig, dump, parse
 from hpcopt.control.agree import agreed
 from hpcopt.errors import UserError
 from hpcopt.ground import files
@@ -60,24 +60,55 @@ class RunDirectory:
 
         self._on_rank_0(make)
 
-    def write_config(self) -> None:
-        """Writes config.toml as it is run, every default filled in."""
+    def write_config(self, round: int) -> list[str]:
+        """Writes config.toml as it is run, every default filled in; its comments say what changed when.
 
-        def write() -> None:
-            with files.replacing(self.path / "config.toml") as partial:
-                partial.write_text(dump(self.config), encoding="utf-8")
+        Args:
+            round: from which on it is run.
 
-        self._on_rank_0(write)
+        Returns:
+            What it changes, in words.
+        """
+
+        def write() -> list[str]:
+            path, history, changes = self.path / "config.toml", [], []
+            if path.is_file():
+                history = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+                changes = [
+                    f"from round {round} on {key} = {json.dumps(now)}, until then {json.dumps(then)}"
+                    for key, (then, now) in _changes(parse(path), self.config).items()
+                ]
+            lines = [*history, *(f"# {change}" for change in changes), dump(self.config)]
+            with files.replacing(path) as partial:
+                partial.write_text("\n".join(lines), encoding="utf-8")
+            return changes
+
+        changes: list[str] = self._on_rank_0(write)
+        return changes
 
     def finished_at(self) -> int | None:
-        """The last round of a run that is complete, where the config asks for no more; else None."""
+        """The last round of a run that is complete, where the config asks for no more; else None.
+
+        Raises:
+            UserError: the config asks for less than is done, or for another run.
+        """
         header = self._on_rank_0(lambda: read_header(self.metrics)) or {}
-        if not header.get("stopped_by"):
+        if header.get("stopped_by", "") in (
+            "",
+            "not finite",
+        ):  # a run that diverged goes on from where it had not
             return None
+        for key, mine in self.config.identity().items():
+            if key in header and header[key] != mine:
+                raise UserError(
+                    f"{self.metrics}: was written with {key} = {header[key]!r}, but the config says {mine!r}"
+                )
         by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
-        unchanged = _unchanged(json.loads(header["config"]), self.config)
-        last = int(header["last_round"])
-        return last if last >= self.config.run.rounds or (by_itself and unchanged) else None
+        changes = _changes(json.loads(header["config"]), self.config)
+        last, rounds = int(header["last_round"]), self.config.run.rounds
+        if last > rounds:
+            raise UserError(f"{self.path}: {last} rounds are done, and run.rounds = {rounds} are fewer")
+        return last if last == rounds or (by_itself and not changes) else None
 
     def open_metrics(self, schema: Schema, round: int, attributes: dict[str, Any], job: Any) -> None:
         """Opens run.h5 with the schema's room, and trace.h5; an earlier job's rows up to ``round`` stay.
@@ -90,7 +121,9 @@ class RunDirectory:
         def make() -> RunFile:
             earlier = read_header(self.metrics)
             about = attributes | {"start": earlier.get("start", now())}
-            about["jobs"] = json.dumps([*json.loads(earlier.get("jobs", "[]")), job])
+            changed = _changes(json.loads(earlier.get("config", "{}")), self.config) if earlier else {}
+            jobs = [*json.loads(earlier.get("jobs", "[]")), job | {"changed": changed}]
+            about["jobs"] = json.dumps(jobs)
             if round == 0:
                 return RunFile.create(self.metrics, schema, about, flush_seconds)
             return RunFile.reopen(self.metrics, schema, about, flush_seconds, round)
@@ -154,12 +187,13 @@ class RunDirectory:
         return self.comm.bcast(result)
 
 
-def _unchanged(before: dict[str, dict[str, Any]], config: RunConfig) -> bool:
-    """Whether a config asks for the same run; keys that it did not have then were at their defaults."""
-    now = config.tables()
-    for name, table in now.items():
-        fields = type(getattr(config, name)).model_fields
-        defaults = {key: fields[key].default for key in table.keys() & fields.keys()}
-        if defaults | before[name] != defaults | table:
-            return False
-    return True
+def _changes(before: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, list[Any]]:
+    """TABLE.KEY -> what it was and what it is now; keys that a config did not have were at their defaults."""
+    changes = {}
+    for name, table in config.tables().items():
+        fields, then = type(getattr(config, name)).model_fields, before.get(name, {})
+        for key in sorted(table.keys() | then.keys()):
+            default = fields[key].get_default(call_default_factory=True) if key in fields else None
+            if then.get(key, default) != table.get(key, default):
+                changes[f"{name}.{key}"] = [then.get(key, default), table.get(key, default)]
+    return changes

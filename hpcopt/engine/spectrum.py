@@ -16,7 +16,7 @@ from hpcopt.config.spectrum import SpectrumTable
 from hpcopt.control.agree import agreed
 from hpcopt.engine.build import attributes, set_threads
 from hpcopt.engine.job import build, in_agreement
-from hpcopt.engine.names import config_in_python
+from hpcopt.engine.names import config_in_python, settled
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.engine.simulation import tree_of
 from hpcopt.errors import NotFinite, UserError
@@ -111,6 +111,7 @@ def of_config(
                 f"{run}: this run's problem was made in Python; use hpcopt.spectrum(problem, run=…)"
             )
         recipe = config.problem.recipe()
+        config = settled(config, recipe)
     return measure(comm, config, recipe, wanted, run, out)
 
 

@@ -12,20 +12,24 @@ if TYPE_CHECKING:
     from hpcopt.problems.base import Problem
 
 
-def agreeing(settings: GraphTable, problem: Problem, keeps_mean: bool = False) -> tuple[Mixing, str]:
+def agreeing(
+    settings: GraphTable, problem: Problem, keeps_mean: bool = False, weighs: bool = False
+) -> tuple[Mixing, str]:
     """The matrices W of a run, and in words the graph and how fast it mixes.
 
     Args:
         settings: topology and weights.
         problem: whose N workers these are.
         keeps_mean: whether W has to keep the mean over the workers.
+        weighs: whether the method multiplies gradients by `scales`; then W has to keep the mean where workers
+            have different weights.
 
     Raises:
         UserError: there is no such topology or mixing matrix, it never leads to agreement, or not to what is
             needed, or workers would have to count by their rows.
     """
     share = problem.share
-    if not problem.equal_weights:
+    if not (problem.equal_weights or weighs):
         raise UserError(
             "run.method: its workers count the same, but in this problem they count by their rows, and have "
             "different numbers of them; take a method with one model for all, or set samples_per_worker"
@@ -43,9 +47,17 @@ def agreeing(settings: GraphTable, problem: Problem, keeps_mean: bool = False) -
             f'mixing = "{settings.mixing}": workers would never agree: their weights go round in circles '
             "(|λ₂| = 1). Give some worker a weight of its own, in a weight file a line i i weight"
         )
-    if keeps_mean and not report.doubly_stochastic:
+    if (keeps_mean or not problem.equal_weights) and not report.doubly_stochastic:
+        who = "this method" if keeps_mean else "a problem whose workers count by their rows"
         raise UserError(
             f'mixing = "{settings.mixing}": the columns of W do not sum to 1, so mixing does not keep '
-            "the mean, which this method needs to end in the right point; take metropolis or laplacian"
+            f"the mean, which {who} needs to end in the right point; take metropolis or laplacian"
         )
     return found, f"mixing: {report.description}"
+
+
+def scales(problem: Problem) -> list[float]:
+    """N ω_n of the workers here: with gradients so many times, plain means lead to a minimum of Σ ω_n f_n."""
+    if problem.equal_weights:
+        return [1.0] * problem.share.n  # to the last bit
+    return [float(weight) for weight in problem.share.total * problem.weights.double()]

@@ -45,6 +45,11 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
+def wave(like: torch.Tensor) -> torch.Tensor:
+    """A point (d,) that is the same wherever it is made, whatever the start: 0.1 cos 0, 0.1 cos 1, …"""
+    return (0.1 * torch.arange(len(like), dtype=torch.float64).cos()).to(like)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Names, shapes and places of the parameters in a flat vector: shared ones first, private ones last.
@@ -111,7 +116,7 @@ class Layout:
         pieces = flat.split(self.sizes, dim=-1)
         lead = flat.shape[:-1]
         return {
-            name: piece.view(*lead, *shape)
+            name: piece.view((*lead, *shape))
             for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
 

@@ -9,6 +9,7 @@ symbol    name              shape     meaning
           M                 (n, d)    momentum of both (empty if there is none); never sent
 P         W                 (N, N)    mixing matrix of the round
 α, β      lr_head, lr_body            learning rates
+N ω_i     scales                      1, unless workers count by their rows: β is so many times as large
 τ         head_steps                  steps on the head
           before            (n, m)    φ just before it was last mixed (empty unless asked for)
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import DePRLTable
-from hpcopt.math.agreement import agreeing
+from hpcopt.math.agreement import agreeing, scales
 from hpcopt.math.flat import check_split
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps, Stage
@@ -57,12 +58,12 @@ class DePRL(Method[DePRLTable, DePRLState]):
             UserError: no parameter is private, or all are; or as `agreeing`.
         """
         check_split(problem.layout, "DePRL")
-        self._mixing, self._note = agreeing(self.settings, problem)
+        self._mixing, self._note = agreeing(self.settings, problem, weighs=True)
 
     def start(self, problem: Problem, ports: Ports) -> DePRLState:
         """See `Method`."""
         self._shared = problem.layout.shared
-        self._steps = LocalSteps(problem, self.settings)
+        self._steps, self._scales = LocalSteps(problem, self.settings), scales(problem)
         self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         self._steps.assign(self._plan, X, ports)
@@ -93,7 +94,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
     def _plan(self, i: int) -> list[Stage]:
         """What worker i does in a round before it mixes; one worker does all of it before the next begins."""
         settings = self.settings
-        alpha, beta = settings.lr_head or settings.lr, settings.lr_body or settings.lr
+        alpha, beta = settings.lr_head or settings.lr, (settings.lr_body or settings.lr) * self._scales[i]
         head = self._steps.count(i, settings.head_steps, settings.head_epochs)
         body = self._steps.count(i, settings.body_steps, settings.body_epochs)
         of = head + body

@@ -7,6 +7,7 @@ symbol    name      shape     meaning
 x_i       X         (n, d)    worker i's parameters
           M         (n, d)    its momentum (empty if there is none), kept from round to round; never sent
 W                   (N, N)    mixing matrix of the round, see `hpcopt.math.mixing`
+N ω_i     scales              1, unless workers count by their rows: how long a worker's steps are
           before    (n, d)    X just before it was last mixed (empty unless asked for)
 
 All workers begin at the same point. Statistics of batch normalisation are those of the worker's own rows:
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import DPSGDTable
-from hpcopt.math.agreement import agreeing
+from hpcopt.math.agreement import agreeing, scales
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
@@ -47,7 +48,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises as `agreeing`."""
-        self._mixing, self._note = agreeing(self.settings, problem)
+        self._mixing, self._note = agreeing(self.settings, problem, weighs=True)
 
     def start(self, problem: Problem, ports: Ports) -> DPSGDState:
         """See `Method`."""
@@ -55,8 +56,8 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         self._steps = LocalSteps(problem, settings)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(d).copy_(problem.initial())
-        steps = settings.local_steps, settings.local_epochs
-        self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
+        steps, longer = (settings.local_steps, settings.local_epochs), scales(problem)
+        self._steps.assign(lambda i: [self._steps.stage(i, *steps, longer[i])], X, ports)
         M = problem.rows_of(d if settings.momentum else 0).zero_()
         return DPSGDState(X=X, M=M, before=X[:, : d if settings.before_mixing else 0].clone())
 
@@ -68,7 +69,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         """One round."""
         # with overlap: x of the round's beginning goes to the neighbours
         sent = self._neighbours.begin(state.X, state.round) if self.settings.overlap else None
-        # x_i ← x_i − η ∇f_i(x_i), local_steps times
+        # x_i ← x_i − η N ω_i ∇f_i(x_i), local_steps times
         self._steps.make_all(state.X, state.M, state.round)
         if self.settings.before_mixing:
             state.before.copy_(state.X)

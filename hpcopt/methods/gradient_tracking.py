@@ -5,8 +5,8 @@ graphs" (DIGing), SIAM J. Optim. 2017, arXiv 1607.03218; with the mixing after t
 
 symbol    name    shape     meaning
 x_i       X       (n, d)    worker i's parameters
-y_i       Y       (n, d)    its estimate of the mean over the workers of ∇f_j(x_j), which is the mean of y
-∇f_i      G       (n, d)    its gradient of the last round
+y_i       Y       (n, d)    its estimate of Σ ω_j ∇f_j(x_j), which is the mean of y
+g_i       G       (n, d)    its gradient N ω_i ∇f_i of the last round
           before  (n, d)    X just before it was last mixed (empty unless asked for)
 W                 (N, N)    mixing matrix of the round
 
@@ -14,7 +14,7 @@ With a constant η and full batches all workers go to a minimum of Σ f_n, which
 doubly stochastic, or the mean of y is not that of the gradients.
 
 Differs from the paper: adapt, then combine: x ← W(x − η y), not W x − η y; gradients may be those of
-mini-batches. Workers count the same, whatever the problem's weights.
+mini-batches. Gradients are multiplied by N ω_i, which is 1 where workers count the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import GradientTrackingTable
-from hpcopt.math.agreement import agreeing
+from hpcopt.math.agreement import agreeing, scales
 from hpcopt.math.optimizers import learning_rate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
@@ -49,11 +49,11 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises as `agreeing`."""
-        self._mixing, self._note = agreeing(self.settings, problem, keeps_mean=True)
+        self._mixing, self._note = agreeing(self.settings, problem, keeps_mean=True, weighs=True)
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        self._problem = problem
+        self._problem, self._scales = problem, scales(problem)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
@@ -68,10 +68,10 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
         """One round."""
         eta, tensors = learning_rate(self.settings, state.round), self._problem.layout.tensors
         for i, (x, y, last) in enumerate(zip(state.X, state.Y, state.G, strict=True)):
-            # y_i ← y_i + ∇f_i(x_i; now) − ∇f_i(x_i; last round)
+            # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
             now = self._problem.gradient(i, x, Draw(state.round))
             for g, y_p, last_p in zip(now, tensors(y), tensors(last), strict=True):
-                y_p.add_(g).sub_(last_p)
+                y_p.add_(g.mul_(self._scales[i])).sub_(last_p)
                 last_p.copy_(g)
             # x_i ← x_i − η y_i
             x.add_(y, alpha=-eta)

@@ -42,6 +42,10 @@ class Local(Method[LocalTable, LocalState]):
         M = problem.rows_of(problem.dim if settings.momentum else 0).zero_()
         return LocalState(X=X, M=M)
 
+    def notes(self) -> list[str]:
+        """What the loss is of."""
+        return ["no exchange: the loss is Σ ω_n f_n(x_n) of the workers' own models, no common objective"]
+
     def step(self, state: LocalState) -> StepInfo:
         """One round."""
         # x_i ← x_i − η ∇f_i(x_i), local_steps times

@@ -16,10 +16,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
+from hpcopt.errors import UserError
+from hpcopt.math.fingerprint import fingerprint, plain
 from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
@@ -101,7 +104,7 @@ class Evaluation:
 
 
 class Recipe(Protocol):
-    """The description of a problem for all workers."""
+    """The description of a problem for all workers; may have a ``default_dtype``, else that is float64."""
 
     @property
     def workers(self) -> int:
@@ -156,8 +159,11 @@ class Problem(ABC):
             rows: training rows of all N workers.
             weights: ω_n, equal or in proportion to the rows.
         """
+        if len(rows) != share.total:
+            raise UserError(f"[run] workers = {share.total}, but the problem has rows of {len(rows)} workers")
         self.share, self.layout = share, layout
         every = torch.tensor(rows, dtype=torch.int64)
+        self._rows_of_all = fingerprint(every)
         self.rows = every[share.workers.start : share.workers.stop]
         self.total_rows = sum(rows)
         counts = every if weights == "rows" else torch.ones(share.total)
@@ -170,6 +176,20 @@ class Problem(ABC):
     def dim(self) -> int:
         """The number d of parameters."""
         return self.layout.dim
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """What the problem is made of, by names in words, the same on every rank: texts, or lists of numbers.
+
+        Ranks compare it before round 0, and a run that goes on with what it was begun with; lists are of
+        computed numbers, which may differ by rounding. A subclass adds what else its numbers depend on, but
+        for the start and what a run may change when it goes on. Raises `UserError` locally.
+        """
+        layout = self.layout
+        return {
+            "the parameters, by name and shape,": plain([layout.names, layout.shapes, layout.n_shared]),
+            "how many rows each worker has": self._rows_of_all,
+        }
 
     @abstractmethod
     def initial(self) -> Tensor:

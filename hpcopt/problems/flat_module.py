@@ -12,9 +12,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
+from hpcopt.problems.trial import COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Buffer:
+    path: str
     owner: nn.Module
     name: str
     shape: torch.Size
@@ -41,7 +44,8 @@ class FlatModule:
         layout: of its parameters that require a gradient; the others stay as they are (frozen layers).
         initial: their values in the user's module, (d,).
         buffers: the values of its floating-point buffers (BatchNorm's running statistics), (b,); integer and
-            non-persistent buffers do not belong to a worker.
+            non-persistent buffers do not belong to a worker, and must not change.
+        kept: the names of those that do.
         couples_rows: whether a row's output may depend on the batch's other rows in training (BatchNorm).
     """
 
@@ -63,8 +67,10 @@ class FlatModule:
             frozen: always in evaluation mode: no dropout, and buffers keep their values.
 
         Raises:
-            UserError: nothing in the module can be trained, or a BatchNorm layer averages without momentum.
+            UserError: nothing in the module can be trained, something in it is complex or not yet there, or
+                a BatchNorm layer averages without momentum.
         """
+        _check_tensors(module)
         self.module = copy.deepcopy(module).to(device, dtype)
         self._frozen = frozen
         self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -75,9 +81,16 @@ class FlatModule:
         self._buffers = _float_buffers(self.module)
         values = [getattr(buffer.owner, buffer.name).ravel() for buffer in self._buffers]
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
+        self.kept = {buffer.path for buffer in self._buffers}
         self._x: Tensor | None = None
         self.couples_rows = not frozen and any(isinstance(m, _NormBase) for m in self.module.modules())
         self._check_momentum()
+
+    def fixed(self) -> dict[str, Tensor]:
+        """What stays as it is: frozen parameters, and buffers that belong to no worker."""
+        frozen = {n: p for n, p in self.module.named_parameters() if n not in self._parameters}
+        buffers = {n: b for n, b in self.module.named_buffers() if n not in self.kept}
+        return frozen | {n: b for n, b in buffers.items() if not n.endswith(COUNTED)}
 
     def point(self, x: Tensor) -> None:
         """Makes x (d,) the module's parameters: they are views of x from now on."""
@@ -215,6 +228,20 @@ class FlatModule:
                 )
 
 
+def _check_tensors(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(
+                f"problem.model: {name} has no values yet; a lazy module is to be called once, with a batch, "
+                "before it is given away"
+            )
+        if tensor.is_complex():
+            raise UserError(
+                f"problem.model: {name} is complex, but a model is a vector of real numbers; keep real and "
+                "imaginary parts (torch.view_as_complex makes them complex within forward)"
+            )
+
+
 def _tell(ready: Ready, start: int, stop: int) -> Callable[[Tensor], None]:
     return lambda _: ready(start, stop)
 
@@ -226,7 +253,7 @@ def _float_buffers(module: nn.Module) -> list[_Buffer]:
     for path, buffer in module.named_buffers():
         if path in persistent and buffer.is_floating_point():
             owner, _, name = path.rpartition(".")
-            found.append(_Buffer(module.get_submodule(owner), name, buffer.shape))
+            found.append(_Buffer(path, module.get_submodule(owner), name, buffer.shape))
     return found
 
 

@@ -9,7 +9,7 @@ arXiv 2007.07314, "Long-tail learning via logit adjustment"), who have one learn
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,19 +24,28 @@ PSEUDO_COUNT = 0.1
 """of each class in its frequencies, so that no class is ruled out"""
 
 
-def classes(output: Tensor, targets: Sequence[Tensor]) -> int | None:
+def ignored_label(loss: Any) -> int | None:
+    """The label of rows that a loss ignores, where it says so: a module of torch's, or a partial function."""
+    found = getattr(loss, "keywords", {}).get("ignore_index", getattr(loss, "ignore_index", None))
+    return found if isinstance(found, int) else None
+
+
+def classes(output: Any, targets: Sequence[Tensor], ignored: int | None = None) -> int | None:
     """How many classes there are; None where outputs are not (B, classes) or targets are no labels.
 
     Args:
         output: what the network gives for a batch.
         targets: of each worker here.
+        ignored: a label that is none, as negative ones are.
 
     Raises:
         UserError: a label is too large.
     """
-    if output.ndim != 2 or targets[0].dtype != torch.int64 or targets[0].ndim != 1:
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
         return None
-    largest = max(int(labels.max()) for labels in targets)
+    if targets[0].dtype != torch.int64 or targets[0].ndim != 1:
+        return None
+    largest = max((int(labels.max()) for labels in _known(targets, ignored) if len(labels)), default=-1)
     if largest >= output.shape[1]:
         raise UserError(
             f"problem.model has {output.shape[1]} outputs, but a label is {largest}: it needs {largest + 1}"
@@ -44,13 +53,16 @@ def classes(output: Tensor, targets: Sequence[Tensor]) -> int | None:
     return int(output.shape[1])
 
 
-def log_priors(targets: Sequence[Tensor], count: int | None, dtype: torch.dtype) -> Tensor:
+def log_priors(
+    targets: Sequence[Tensor], count: int | None, dtype: torch.dtype, ignored: int | None = None
+) -> Tensor:
     """log π of each worker here, (n, classes), from the labels of its rows.
 
     Args:
         targets: of each worker here; what is below 0 is ignored, as cross-entropy does.
         count: of the classes.
         dtype: of the result.
+        ignored: see `classes`.
 
     Raises:
         UserError: there are no classes.
@@ -60,7 +72,12 @@ def log_priors(targets: Sequence[Tensor], count: int | None, dtype: torch.dtype)
             "problem.logit_adjustment needs class labels as targets, and one output per class: "
             "set it to 0 for other losses"
         )
-    counts = [torch.bincount(labels[labels >= 0], minlength=count) for labels in targets]
+    counts = [torch.bincount(labels, minlength=count) for labels in _known(targets, ignored)]
     stacked = torch.stack(counts) if counts else torch.empty(0, count)
     smoothed = stacked.to(dtype) + PSEUDO_COUNT
     return (smoothed / smoothed.sum(1, keepdim=True)).log()
+
+
+def _known(targets: Sequence[Tensor], ignored: int | None) -> list[Tensor]:
+    """Without the labels that are none."""
+    return [labels[(labels >= 0) & (labels != (-1 if ignored is None else ignored))] for labels in targets]

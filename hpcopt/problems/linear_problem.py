@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcopt.math.average_precision import average_precision
+from hpcopt.math.fingerprint import digest, fingerprint
 from hpcopt.math.flat import Layout, aligned
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
@@ -67,6 +68,20 @@ class LinearProblem(OneByOne):
         self._even_test = self._evenly(recipe.test)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self.products = 0.0
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """See `Problem`."""
+        recipe, parts = self._recipe, self._parts
+        return (
+            super().made_of
+            | recipe.table.made_of()
+            | {
+                "the data set": recipe.data.told(),
+                "which rows each worker has": digest([fingerprint(rows) for rows in parts.train]),
+                "the targets": fingerprint(recipe.train.targets),
+            }
+        )
 
     # --- for methods that know that the model is linear ------------------------------------------
 

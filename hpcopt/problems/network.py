@@ -34,9 +34,11 @@ class Network:
     Attributes:
         workers, table, data, model, loss, augment: what describes the problem.
         random: whether a training pass may draw random numbers; a module of the user's, in any place.
+        default_dtype: of a run that names none.
     """
 
     random = True
+    default_dtype = "float32"
 
     def __init__(
         self,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from hpcopt.errors import UserError
-from hpcopt.math.flat import aligned
+from hpcopt.math.fingerprint import digest, fingerprint
+from hpcopt.math.flat import aligned, wave
 from hpcopt.math.streams import torch_seed
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
-from hpcopt.problems.labels import classes, log_priors
+from hpcopt.problems.labels import classes, ignored_label, log_priors
 from hpcopt.problems.one_by_one import OneByOne
-from hpcopt.problems.rows import pieces, read_worker, standardised
+from hpcopt.problems.rows import pieces, read_rows, read_worker, standardised
+from hpcopt.problems.trial import check_loss, check_passes, kind_of_mean, rows_to_try
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +66,16 @@ class NetworkProblem(OneByOne):
         self._forward_over_reverse: bool | None = None  # decided by the first product
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
+        self._whole, self._parts, self._ignored = False, True, ignored_label(network.loss)
+        self._network, self._spread = network, digest([fingerprint(rows) for rows in parts.train])
+        self._some = read_rows(network.data.train, rows_to_try(network.data.train.labels), share)
         count = self._try_out(data, min(all_rows))
         self._tests, self._classifies = data[0].even_test is not None, count is not None
         self._test_rows = 0 if network.data.test is None else len(network.data.test)
         if table.logit_adjustment:
-            priors = log_priors([worker.train.targets for worker in self._data], count, share.dtype)
+            priors = log_priors(
+                [worker.train.targets for worker in self._data], count, share.dtype, self._ignored
+            )
             self._adjustments = table.logit_adjustment * priors
 
     def initial(self) -> Tensor:
@@ -78,6 +85,24 @@ class NetworkProblem(OneByOne):
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """How many rows worker i (from 0 here) uses in a draw."""
         return self._batches.count(i, draw)
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """See `Problem`."""
+        fixed = {
+            f"problem.model: {name}, which is not trained,": fingerprint(value)
+            for name, value in self._module.fixed().items()
+        }
+        return (
+            super().made_of
+            | self._network.table.made_of()
+            | fixed
+            | {
+                "the data set": self._network.data.told(),
+                "which rows each worker has": self._spread,
+                "loss and output of some rows at some point": self._at_some_point(),
+            }
+        )
 
     @torch.no_grad()
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
@@ -95,7 +120,7 @@ class NetworkProblem(OneByOne):
         common = X.ndim == 1
         self._module.train(False)
         data_losses, penalties, test_losses, accuracies = torch.zeros(4, self.share.n, dtype=torch.float64)
-        counts = torch.zeros(self.share.n, dtype=torch.int64)
+        counts, labelled = torch.zeros(2, self.share.n, dtype=torch.int64)
         for i, data in enumerate(self._data):
             x = row(X, i)
             self._module.point(x)
@@ -104,6 +129,7 @@ class NetworkProblem(OneByOne):
                 test, own = (data.even_test, None) if common else (data.own_test, i)
                 if test is not None:
                     counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
+                    labelled[i] = self._labelled(test.targets).sum() if self._classifies else 0
         result = Evaluation()
         result.add("loss", data_losses + penalties, self.weights)
         if self._tests:
@@ -114,18 +140,36 @@ class NetworkProblem(OneByOne):
                 gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
             result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
         if self._tests and self._classifies:
-            result.add("accuracy", accuracies, counts if common else counts > 0)
+            result.add("accuracy", accuracies, labelled if common else labelled > 0)
         return result
 
     def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over rows of worker i (None: of all), float64 scalars; 0 if it has none."""
-        loss, right = torch.zeros(2, dtype=torch.float64, device=self.share.device)
-        for piece in pieces(rows, PIECE):
-            output = self._adjusted(self._module.module(self._input(piece.features)), i)
-            loss += self._objective(output, piece.targets) * len(piece)
+        loss, right, labelled = torch.zeros(3, dtype=torch.float64, device=self.share.device)
+        for output, targets in self._outputs(rows, i):
+            loss += self._objective(output, targets) * len(targets)
             if self._classifies:
-                right += (output.argmax(1) == piece.targets).sum()
-        return loss / max(1, len(rows)), right / max(1, len(rows))
+                counts = self._labelled(targets)
+                right += ((output.argmax(1) == targets) & counts).sum()
+                labelled += counts.sum()
+        return loss / max(1, len(rows)), right / labelled.clamp(min=1)
+
+    def _outputs(self, rows: Rows, i: int | None) -> Iterator[tuple[Any, Tensor]]:
+        """Outputs for rows, with their targets; piece by piece, unless the loss has to see all at once."""
+
+        def output(piece: Rows) -> Any:
+            return self._adjusted(self._module.module(self._input(piece.features)), i)
+
+        if not self._whole:
+            yield from ((output(piece), piece.targets) for piece in pieces(rows, PIECE))
+        elif self._parts and len(rows):
+            yield torch.cat([output(piece) for piece in pieces(rows, PIECE)]), rows.targets
+        elif len(rows):
+            yield output(rows), rows.targets
+
+    def _labelled(self, targets: Tensor) -> Tensor:
+        """Which rows have a class, (r,) bool: others are ignored by the loss, and so they are here."""
+        return targets >= 0 if self._ignored is None else (targets >= 0) & (targets != self._ignored)
 
     @torch.no_grad()
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
@@ -215,7 +259,7 @@ class NetworkProblem(OneByOne):
                 product.add_(self._module.hvp(loss, x, v, forward_over_reverse), alpha=fraction)
         return product
 
-    def _batch_loss(self, forward: Forward, piece: Rows, i: int) -> Tensor:
+    def _batch_loss(self, forward: Forward, piece: Rows, i: int | None) -> Tensor:
         features = self._input(piece.features)
         if self._augment is not None:
             features = self._augment(features)
@@ -229,7 +273,7 @@ class NetworkProblem(OneByOne):
         """The mini-batch of a draw in pieces, each with its part of the batch."""
         rows, chosen = self._data[i].train, self._batches.select(i, draw)
         batch = rows if chosen is None else rows.at(chosen)
-        size = len(batch) if self._module.couples_rows else PIECE
+        size = len(batch) if self._module.couples_rows or self._whole else PIECE
         for piece in pieces(batch, size):
             yield piece, len(piece) / len(batch)
 
@@ -237,13 +281,13 @@ class NetworkProblem(OneByOne):
         return 0.5 * self._decay * (x @ x)
 
     @contextmanager
-    def _seeded(self, i: int, draw: Draw | None) -> Iterator[None]:
-        """Torch's generators seeded by worker and draw, and left as they were."""
+    def _seeded(self, i: int | None, draw: Draw | None) -> Iterator[None]:
+        """Torch's generators seeded by worker (None: the first of all) and draw, and left as they were."""
         if not self._random:
             yield
             return
         at = () if draw is None else (draw.round, draw.step)
-        worker = self.share.workers[i] if self.share.n else 0  # none here: for the try-out
+        worker = 0 if i is None else self.share.workers[i]
         seed = torch_seed(self.share.seed, "training", worker, *at)
         device = self.share.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -254,24 +298,61 @@ class NetworkProblem(OneByOne):
             yield
 
     def _try_out(self, data: list[WorkerRows], fewest: int) -> int | None:
-        """One training pass over the smallest mini-batch of any worker; how many classes there are, if any.
+        """Training passes over the smallest mini-batch of any worker; how many classes there are, if any.
 
         Raises:
-            UserError: the pass fails, or does not give a scalar.
+            UserError: a pass fails, gives no number, or leaves behind what it must not.
         """
         size = fewest if self._batches.size == "full" else min(fewest, self._batches.size)
         rows = data[0].train.at(slice(0, min(size, PIECE)))
         self._module.train(True)
-        with torch.no_grad(), self._module.with_buffers(self._module.buffers.clone()), self._seeded(0, None):
-            try:
-                output = self._module.module(self._input(rows.features))
-                loss = self._batch_loss(self._module.module, rows, 0)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise UserError(
-                    f"problem.model, loss and data do not fit together: a batch of {len(rows)} rows, "
-                    f"features {tuple(rows.features.shape)}, targets {tuple(rows.targets.shape)} "
-                    f"{rows.targets.dtype}: {error}"
-                ) from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise UserError("problem.loss must return one number, the mean over the batch")
-        return classes(output, [worker.train.targets for worker in data])
+        try:
+            output, loss = self._pass(rows)
+            check_loss(loss)
+            others = {"problem.loss": self._objective, "problem.augment": self._augment}
+            once = lambda: float(self._pass(rows)[1].detach())  # noqa: E731
+            check_passes(once, self.share.dtype, self._module.module, others, self._module.kept)
+            self._whole, self._parts = self._mean_of() == "whole", isinstance(output, Tensor)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"problem.model, loss and data do not fit together: a batch of {len(rows)} rows, "
+                f"features {tuple(rows.features.shape)}, targets {tuple(rows.targets.shape)} "
+                f"{rows.targets.dtype}: {error}"
+            ) from error
+        return classes(output, [worker.train.targets for worker in data], self._ignored)
+
+    def _pass(self, rows: Rows) -> tuple[Any, Any]:
+        """Output and loss of a training pass that changes no buffer."""
+        seen: list[Any] = []
+
+        def forward(features: Tensor) -> Tensor:
+            seen.append(self._module.module(features))
+            return seen[-1]
+
+        buffers = self._module.buffers.clone()
+        with self._module.with_buffers(buffers), self._seeded(None, None), torch.enable_grad():
+            loss = self._batch_loss(forward, rows, None)
+        return seen[-1], loss
+
+    def _mean_of(self) -> Literal["rows", "whole"]:
+        """What the loss is a mean of; near the start, for there all rows may have the same output."""
+        self._module.point(self._start + wave(self._start))
+        return kind_of_mean(lambda part: self._tried(part)[0], len(self._some), self.share.dtype)
+
+    def _at_some_point(self) -> list[float]:
+        """The loss there, and the norm of the output where it is a tensor."""
+        self._module.point(wave(self._start))
+        try:
+            loss, output = self._tried(slice(None))
+        except (RuntimeError, ValueError):  # some models know which parameters make sense
+            return []
+        return [loss, float(output.detach().double().norm())] if isinstance(output, Tensor) else [loss]
+
+    @torch.no_grad()
+    def _tried(self, part: slice) -> tuple[float, Any]:
+        """Loss and output of some rows in evaluation mode, where the module points."""
+        rows = self._some.at(part)
+        self._module.train(False)
+        with self._module.with_buffers(self._module.buffers.clone()), self._seeded(None, None):
+            output = self._module.module(self._input(rows.features))
+            return float(self._objective(output, rows.targets)), output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hpcopt.errors import UserError
-from hpcopt.math.flat import aligned
+from hpcopt.math.fingerprint import digest, fingerprint
+from hpcopt.math.flat import aligned, wave
 from hpcopt.problems.base import Draw
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.one_by_one import OneByOne
@@ -39,6 +41,29 @@ class ObjectiveProblem(OneByOne):
         self._common = tuple(self._tensor(value) for value in objective.common(share.seed))
         self.settle(None)
         self._check()
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """See `Problem`: what this rank would give worker 0, and what it makes of that."""
+        rows = self._data[0] if 0 in self.share.workers else self._read(0)
+        return (
+            super().made_of
+            | self.objective.made_of()
+            | {
+                "the rows of worker 0": digest([fingerprint(column) for column in rows]),
+                "what all workers have in common": digest([fingerprint(thing) for thing in self._common]),
+                "loss and gradient of worker 0 at some point": self._at_some_point(rows + self._common),
+            }
+        )
+
+    def _at_some_point(self, data: tuple[Tensor, ...]) -> list[float]:
+        x, g = wave(self.initial()), self._zeros(self.dim)
+        try:
+            loss = self.objective.loss(x, *data)
+            self.objective.add_gradient(g, 1.0, x, *data)
+        except (RuntimeError, ValueError):  # some know which parameters make sense
+            return []
+        return [float(loss.detach()), float(g.double().norm())]
 
     def initial(self) -> Tensor:
         """See `Problem`."""

@@ -53,13 +53,15 @@ class WorkerRows:
 
 def read_worker(data: Dataset, parts: Partition, worker: int, share: Share) -> WorkerRows:
     """Reads one worker's rows, and no others, onto the share's device."""
-    train = _read(data.train, parts.train[worker], share)
+    train = read_rows(data.train, parts.train[worker], share)
     if data.test is None or parts.test is None:
         return WorkerRows(train, None, None)
     # a shared model is evaluated on all test rows, of which each worker takes an even, contiguous slice
     total = len(data.test)
     even = np.arange(worker * total // share.total, (worker + 1) * total // share.total)
-    return WorkerRows(train, _read(data.test, even, share), _read(data.test, parts.test[worker], share))
+    return WorkerRows(
+        train, read_rows(data.test, even, share), read_rows(data.test, parts.test[worker], share)
+    )
 
 
 def pieces(rows: Rows, size: int) -> Iterator[Rows]:
@@ -83,7 +85,8 @@ def standardised(features: Tensor, moments: tuple[float, float], dtype: torch.dt
     return features if features.dtype in (torch.int32, torch.int64) else features.to(dtype)
 
 
-def _read(split: Split, numbers: np.ndarray[Any, np.dtype[np.int64]], share: Share) -> Rows:
+def read_rows(split: Split, numbers: np.ndarray[Any, np.dtype[np.int64]], share: Share) -> Rows:
+    """Reads some rows, and no others, onto the share's device."""
     # torch.tensor copies: what numpy allocates is not aligned as `hpcopt.problems.base.row` wants it
     features = torch.tensor(split.read(numbers), device=share.device)
     targets = torch.tensor(split.labels[numbers], device=share.device)

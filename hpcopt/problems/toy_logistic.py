@@ -1,4 +1,4 @@
-"""The two-parameter toy on which Top-k stalls (Bereyhi et al., RegTop-k, arXiv 2501.05633)."""
+"""The two-parameter toy on which Top-k stalls for long (Bereyhi et al., RegTop-k, arXiv 2501.05633)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def export(run: str | Path, file: str | Path) -> Path:
     if file.suffix != ".npz":
         raise UserError(f"{file}: must end in .npz")
     damages = []
-    for path in sorted((run / "checkpoints").glob("round-*.h5"), reverse=True):
+    for path in reversed(format.listed(run / "checkpoints")):
         try:
             arrays = _parameters(path)
         except format.Damaged as error:
@@ -57,6 +57,6 @@ def _parameters(path: Path) -> dict[str, Any]:
     arrays: dict[str, NDArray[Any]] = {}
     at = 0
     for parameter, shape in zip(meta["layout"]["names"], shapes, strict=True):
-        arrays[parameter] = flat[..., at : at + prod(shape)].reshape(*flat.shape[:-1], *shape)
+        arrays[parameter] = flat[..., at : at + prod(shape)].reshape((*flat.shape[:-1], *shape))
         at += prod(shape)
     return arrays

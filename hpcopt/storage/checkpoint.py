@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from hpcopt.control.agree import agreed
+from hpcopt.control.agree import agree, agreed
 from hpcopt.errors import UserError
 from hpcopt.ground import files
 from hpcopt.storage import format
@@ -22,7 +21,6 @@ from hpcopt.storage.slab import open_shared, parallel_hdf5, write_rows
 # HDF5 1.10 crashes the process where it meets a full disk while it closes a file: what it writes by itself,
 # headers, digests and meta data, finds its room kept by a spare file
 SPARE_BYTES = 1 << 20
-_NAME = re.compile(r"round-(\d{8,})\.h5")
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,14 @@ class Checkpoints:
 
     def __init__(self, comm: MPI.Comm, directory: Path, keep: int) -> None:
         self._comm, self._directory, self._keep = comm, directory, keep
+
+    def check(self) -> None:
+        """Raises `UserError` where these ranks could write none. Collective."""
+        agree(
+            self._comm,
+            self._comm.size == 1 or parallel_hdf5(),
+            "checkpoints of several ranks need an h5py built with parallel HDF5 (README, «Installing»)",
+        )
 
     def write(self, round: int, pieces: list[Piece], meta: dict[str, Any]) -> Path:
         """Writes, reads back and commits a checkpoint, then removes those beyond ``keep``. Collective.
@@ -94,7 +100,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but every one is damaged.
         """
-        paths = self._comm.bcast(self._listed() if self._comm.rank == 0 else None)
+        paths = self._comm.bcast(format.listed(self._directory) if self._comm.rank == 0 else None)
         warnings: list[str] = []
         for path in reversed(paths):
             damage, meta = self._damage(path)
@@ -107,10 +113,6 @@ class Checkpoints:
 
     def _allocate(self, path: Path, pieces: list[Piece]) -> None:
         """Rank 0 makes the file in full size and takes its disk blocks."""
-        if self._comm.size > 1 and not parallel_hdf5():
-            raise UserError(
-                "checkpoints of several ranks need an h5py built with parallel HDF5 (README, «Installing»)"
-            )
         with agreed(self._comm):
             if self._comm.rank == 0:
                 try:
@@ -164,17 +166,12 @@ class Checkpoints:
         found = [text for text in self._comm.allgather(damage) if text is not None]
         return (found[0] if found else None), meta
 
-    def _listed(self) -> list[Path]:
-        if not self._directory.is_dir():
-            return []
-        return sorted(path for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
-
     def _prune(self, written: Path) -> None:
         """Removes what is beyond ``keep``, and what killed jobs left half-written.
 
         What was just written always stays: later rounds may be there, damaged, that were passed over.
         """
-        others = [path for path in self._listed() if path != written]
+        others = [path for path in format.listed(self._directory) if path != written]
         for path in others[: max(0, len(others) + 1 - self._keep)]:
             files.discard(path)
         for path in self._directory.glob(f"*{files.PARTIAL}"):

@@ -10,6 +10,7 @@ The extents of an array tile its rows; nothing depends on how many ranks wrote t
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ SCHEMA_VERSION = 2
 EXTENT_BYTES = 16 << 20
 
 
+NAME = re.compile(r"round-(\d{8,})\.h5")
+
+
 class Damaged(Exception):
     """A checkpoint file does not hold what was written; the message says where."""
 
@@ -37,6 +41,12 @@ class Extent:
     start: int
     stop: int
     digest: int
+
+
+def listed(directory: Path) -> list[Path]:
+    """The checkpoints in a directory, by their rounds; none if there is no directory."""
+    found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()] if directory.is_dir() else []
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def digests(rows: NDArray[np.generic], start: int) -> NDArray[np.int64]:

@@ -22,7 +22,8 @@ def choose(comm: MPI.Comm, wanted: str, remembered: str, size: int, itemsize: in
         remembered: what an earlier job of the run chose; empty if there was none.
         size, itemsize: of the vector.
     """
-    way = remembered if wanted == "auto" and remembered else wanted
+    # sums that were ordered because that was asked for are no choice
+    way = remembered if wanted == "auto" and remembered not in ("", "ordered") else wanted
     if way == "ordered":
         return "ordered"
     if way == "mpi" or not Ring.admits(comm):  # within one node MPI's shared memory is hard to beat

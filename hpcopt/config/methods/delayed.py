@@ -124,8 +124,11 @@ class DelayedSGDTable(GraphTable, LearningRate):
 
     def misfits(self, run: RunTable) -> list[str]:
         """A delay longer than the run: all gradients would be of x_0. Free workers and equal bits."""
+        found = super().misfits(run)
         if self.mode == "free" and run.deterministic:
-            return ['mode = "free": its bits depend on time, which run.deterministic = true cannot change']
+            found.append(
+                'mode = "free": its bits depend on time, which run.deterministic = true cannot change'
+            )
         if self.measured or not 0 < run.rounds < self.longest:
-            return []
-        return [f"delay = {self.delay!r}: longer than the run, which has run.rounds = {run.rounds}"]
+            return found
+        return [*found, f"delay = {self.delay!r}: longer than the run, which has run.rounds = {run.rounds}"]

@@ -55,10 +55,10 @@ class LocalSteps:
     def __init__(self, problem: Problem, settings: OwnStepsTable) -> None:
         self._problem, self._settings = problem, settings
 
-    def stage(self, i: int, steps: int | None, epochs: int | None) -> Stage:
-        """The steps of worker i (from 0 here) that move everything, as many as `count` says."""
+    def stage(self, i: int, steps: int | None, epochs: int | None, longer: float = 1.0) -> Stage:
+        """The steps of worker i (from 0 here) that move everything, as many as `count` says; longer ones."""
         count = self.count(i, steps, epochs)
-        return Stage({"all": self._settings.lr}, range(count), count)
+        return Stage({"all": self._settings.lr * longer}, range(count), count)
 
     def count(self, i: int, steps: int | None, epochs: int | None) -> int:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.math.fingerprint import fingerprint
 from hpcopt.problems.data.dataset import Dataset, check_rows, count_classes
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class ArraySplit:
         rows = check_rows(rows, len(self))
         return self._x[rows]
 
+    def told(self) -> list[str]:
+        """See `Split`."""
+        return [fingerprint(self._x), fingerprint(self.labels)]
+
 
 class SparseArraySplit:
     """Sparse rows in memory."""
@@ -66,6 +71,11 @@ class SparseArraySplit:
     def read(self, rows: NDArray[np.integer[Any]]) -> Any:
         """See `Split.read`; always a copy."""
         return self._x[check_rows(rows, len(self))]
+
+    def told(self) -> list[str]:
+        """See `Split`."""
+        parts = self._x.data, self._x.indices.astype(np.int64), self.labels
+        return [f"{self._x.shape}", *map(fingerprint, parts)]
 
 
 def array_dataset(train: tuple[Any, Any], test: tuple[Any, Any] | None = None) -> Dataset:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hpcopt.math.fingerprint import digest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,6 +43,9 @@ class Split(Protocol):
             UserError: the file cannot be read, or is damaged.
         """
 
+    def told(self) -> list[str]:
+        """What tells it from other rows, by `hpcopt.math.fingerprint`; of a file, what it says itself."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -66,6 +71,11 @@ class Dataset:
     def sparse(self) -> bool:
         """Whether rows are sparse; then mean = 0 and std = 1, for they are taken as they are."""
         return self.train.sparse
+
+    def told(self) -> str:
+        """What tells it from other data sets, whatever its name."""
+        rows = [self.train.told(), None if self.test is None else self.test.told()]
+        return digest([rows, self.classes, f"{self.mean:.6g} {self.std:.6g}"])
 
 
 def check_rows(rows: NDArray[np.integer[Any]], available: int) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.math.fingerprint import fingerprint
 from hpcopt.problems.data.data_file import SPARSE, open_readonly
 from hpcopt.problems.data.dataset import Dataset, check_rows
 from hpcopt.problems.data.sparse import describe_sparse, read_sparse
@@ -67,6 +68,10 @@ class Hdf5Split:
                 first, last = int(wanted[0]), int(wanted[-1])
                 out[order[run]] = x[first : last + 1][wanted - first]
         return out
+
+    def told(self) -> list[str]:
+        """See `Split`; the data set's mean and deviation are of all numbers of the training rows."""
+        return [f"file {self.shape}", fingerprint(self.labels)]
 
 
 def _runs(rows: NDArray[np.int64], x: h5py.Dataset) -> Iterator[slice]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.math.fingerprint import fingerprint
 from hpcopt.problems.data.data_file import open_readonly
 from hpcopt.problems.data.dataset import Dataset, check_rows
 from hpcopt.problems.data.shuffle import spans, starts_of
@@ -62,6 +63,15 @@ class SparseSplit:
         with open_readonly(self._path) as file:
             matrix = csr(*_rows(file[self._group], wanted), self.shape[0])
         return matrix if back is None else matrix[back]
+
+    def told(self) -> list[str]:
+        """See `Split`; how many numbers each row has tells it from others with the same labels."""
+        with open_readonly(self._path) as file:
+            return [
+                f"file {self.shape}",
+                fingerprint(self.labels),
+                fingerprint(file[self._group]["indptr"][()]),
+            ]
 
 
 def csr(data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], features: int) -> Any:

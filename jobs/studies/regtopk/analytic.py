@@ -47,17 +47,17 @@ def toy_cases() -> dict[str, Case]:
 
 
 def toy_section(study: Study) -> str:
-    """Loss at the start and at the end."""
-    cases = toy_cases()
+    """Loss at some rounds; there is a record every 10."""
+    cases, rounds = toy_cases(), (0, 10, 100, 110, 160)
     rows = [
-        [label, *(spread(study.column([case], "loss", record), ".4f") for record in (0, 1, -1))]
+        [label, *(spread(study.column([case], "loss", round // 10), ".4g") for round in rounds)]
         for label, case in cases.items()
     ]
     return "\n\n".join(
         [
-            "## Toy: 2 workers, k = 1, η = 0.9, μ = 1, 100 rounds",
+            "## Toy: 2 workers, k = 1, η = 0.9, μ = 1, 160 rounds",
             study.about(list(cases.values())),
-            table(["method", "loss at round 0", "at round 10", "at round 100"], rows),
+            table(["method", *(f"loss at round {round}" for round in rounds)], rows),
         ]
     )
 
