@@ -11,7 +11,8 @@ x_t       x       (d,)      the model at the beginning of round t, replicated; w
                             model as it is known here
 x_{t−τ}   past    (T, d)    the last T models before it, x_s in row s mod T; T is the longest delay
           waiting (W, d)    of a trace: gradients that are not yet applied everywhere; past then has those old
-                            versions of slices that are still needed
+                            versions of slices that are still needed. Of neighbours: models that are not yet
+                            averaged everywhere
 x_n       X       (n, d)    the workers' own models, where free workers average with neighbours
           made    (n,)      how many gradients each worker here has made, where they run freely
           counts  (N, B)    how many of each worker's were applied of each staleness so far; where they run
@@ -39,14 +40,19 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.delayed import DelayedSGDTable
+from hpcopt.errors import UserError
 from hpcopt.math.agreement import agreeing
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts import staleness
-from hpcopt.methods.parts.async_mixing import AsyncMixing
+from hpcopt.methods.parts.async_mixing import AsyncMixing, links
 from hpcopt.methods.parts.delays import Arrival, Delays
 from hpcopt.methods.parts.late_rates import LateRates
+from hpcopt.methods.parts.mixing_replay import MixingReplay
+from hpcopt.methods.parts.mixing_walk import MixingWalk
 from hpcopt.methods.parts.owners import Owners
-from hpcopt.methods.parts.replay import Plan, Replay
+from hpcopt.methods.parts.plan import Plan
+from hpcopt.methods.parts.replay import Replay
+from hpcopt.methods.parts.walk import Walk
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, State, per_worker, replicated
 
@@ -86,8 +92,26 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             self._mixing, note = agreeing(settings, problem)
             self._notes = [note]
         if settings.mode == "trace":
-            trace = self.files["trace"]
-            self._plan = Plan(trace, problem.share.total, problem.dim, settings.window)
+            self._plan_trace(problem)
+
+    def _plan_trace(self, problem: Problem) -> None:
+        trace, settings, N = self.files["trace"], self.settings, problem.share.total
+        if trace.layout != settings.layout:
+            raise UserError(
+                f'layout = "{settings.layout}": {trace.path} is of free workers with '
+                f'layout = "{trace.layout}"; give it, and for neighbours the topology and mixing of that run'
+            )
+        if settings.gossips:
+            weights = [links(W) for W in self._mixing.matrices]
+            graph = f'topology = "{settings.topology}", mixing = "{settings.mixing}"'
+            self._averages = Plan(
+                trace, N, problem.dim, 1, lambda stretch: MixingWalk(stretch, weights, graph)
+            )
+        else:
+            self._plan = Plan(
+                trace, N, problem.dim, settings.window, lambda stretch: Walk(stretch, trace.slices)
+            )
+            self._slices = trace.slices
 
     def start(self, problem: Problem, ports: Ports) -> DelayedSGDState:
         """See `Method`."""
@@ -101,17 +125,24 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         how = BINS, settings.transport, settings.trace_out
         if settings.gossips:
             ports.agree_same(self._mixing.digest(), self._mixing.differs)
+        if settings.gossips and settings.mode == "free":
             self._gossip = AsyncMixing(ports, problem.share, x, self._mixing, *how)
         elif settings.mode == "free":
             self._owners = Owners(ports, problem.share, x, *how)
         self._replay: Replay | None = None
+        self._again_mixing: MixingReplay | None = None
         longest, waiting, bins = self._delays.longest, 0, self._delays.longest + 1
         if settings.measured:
             longest, bins = 0, BINS
         if settings.mode == "trace":
-            ports.agree_same(self._plan.digest, f"trace = {settings.trace!r}: not the same file on all ranks")
-            self._replay = Replay(self._plan, self._sum, self._here.start)
-            longest, waiting = self._plan.versions, self._plan.flying
+            plan = self._averages if settings.gossips else self._plan
+            ports.agree_same(plan.digest, f"trace = {settings.trace!r}: not the same file on all ranks")
+            if settings.gossips:
+                self._again_mixing = MixingReplay(self._averages, self._reduce, problem.share)
+                (waiting,) = self._averages.sizes
+            else:
+                self._replay = Replay(self._plan, self._slices, d, self._sum, self._here.start)
+                longest, waiting = self._plan.sizes
         return DelayedSGDState(
             x=x[: 0 if settings.gossips else d],
             past=x.new_zeros(longest, d),
@@ -134,6 +165,8 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             return self._owning(state, self._owners)
         if self._replay is not None:
             return self._again(state, self._replay)
+        if self._again_mixing is not None:
+            return self._averaging_again(state, self._again_mixing)
         return self._late(state)
 
     def _late(self, state: DelayedSGDState) -> StepInfo:
@@ -195,12 +228,28 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             # x_n ← x_n − η ∇f_n(x_n; ξ), n the worker here that has made the fewest
             x.sub_(self._one(i, x, draw), alpha=rate)
             # x_n goes to its neighbours
-            gossip.put(self._here[i], draw, x)
+            gossip.put(self._here[i], draw, state.round, x)
             state.made[i] += 1
             made += 1
             # x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, of all workers here
             gossip.mix(state.X, state.made)
         return StepInfo(wish=agreed.wish)
+
+    def _averaging_again(self, state: DelayedSGDState, replay: MixingReplay) -> StepInfo:
+        """What workers with models of their own did in this round, by their trace."""
+        for turn in replay.turns(state.round, state.waiting):
+            # x_n ← x_n − η ∇f_n(x_n; ξ) of the workers here
+            for one in turn.steps:
+                if one.worker in self._here:
+                    i = one.worker - self._here.start
+                    x = state.X[i]
+                    x.sub_(self._one(i, x, one.number), alpha=self._rates.of(state.L, one.round)(0))
+                    state.made[i] += 1
+                for late in one.late:
+                    staleness.count_late(state.counts, one.worker, late)
+            # x_n ← x_n + W_nm (x_m − x_n) for the models that were averaged then, in that order
+            replay.mix(state.X, turn)
+        return StepInfo(done=replay.over(state.round))
 
     def pause(self, state: DelayedSGDState) -> None:
         """See `Method`: what is in flight is applied."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Agreed, Ports, Transport
 from hpcopt.math.mixing import Mixing
+from hpcopt.methods.parts.log import Log
 from hpcopt.methods.parts.staleness import Staleness
 from hpcopt.problems.base import Share
 
@@ -58,20 +59,24 @@ class AsyncMixing:
         logs: bool,
     ) -> None:
         self._share = share
-        self._weights = [_weights(W) for W in mixing.matrices]
+        self._weights = [links(W) for W in mixing.matrices]
         self._receivers = [_receivers(weights) for weights in self._weights]
-        links = sorted({pair for weights in self._weights for pair in weights})
-        self._mailbox = ports.mailbox(x, links, depth=DEPTH, transport=transport, full="newest")
-        self._puts = dict.fromkeys(links, 0)
+        pairs = sorted({pair for weights in self._weights for pair in weights})
+        self._mailbox = ports.mailbox(x, pairs, depth=DEPTH, transport=transport, full="newest")
+        self._puts = dict.fromkeys(pairs, 0)
         self.staleness = Staleness(share, bins)
-        self._log: list[tuple[int, ...]] | None = [] if logs else None
+        self._most = max(len(to) for receivers in self._receivers for to in [[], *receivers.values()])
+        self._log = Log(logs, gradients=3 + self._most, averaged=5)
 
-    def put(self, worker: int, step: int, x: Tensor) -> None:
-        """A worker's model, (d,), after a step of its own, to those who get it in this round."""
+    def put(self, worker: int, step: int, round: int, x: Tensor) -> None:
+        """A worker's model, (d,), after a step of its own in a round, to those who get it after this step."""
+        late = []
         for to in self._receivers[step % len(self._receivers)].get(worker, ()):
-            self.staleness.add(worker, self._puts[worker, to] - self._mailbox.collected(worker, to))
+            late.append(self._puts[worker, to] - self._mailbox.collected(worker, to))
+            self.staleness.add(worker, late[-1])
             self._mailbox.put(worker, to, x, step)
             self._puts[worker, to] += 1
+        self._log.add("gradients", worker, step, round, *late, *[0] * (self._most - len(late)))
 
     def mix(self, X: Tensor, made: Tensor) -> None:
         """x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, in the order of arrival.
@@ -84,8 +89,7 @@ class AsyncMixing:
             i = mail.to - self._share.workers.start
             weight = self._weights[mail.stamp % len(self._weights)][mail.origin, mail.to]
             X[i].lerp_(mail.vector, weight)
-            if self._log is not None:
-                self._log.append((mail.to, int(made[i]), mail.origin, mail.stamp))
+            self._log.add("averaged", mail.to, int(made[i]), mail.origin, mail.stamp, bits(weight))
 
     def agree(self, made: int, goal: int) -> Agreed | None:
         """See `hpcopt.comm.ports.Mailbox`."""
@@ -101,17 +105,22 @@ class AsyncMixing:
         self.mix(X, made)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
-        """What was logged here since the last call; nothing where nothing is logged. Local.
+        """What replays the run to the bit, since the last call; nothing where nothing is logged. Local.
 
         Returns:
-            "averaged": which worker averaged, after how many steps of its own, with which neighbour's model
-            of which step, (worker, made, neighbour, step), (k, 4).
+            "gradients": of the workers here, in the order in which they were made: worker, mini-batch, round,
+            and of each worker that got the model then how many it had not yet taken, in ascending order and
+            filled up with 0, (worker, draw, round, *late), (k, 3 + R);
+            "averaged": in the order in which it was: which worker averaged, after how many steps of its own,
+            with which neighbour's model of which step, with which weight, as float64's bits,
+            (worker, made, neighbour, step, weight), (k, 5).
         """
-        if self._log is None:
-            return {}
-        averaged = np.array(self._log, np.int64).reshape(-1, 4)
-        self._log = []
-        return {"averaged": averaged}
+        return self._log.take()
+
+
+def bits(weight: float) -> int:
+    """A weight as a whole number."""
+    return int(np.float64(weight).view(np.int64))
 
 
 def _receivers(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -122,7 +131,7 @@ def _receivers(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
     return found
 
 
-def _weights(W: csr_array) -> dict[tuple[int, int], float]:
+def links(W: csr_array) -> dict[tuple[int, int], float]:
     """(origin, to) -> W_to,origin, but for the diagonal."""
     at = W.tocoo()
     rows = zip(at.coords[1].tolist(), at.coords[0].tolist(), at.data.tolist(), strict=True)

@@ -11,7 +11,6 @@ an old slice makes room for a newer one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -21,31 +20,9 @@ from torch import Tensor
 from hpcopt.comm.ports import Agreed, Ports, Transport
 from hpcopt.ground.placement import block
 from hpcopt.methods.parts.late_rates import Rate
+from hpcopt.methods.parts.log import Log
 from hpcopt.methods.parts.staleness import Staleness, mean_staleness
 from hpcopt.problems.base import Share
-
-
-@dataclass
-class Log:
-    """What replays a run to the bit, with versions counted from the last `Owners.settle` on.
-
-    Attributes:
-        gradients: of the workers here, in the order in which they were made: worker, mini-batch, and the
-            version of every slice that the worker knew, (worker, draw, *versions).
-        applied: to the slices owned here, in the order in which they were: slice, the worker that the
-            gradients are of, how many of them, the next ones, were added up before, and the round,
-            (slice, worker, count, round).
-    """
-
-    gradients: list[tuple[int, ...]] = field(default_factory=list)
-    applied: list[tuple[int, ...]] = field(default_factory=list)
-
-    def take(self, slices: int) -> dict[str, NDArray[np.int64]]:
-        """Both as arrays, (k, 2 + slices) and (k, 4); then it is empty."""
-        rows = {"gradients": (self.gradients, 2 + slices), "applied": (self.applied, 4)}
-        arrays = {name: np.array(row, np.int64).reshape(-1, width) for name, (row, width) in rows.items()}
-        self.gradients, self.applied = [], []
-        return arrays
 
 
 class Owners:
@@ -78,12 +55,11 @@ class Owners:
         self._gradients = ports.mailbox(x[self._slices[0]], there, transport=transport)
         self._newest = ports.mailbox(x[self._slices[0]], back, transport=transport, full="newest")
         self.staleness = Staleness(share, bins)
-        self._log = Log() if logs else None
+        self._log = Log(logs, gradients=2 + len(self._slices), applied=4)
 
     def put(self, worker: int, draw: int, gradient: Tensor) -> None:
         """A worker's gradient, (d,), on a mini-batch, at the model as it is here."""
-        if self._log is not None:
-            self._log.gradients.append((worker, draw, *self._versions.values()))
+        self._log.add("gradients", worker, draw, *self._versions.values())
         for m, part in self._slices.items():
             self._gradients.put(worker, m, gradient[part], self._versions[m])
 
@@ -97,8 +73,7 @@ class Owners:
         """
         for mail in self._gradients.collect():
             m, late = mail.to, mean_staleness(self._versions[mail.to], mail.stamps, mail.count)
-            if self._log is not None:
-                self._log.applied.append((m, mail.origin, mail.count, round))
+            self._log.add("applied", m, mail.origin, mail.count, round)
             x[self._slices[m]].add_(mail.vector, alpha=-rate(late))
             self._versions[m] += mail.count
             self.staleness.add(mail.origin, late, mail.count)
@@ -131,5 +106,15 @@ class Owners:
         self._versions = dict.fromkeys(self._slices, 0)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
-        """What was logged here since the last call, see `Log`; nothing where nothing is logged. Local."""
-        return self._log.take(len(self._slices)) if self._log is not None else {}
+        """What replays the run to the bit, since the last call; nothing where nothing is logged. Local.
+
+        Versions are counted from the last `settle` on.
+
+        Returns:
+            "gradients": of the workers here, in the order in which they were made: worker, mini-batch, and
+            the version of every slice that the worker knew, (worker, draw, *versions), (k, 2 + S);
+            "applied": to the slices owned here, in the order in which they were: slice, the worker that
+            the gradients are of, how many of them, the next ones, were added up before, and the round,
+            (slice, worker, count, round), (k, 4).
+        """
+        return self._log.take()
