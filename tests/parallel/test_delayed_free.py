@@ -10,6 +10,7 @@ import hpcopt
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
+from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Share
 from tests.unit.free_cases import replay, replay_averaging
 
@@ -78,8 +79,8 @@ def test_so_is_one_of_neighbours(comm, topology, dtype):
     models = comm.gather([X.numpy() for X, _, _ in pauses])
     if comm.rank == 0:
         problem = bound(range(N), dtype)
-        logs = [log for _, _, log in pauses]
-        again = replay_averaging(problem, problem.initial(), logs, lambda round: LR, method._mixing)
+        logs, W = [log for _, _, log in pauses], mixing(topology, "metropolis", N)
+        again = replay_averaging(problem, problem.initial(), logs, lambda round: LR, W)
         for one, parts in zip(again, zip(*models, strict=True), strict=True):
             assert np.array_equal(one.numpy(), np.concatenate(parts))
     ports.free()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hpcopt
+from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Draw
 from tests.unit import free_cases
 from tests.unit.free_cases import DELAYS, LR, N, problem, rate, replay, replay_averaging
@@ -103,7 +104,7 @@ def test_fewer_parameters_than_workers():
 def test_the_log_of_averages_replays_the_run(delay, topology, pauses):
     method, state, _ = begun(DELAYS[delay], layout="neighbours", topology=topology)
     models, logs = windows(method, state, 3, pauses)
-    again = replay_averaging(problem(), problem().initial(), logs, rate, method._mixing)
+    again = replay_averaging(problem(), problem().initial(), logs, rate, mixing(topology, "metropolis", N))
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
     for ((_, averaged),) in logs:  # none twice
         assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)

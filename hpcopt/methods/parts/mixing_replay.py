@@ -6,64 +6,74 @@ reaches all ranks, which keep it until nobody needs it any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from hpcopt.comm.ports import Reducer
+from hpcopt.comm.ports import Ports
+from hpcopt.methods.base import StepInfo
+from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
+from hpcopt.methods.parts.free import BINS
+from hpcopt.methods.parts.late_rates import LateRates
 from hpcopt.methods.parts.mixing_walk import MixingWalk, Turn
 from hpcopt.methods.parts.plan import Plan
-from hpcopt.problems.base import Share
+from hpcopt.methods.parts.staleness import count_late
+from hpcopt.problems.base import Problem
 
 
-class MixingReplay:
-    """Makes a run again.
+class MixingReplay(Clock):
+    """Makes a run again. `apply` is collective, nothing else.
 
     Args:
-        plan: of its trace.
-        reduce: the port.
-        share: the workers here.
+        problem: the workers here.
+        rates: η.
+        plan: of the trace.
+        ports: of the run.
     """
 
-    def __init__(self, plan: Plan[MixingWalk], reduce: Reducer, share: Share) -> None:
-        self._plan, self._reduce, self._share = plan, reduce, share
+    def __init__(self, problem: Problem, rates: LateRates, plan: Plan[MixingWalk], ports: Ports) -> None:
+        ports.agree_same(plan.digest, plan.differs)
+        self._share, self._rates, self._plan, self._reduce = problem.share, rates, plan, ports.reduce
+        self._flat = Flat(problem)
+        (waiting,) = plan.sizes
+        self.sizes = Sizes(0, waiting, BINS)
+        self._turn = Turn()
         self._models: dict[tuple[int, int], Tensor] = {}
 
-    def turns(self, round: int, waiting: Tensor) -> Iterator[Turn]:
-        """What there is to do in a round; afterwards ``waiting`` is what the next one needs.
+    def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
+        """See `Clock`: a step of each worker at most, of its own model."""
+        start, waiting = self._share.workers.start, state.waiting
+        if state.round < self._plan.rounds:
+            walk, fresh = self._plan.at(state.round)
+            if fresh:
+                self._models = {one: waiting[k].clone() for k, one in enumerate(sorted(walk.kept))}
+            for self._turn in walk.waves(state.round):
+                here = [one for one in self._turn.steps if one.worker in self._share.workers]
+                yield [Due(one.worker - start, state.X[one.worker - start], one.number, one) for one in here]
+                for spent in self._turn.spent:
+                    del self._models[spent]
+            for k, one in enumerate(sorted(walk.kept)):
+                waiting[k] = self._models[one]
+        self.info = StepInfo(done=state.round + 1 >= self._plan.rounds)
 
-        Args:
-            round: any at first, then one after the other.
-            waiting: models, as many as `MixingWalk.sizes` says, (W, d).
+    def put(self, state: DelayedSGDState, due: Due, gradient: Sequence[Tensor]) -> None:
+        """See `Clock`: x_n ← x_n − η ∇f_n(x_n; ξ)."""
+        due.x.sub_(self._flat.of(gradient), alpha=self._rates.of(state.L, due.event.round)(0))
+        state.made[due.i] += 1
+
+    def apply(self, state: DelayedSGDState) -> None:
+        """See `Clock`: x_n ← x_n + W_nm (x_m − x_n) for what was averaged, in that order. Collective.
+
+        Models that anybody averages reach all ranks.
         """
-        if round >= self._plan.rounds:
-            return
-        walk, fresh = self._plan.at(round)
-        if fresh:
-            self._models = {one: waiting[i].clone() for i, one in enumerate(sorted(walk.kept))}
-        for turn in walk.waves(round):
-            yield turn
-            for one in turn.spent:
-                del self._models[one]
-        for i, one in enumerate(sorted(walk.kept)):
-            waiting[i] = self._models[one]
-
-    def over(self, round: int) -> bool:
-        """Whether a round is the trace's last."""
-        return round + 1 >= self._plan.rounds
-
-    def mix(self, X: Tensor, turn: Turn) -> None:
-        """x_n ← x_n + W_nm (x_m − x_n), as `AsyncMixing.mix` did. Collective.
-
-        Args:
-            X: models of the workers here, after their steps, (n, d).
-            turn: these steps, and what was averaged.
-        """
+        N, d, turn, here = self._share.total, state.X.shape[1], self._turn, self._share.workers
         if turn.taken:
-            N, d = self._share.total, X.shape[1]
-            every = self._reduce.allgather(X.flatten(), N * d, by_worker=True).reshape(N, d)
+            every = self._reduce.allgather(state.X.flatten(), N * d, by_worker=True).reshape(N, d)
             self._models |= {(n, number): every[n].clone() for n, number in turn.taken}
         for one in turn.averaged:
-            if one.worker in self._share.workers:
-                i = one.worker - self._share.workers.start
-                X[i].lerp_(self._models[one.neighbour, one.step], one.weight)
+            if one.worker in here:
+                model = self._models[one.neighbour, one.step]
+                state.X[one.worker - here.start].lerp_(model, one.weight)
+        for step in turn.steps:
+            for late in step.late:
+                count_late(state.counts, step.worker, late)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from hpcopt.math.mixing import Mixing
+from hpcopt.methods.parts.async_mixing import links
 from hpcopt.methods.parts.stretch import APPLIED, Stretch, within
 
 if TYPE_CHECKING:
@@ -73,8 +75,7 @@ class MixingWalk:
 
     Args:
         stretch: of workers with models of their own.
-        weights: of their averages.
-        graph: in words.
+        mixing: W of each step.
 
     Raises:
         UserError: a row cannot be.
@@ -84,13 +85,14 @@ class MixingWalk:
         kept: models (worker, number) that are still to be taken.
     """
 
-    def __init__(self, stretch: Stretch, weights: Weights, graph: str) -> None:
-        self._stretch, self._weights = stretch, weights
-        done = _checked(stretch, weights, graph)
+    def __init__(self, stretch: Stretch, mixing: Mixing) -> None:
+        self._stretch, self._weights = stretch, [links(W) for W in mixing.matrices]
+        graph = f'topology = "{mixing.topology}", mixing = "{mixing.weights}"'
+        done = _checked(stretch, self._weights, graph)
         self._rows = [np.flatnonzero(done[:, 0] == n) for n in range(len(stretch.drawn))]
         self._averaged = [done[rows, 1:4].tolist() for rows in self._rows]
         self._made, self._done = stretch.drawn.tolist(), [0] * len(stretch.drawn)
-        self._receivers = [Counter(origin for origin, _ in every) for every in weights]
+        self._receivers = [Counter(origin for origin, _ in every) for every in self._weights]
         self._readers = Counter((m, step) for mine in self._averaged for _, m, step in mine)
         self.changes = np.unique(np.concatenate([made[:, 1] for made in stretch.gradients]))
         self.kept: set[tuple[int, int]] = set()

@@ -50,7 +50,7 @@ class Plan(Generic[W]):
         way: through a stretch.
 
     Attributes:
-        digest: of the trace.
+        digest, differs: of the trace, and what to say where ranks have different ones.
         rounds: in which anything happens.
         sizes: the largest of `Way.sizes` where a round ends.
 
@@ -67,6 +67,7 @@ class Plan(Generic[W]):
                 f"{trace.path}: is of {made_for[0]} workers and {made_for[1]} parameters, but there are "
                 f"{workers} workers and {dim} parameters"
             )
+        self.differs = f"trace = {trace.path!r}: not the same file on all ranks"
         self._way, self._stretches = way, _stretches(trace, workers, window)
         self._ends = [stretch.rounds.stop for stretch in self._stretches]
         self.rounds = self._ends[-1] if self._ends else 0
