@@ -109,9 +109,8 @@ def test_exact_is_the_recurrence(delay, options):
     xs, counts = [problem.initial().numpy().copy()], np.zeros((N, 6), int)
     for t in range(rounds):
         if isinstance(delay, str):
-            delays = [
-                t - one.read for one in Delays(method.settings, N, SEED).at(t)
-            ]  # drawn; that they differ is tested below
+            # drawn; that they differ is tested below
+            delays = [t - one.read for one in Delays(method.settings, N, SEED).at(t)]
         else:
             delays = [min(t, d) for d in (delay if isinstance(delay, list) else [delay] * N)]
         step = np.zeros_like(xs[0])

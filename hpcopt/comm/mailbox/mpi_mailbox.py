@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.mailbox.choice import Choice
-from hpcopt.comm.mailbox.links import Links, Pair
+from hpcopt.comm.mailbox.choice import choose
+from hpcopt.comm.mailbox.links import Lanes, Links, Pair
 from hpcopt.comm.mailbox.sums import Sums
 from hpcopt.comm.ports import Agreed, Counter, Full, Mail, Transport
 from hpcopt.comm.staging import Staging
@@ -63,10 +63,8 @@ class MPIMailbox:
         self._multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
         own = Staging(staging.device, aware=False)  # pinned memory of its own
-        choice = Choice(
-            self._comm, Links(links, placement), like[:].detach(), depth, full, own, transport, remembered
-        )
-        self.transport, self._wire, self._post = choice.name, choice.wire, choice.post
+        lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)
+        self.transport, self._wire, self._post = choose(self._comm, lanes, own, transport, remembered)
         self._sums = Sums(self._comm)
         self.counter: Counter = self._post.counter
 
