@@ -63,6 +63,7 @@ class AsyncMixing(Clock):
         pairs, like = sorted({pair for weights in self._weights for pair in weights}), problem.initial()
         self._mailbox = ports.mailbox(like, pairs, depth=DEPTH, transport=settings.transport, full="newest")
         self._puts = dict.fromkeys(pairs, 0)
+        self._taken = dict(self._puts)
         self._flat, self._log = Flat(problem), Log(settings.trace_out, gradients=3 + self._most, averaged=5)
         self._free = Free(settings, problem.share, self._mailbox)
 
@@ -78,10 +79,11 @@ class AsyncMixing(Clock):
         late, worker = [], self._here[due.i]
         due.x.sub_(self._flat.of(gradient), alpha=self._rate)
         for to in self._receivers[due.draw % len(self._receivers)].get(worker, ()):
-            late.append(self._puts[worker, to] - self._mailbox.collected(worker, to))
+            pair = worker, to
+            late.append(self._puts[pair] - max(self._taken[pair], self._mailbox.collected(*pair)))
             self._free.staleness.add(worker, late[-1])
-            self._mailbox.put(worker, to, due.x, due.draw)
-            self._puts[worker, to] += 1
+            self._mailbox.put(*pair, due.x, due.draw)
+            self._puts[pair] += 1
         self._log.add("gradients", worker, due.draw, state.round, *late, *[0] * (self._most - len(late)))
 
     def apply(self, state: DelayedSGDState) -> None:
@@ -96,6 +98,8 @@ class AsyncMixing(Clock):
         """See `Clock`: all models that were put are averaged."""
         self._mailbox.pause()
         self.apply(state)
+        # which nobody has told anybody yet
+        self._taken = dict(self._puts)
         state.counts += self._free.staleness.take(self._reduce)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
