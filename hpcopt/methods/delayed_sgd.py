@@ -11,7 +11,8 @@ x_t       x       (d,)      the model at the beginning of round t, replicated; w
                             model as it is known here
 x_{t−τ}   past    (T, d)    the last T models before it, x_s in row s mod T; T is the longest delay
           waiting (W, d)    of a trace: gradients that are not yet applied everywhere; past then has those old
-                            versions of slices that are still needed
+                            versions of slices that are still needed. Of neighbours: models that are not yet
+                            averaged everywhere
 x_n       X       (n, d)    the workers' own models, where free workers average with neighbours
           made    (n,)      how many gradients each worker here has made, where they run freely
           counts  (N, B)    how many of each worker's were applied of each staleness so far; where they run
@@ -30,41 +31,36 @@ than a slow one's, so that where their rows differ it is not quite Σ ω_n f_n t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.delayed import DelayedSGDTable
+from hpcopt.errors import UserError
 from hpcopt.math.agreement import agreeing
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts import staleness
 from hpcopt.methods.parts.async_mixing import AsyncMixing
-from hpcopt.methods.parts.delays import Arrival, Delays
+from hpcopt.methods.parts.clock import Clock, DelayedSGDState
+from hpcopt.methods.parts.delays import Delays
 from hpcopt.methods.parts.late_rates import LateRates
+from hpcopt.methods.parts.late_sums import LateSums
+from hpcopt.methods.parts.mixing_replay import MixingReplay
+from hpcopt.methods.parts.mixing_walk import MixingWalk
 from hpcopt.methods.parts.owners import Owners
-from hpcopt.methods.parts.replay import Plan, Replay
+from hpcopt.methods.parts.plan import Plan
+from hpcopt.methods.parts.replay import Replay
+from hpcopt.methods.parts.walk import Walk
 from hpcopt.problems.base import Draw, Problem
-from hpcopt.state import Group, State, per_worker, replicated
+from hpcopt.state import Group
 
-BINS = 257
-"""for the staleness of free workers: 0 to 255, and longer"""
-
-
-@dataclass(kw_only=True)
-class DelayedSGDState(State):
-    """The model or models, those before it, and what was counted."""
-
-    x: Tensor = replicated()
-    past: Tensor = replicated()
-    waiting: Tensor = replicated()
-    X: Tensor = per_worker()
-    made: Tensor = per_worker()
-    counts: Tensor = replicated()
-    L: Tensor = replicated()
+if TYPE_CHECKING:
+    from hpcopt.storage.trace import Trace
 
 
 class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
@@ -75,50 +71,28 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
     """
 
     def prepare(self, problem: Problem) -> None:
-        """See `Method`; raises `UserError` if delays, rule or graph do not fit the problem."""
-        settings = self.settings
-        self._delays = Delays(settings, problem.share.total, problem.share.seed)
-        self._rates = LateRates(settings, self._delays.longest)
-        self._rates.check(problem)
+        """See `Method`; raises `UserError` if delays, rule, graph or trace do not fit the problem."""
         self._notes: list[str] = []
-        if settings.gossips:
+        self._rates = LateRates(self.settings)
+        self._rates.check(problem)
+        if self.settings.gossips:
             self.model_field = "X"
-            self._mixing, note = agreeing(settings, problem)
-            self._notes = [note]
-        if settings.mode == "trace":
-            trace = self.files["trace"]
-            self._plan = Plan(trace, problem.share.total, problem.dim, settings.window)
+            self._open = self._neighbours(problem)
+        else:
+            self._open = self._one_model(problem)
 
     def start(self, problem: Problem, ports: Ports) -> DelayedSGDState:
         """See `Method`."""
-        settings, N, d = self.settings, problem.share.total, problem.dim
-        self._problem, self._reduce, self._here = problem, ports.reduce, problem.share.workers
-        self._sum, self._g = ports.reduce.contribution(d), torch.empty_like(problem.initial())
-        self._weights = self._all_weights() if settings.mode != "exact" else []
-        x = problem.initial().clone()
-        self._owners: Owners | None = None
-        self._gossip: AsyncMixing | None = None
-        how = BINS, settings.transport, settings.trace_out
-        if settings.gossips:
-            ports.agree_same(self._mixing.digest(), self._mixing.differs)
-            self._gossip = AsyncMixing(ports, problem.share, x, self._mixing, *how)
-        elif settings.mode == "free":
-            self._owners = Owners(ports, problem.share, x, *how)
-        self._replay: Replay | None = None
-        longest, waiting, bins = self._delays.longest, 0, self._delays.longest + 1
-        if settings.measured:
-            longest, bins = 0, BINS
-        if settings.mode == "trace":
-            ports.agree_same(self._plan.digest, f"trace = {settings.trace!r}: not the same file on all ranks")
-            self._replay = Replay(self._plan, self._sum, self._here.start)
-            longest, waiting = self._plan.versions, self._plan.flying
+        x, d, own = problem.initial().clone(), problem.dim, problem.dim * self.settings.gossips
+        self._problem, self._clock = problem, self._open(ports)
+        past, waiting, bins = self._clock.sizes
         return DelayedSGDState(
-            x=x[: 0 if settings.gossips else d],
-            past=x.new_zeros(longest, d),
+            x=x[: d - own],
+            past=x.new_zeros(past, d),
             waiting=x.new_zeros(waiting, d),
-            X=problem.rows_of(d if settings.gossips else 0).copy_(x[: d if settings.gossips else 0]),
+            X=problem.rows_of(own).copy_(x[:own]),
             made=torch.zeros(problem.share.n, dtype=torch.int64),
-            counts=torch.zeros(N, bins, dtype=torch.int64),
+            counts=torch.zeros(problem.share.total, bins, dtype=torch.int64),
             L=torch.tensor([self._rates.smoothness(problem, ports, x)], dtype=torch.float64),
         )
 
@@ -127,99 +101,24 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         return self._notes
 
     def step(self, state: DelayedSGDState) -> StepInfo:
-        """One round."""
-        if self._gossip is not None:
-            return self._averaging(state, self._gossip)
-        if self._owners is not None:
-            return self._owning(state, self._owners)
-        if self._replay is not None:
-            return self._again(state, self._replay)
-        return self._late(state)
-
-    def _late(self, state: DelayedSGDState) -> StepInfo:
-        """One update with the gradients that arrive by the clock of the settings."""
-        t, arrivals = state.round, self._delays.at(state.round)
-        # g ← Σ ω_n ∇f_n(x_{t−τ_n}) over those that arrive
-        g = self._gradient(state, arrivals) if arrivals else None
-        # x_t is kept for as long as anybody may be late
-        if len(state.past):
-            state.past[t % len(state.past)] = state.x
-        # x_{t+1} ← x_t − η g
-        if g is not None:
-            state.x.add_(g, alpha=-self._rates.base(state.L, t))
-        for one in arrivals:
-            state.counts[one.worker, one.staleness] += 1
-        return StepInfo()
-
-    def _owning(self, state: DelayedSGDState, owners: Owners) -> StepInfo:
-        """A window: every worker steps at its own pace until all together have made so many gradients."""
-        rate = self._rates.of(state.L, state.round)
-        goal, made = (state.round + 1) * self.settings.window, int(state.made.sum())
-        while (agreed := owners.agree(made, goal)) is None:
-            # x ← the newest slices that have come back
-            owners.read(state.x)
-            # g ← N ω_n ∇f_n(x; ξ), n the worker here that has made the fewest
-            i = int(state.made.argmin())
-            draw = int(state.made[i])
-            owners.put(self._here[i], draw, self._scaled(i, state.x, draw))
-            state.made[i] += 1
-            made += 1
-            # x_m ← x_m − η g for what has arrived for the slices m owned here
-            owners.apply(state.x, state.round, rate)
-        return StepInfo(wish=agreed.wish)
-
-    def _again(self, state: DelayedSGDState, replay: Replay) -> StepInfo:
-        """What free workers did in this round, by their trace."""
-        for wave in replay.waves(state.round, state.x, state.past, state.waiting):
-            # g ← N ω_n ∇f_n(x; ξ) of the workers here, x in the versions that each knew; everybody gets all
-            here = {}
-            for one in wave.gradients:
-                if one.worker in self._here:
-                    i = one.worker - self._here.start
-                    here[one] = self._scaled(i, replay.model(one), one.draw).clone()
-                    state.made[i] += 1
-            replay.share(wave.gradients, here)
-            # x_m ← x_m − η g for what was applied to slice m, in that order
-            for event in wave.applied:
-                replay.apply(event, self._rates.of(state.L, event.round))
-                staleness.count_late(state.counts, event.worker, event.late, len(event.numbers))
-        return StepInfo(done=replay.over(state.round))
-
-    def _averaging(self, state: DelayedSGDState, gossip: AsyncMixing) -> StepInfo:
-        """A window of workers that have models of their own."""
-        rate = self._rates.of(state.L, state.round)(0)
-        goal, made = (state.round + 1) * self.settings.window, int(state.made.sum())
-        while (agreed := gossip.agree(made, goal)) is None:
-            i = int(state.made.argmin())
-            draw, x = int(state.made[i]), state.X[i]
-            # x_n ← x_n − η ∇f_n(x_n; ξ), n the worker here that has made the fewest
-            x.sub_(self._one(i, x, draw), alpha=rate)
-            # x_n goes to its neighbours
-            gossip.put(self._here[i], draw, x)
-            state.made[i] += 1
-            made += 1
-            # x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, of all workers here
-            gossip.mix(state.X, state.made)
-        return StepInfo(wish=agreed.wish)
+        """One round; whose turn it is, and how gradients travel, is the clock's."""
+        for turn in self._clock.turns(state):
+            # g ← ∇f_n(x; ξ) for the workers n here whose turn it is, x the old model that n knows
+            for one in turn:
+                g = self._problem.gradient(one.i, one.x, Draw(one.draw))
+                # g goes to where it will be applied, and may take its time
+                self._clock.put(state, one, g)
+            # x ← x − η g for those that have arrived
+            self._clock.apply(state)
+        return self._clock.info
 
     def pause(self, state: DelayedSGDState) -> None:
         """See `Method`: what is in flight is applied."""
-        if self._gossip is not None:
-            self._gossip.settle(state.X, state.made)
-            state.counts += self._gossip.staleness.take(self._reduce)
-        if self._owners is not None:
-            round = max(state.round - 1, 0)  # the one that is made: the next one's rate may be 0
-            self._owners.settle(state.x, round, self._rates.of(state.L, round))
-            state.counts += self._owners.staleness.take(self._reduce)
+        self._clock.settle(state)
 
     def trace(self, state: DelayedSGDState) -> dict[str, NDArray[np.int64]]:
         """See `Method`: gradients and what was applied, or which models were averaged."""
-        free = self._gossip or self._owners
-        return free.trace() if free is not None else {}
-
-    def model(self, state: DelayedSGDState) -> Tensor:
-        """See `Method`."""
-        return state.X if self.settings.gossips else state.x
+        return self._clock.trace()
 
     def metrics(self, state: DelayedSGDState) -> dict[str, float]:
         """Staleness of what was applied so far: the mean, the 95th percentile and the largest.
@@ -236,51 +135,34 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         """
         return staleness.groups(state.counts)
 
-    def _one(self, i: int, x: Tensor, draw: int) -> Tensor:
-        """∇f_n of worker i here on one of its mini-batches, (d,), until the next call."""
-        pieces = self._problem.gradient(i, x, Draw(draw))
-        for part, piece in zip(self._problem.layout.tensors(self._g), pieces, strict=True):
-            part.copy_(piece)
-        return self._g
+    def _one_model(self, problem: Problem) -> Callable[[Ports], Clock]:
+        """What opens the clock of the settings, where there is one model for all."""
+        settings, rates, N = self.settings, self._rates, problem.share.total
+        if settings.mode == "free":
+            return lambda ports: Owners(settings, problem, rates, ports)
+        if settings.mode == "trace":
+            trace = self._trace()
+            walk = partial(Walk, slices=trace.slices)
+            plan = Plan(trace, N, problem.dim, settings.window, walk)
+            return lambda ports: Replay(problem, rates, plan, trace.slices, ports)
+        delays = Delays(settings, N, problem.share.seed)
+        return lambda ports: LateSums(settings, problem, rates, delays, ports)
 
-    def _scaled(self, i: int, x: Tensor, draw: int) -> Tensor:
-        """N ω_n of that, (d,), until the next call."""
-        return self._one(i, x, draw).mul_(len(self._weights) * float(self._problem.weights[i]))
+    def _neighbours(self, problem: Problem) -> Callable[[Ports], Clock]:
+        """The same where every worker has a model of its own."""
+        settings, rates = self.settings, self._rates
+        mixing, note = agreeing(settings, problem)
+        self._notes = [note]
+        if settings.mode == "free":
+            return lambda ports: AsyncMixing(settings, problem, rates, mixing, ports)
+        plan = Plan(self._trace(), mixing.N, problem.dim, settings.window, partial(MixingWalk, mixing=mixing))
+        return lambda ports: MixingReplay(problem, rates, plan, ports)
 
-    def _gradient(self, state: DelayedSGDState, arrivals: list[Arrival]) -> Tensor:
-        first, compensation = arrivals[0], self.settings.compensation
-        if self.settings.mode == "exact" and not compensation and len({one.read for one in arrivals}) == 1:
-            # of all workers at one model: the sum of synchronous SGD, to the bit
-            g = self._reduce.gradient(self._problem, self._model(state, first.read), Draw(first.draw))
-            return g.mul_(self._rates.slower(first.staleness)) if self.settings.lr_rule == "adaptive" else g
-        # exact: Σ ω_n g_n; schedule: Σ N ω_n g_n, or Σ ω_n g_n / Σ ω_n
-        scale = 1.0
-        if self.settings.mode == "schedule":
-            mean = self.settings.aggregate == "mean"
-            scale = 1 / sum(self._weights[one.worker] for one in arrivals) if mean else len(self._weights)
-        for one in arrivals:
-            if one.worker not in self._here:
-                continue
-            i = one.worker - self._here.start
-            weight = scale * self._rates.slower(one.staleness) * float(self._problem.weights[i])
-            old = self._model(state, one.read)
-            gradient = self._problem.gradient(i, old, Draw(one.draw))
-            parts = self._problem.layout.tensors(self._sum.of(i))
-            # λ g∘g∘(x_t − x_{t−τ})
-            moved = self._problem.layout.tensors(state.x - old) if compensation else parts
-            for part, piece, difference in zip(parts, gradient, moved, strict=True):
-                if compensation:
-                    piece = piece + compensation * piece * piece * difference
-                part.add_(piece, alpha=weight)
-        return self._sum.sum()
-
-    def _model(self, state: DelayedSGDState, read: int) -> Tensor:
-        """x_read, (d,)."""
-        return state.x if read == state.round else state.past[read % len(state.past)]
-
-    def _all_weights(self) -> list[float]:
-        """ω of all N workers. Collective."""
-        problem, here = self._problem, range(self._problem.share.n)
-        own = problem.weights.new_zeros(len(here), problem.share.total)
-        own[list(here), list(self._here)] = problem.weights
-        return self._reduce.scalars(own).tolist()
+    def _trace(self) -> Trace:
+        trace: Trace = self.files["trace"]
+        if trace.layout != self.settings.layout:
+            raise UserError(
+                f'layout = "{self.settings.layout}": {trace.path} is of free workers with layout = '
+                f'"{trace.layout}"; give it, and for neighbours the topology and mixing of that run'
+            )
+        return trace

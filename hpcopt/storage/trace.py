@@ -4,6 +4,9 @@
     /segments/round   (s,) where the run was at rest
     /segments/NAME    (s,) how many rows of /NAME there were then
 
+NAME is gradients and applied where free workers own slices (`hpcopt.methods.parts.owners.Owners.trace`),
+gradients and averaged where they average with their neighbours
+(`hpcopt.methods.parts.async_mixing.AsyncMixing.trace`).
 `hpcopt.storage.trace_file` writes it.
 """
 
@@ -11,10 +14,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -25,9 +28,13 @@ from hpcopt.errors import UserError
 SCHEMA, SCHEMA_VERSION = "hpcopt-trace", 1
 COLUMNS = (["worker", "read"], ["worker", "read", "round"])
 """of a CSV file"""
+Layout = Literal["owners", "neighbours"]
 LIMIT = 1 << 31
 """of its numbers"""
-NAMES = "gradients", "applied"
+NAMES: Mapping[Layout, tuple[str, str]] = {
+    "owners": ("gradients", "applied"),
+    "neighbours": ("gradients", "averaged"),
+}
 
 Rows = NDArray[np.int64]
 
@@ -38,8 +45,8 @@ class Segment:
 
     Attributes:
         end: the round before which that was.
-        gradients: see `hpcopt.methods.parts.owners.Log`, (k, 2 + S).
-        applied: see there, (k, 4).
+        gradients: (k, 2 + S) of owners, (k, 3 + R) of neighbours.
+        applied: (k, 4) of owners; of neighbours the models that were averaged, (k, 5).
         first: the numbers of the first row of either in the file.
     """
 
@@ -56,7 +63,7 @@ class Trace:
     Attributes:
         path: where it was.
         segments: between two rests, in order.
-        slices: S, of the model.
+        slices: S, of the model; 0 where every worker has a model of its own.
         made_for: (N, d) of the run; None: nobody knows.
         window: whether a row has no round: then the method's `window` of them make one.
     """
@@ -67,6 +74,11 @@ class Trace:
     made_for: tuple[int, int] | None = None
     window: bool = False
 
+    @property
+    def layout(self) -> Layout:
+        """Of the workers."""
+        return "owners" if self.slices else "neighbours"
+
     def digest(self) -> str:
         """Of all rows: the same where they are."""
         parts = (part for segment in self.segments for part in (segment.gradients, segment.applied))
@@ -74,11 +86,11 @@ class Trace:
         return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, ends))).hexdigest()
 
     def row(self, kind: int, segment: Segment, number: int) -> str:
-        """A row of a segment in words: of gradients (0), or of what was applied (1)."""
+        """A row of a segment in words: of gradients (0), or of what was applied or averaged (1)."""
         if self.made_for is None:
             return f"{self.path}, line {number + 2}"
         rows, at = (segment.gradients, segment.applied)[kind], segment.first[kind] + number
-        return f"{self.path}: row {at} of /{NAMES[kind]}, {rows[number].tolist()}"
+        return f"{self.path}: row {at} of /{NAMES[self.layout][kind]}, {rows[number].tolist()}"
 
 
 def read(path: str | Path) -> Trace:
@@ -101,19 +113,23 @@ def read(path: str | Path) -> Trace:
 
 def _from_hdf5(path: Path) -> Trace:
     with readable(path) as file:
-        if not {*NAMES} <= file.keys():
+        layout = next((layout for layout, names in NAMES.items() if {*names} <= file.keys()), None)
+        if layout is None:
             what = ", ".join(f"/{name}" for name in file if name != "segments")
             raise UserError(
-                f"{path}: has {what or 'no rows'}; free workers that own slices have /gradients, /applied"
+                f"{path}: has {what or 'no rows'}; free workers that own slices have /gradients, /applied, "
+                "those that average with their neighbours /gradients, /averaged"
             )
-        gradients, applied = (_numbers(file[name], 2) for name in NAMES)
+        names = NAMES[layout]
+        gradients, applied = (_numbers(file[name], 2) for name in names)
         ends = _numbers(file["segments/round"], 1)
-        cuts = [[0, *_numbers(file[f"segments/{name}"], 1).tolist()] for name in NAMES]
+        cuts = [[0, *_numbers(file[f"segments/{name}"], 1).tolist()] for name in names]
         if {len(cut) for cut in cuts} != {len(ends) + 1}:
             raise ValueError("segments of different numbers")
         made_for = int(file.attrs["workers"]), int(file.attrs["dim"])
-    width = 2 + min(made_for)
-    if gradients.shape[1:] != (width,) or applied.shape[1:] != (4,) or (np.diff(ends, prepend=0) < 1).any():
+    slices, width = (min(made_for), 4) if layout == "owners" else (0, 5)
+    fits = gradients.shape[1] == 2 + slices if slices else gradients.shape[1] >= 3
+    if not fits or applied.shape[1] != width or (np.diff(ends, prepend=0) < 1).any():
         raise UserError(f"{path}: damaged: its arrays do not belong together")
     if not len(ends):
         raise UserError(f"{path}: has no rows")
@@ -121,7 +137,7 @@ def _from_hdf5(path: Path) -> Trace:
     for s, end in enumerate(ends.tolist()):
         (a, b), (c, d) = (cut[s : s + 2] for cut in cuts)
         segments.append(Segment(end, gradients[a:b], applied[c:d], (a, c)))
-    return Trace(str(path), tuple(segments), min(made_for), made_for)
+    return Trace(str(path), tuple(segments), slices, made_for)
 
 
 def _numbers(data: h5py.Dataset, ndim: int) -> Rows:

@@ -375,3 +375,25 @@ def test_without_threads_the_calls_carry(comm, monkeypatch):
     assert port._thread is None
     assert reader.got == ({(origin, me): 50 for origin in range(comm.size)} if me == comm.size - 1 else {})
     port.free()
+
+
+@pytest.mark.parametrize("transport", ["windows", "messages"])
+def test_who_puts_again_and_again_leaves_the_thread_its_turns(comm, monkeypatch, transport):
+    """What was put before the last look was carried before the next, if there was room for it."""
+    monkeypatch.setattr(mpi_mailbox, "PATIENCE_SECONDS", SECONDS)
+    port, here = opened(comm, torch.zeros(8, dtype=torch.float64), transport)
+    puts, carried, turn = [0], [0], Post.turn
+
+    def watched(self, absorb):
+        seen = puts[0]
+        moved = turn(self, absorb)
+        carried.append(seen)
+        return moved
+
+    monkeypatch.setattr(Post, "turn", watched)
+    for number in range(1, 300):
+        puts[0] = number
+        port.put(here[0], (here[0] + 3) % WORKERS, torch.zeros(8, dtype=torch.float64), number)
+        port.collect()
+        assert number == 1 or carried[-1] >= number - 1
+    port.free()

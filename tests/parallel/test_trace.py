@@ -8,10 +8,13 @@ import torch
 import hpcopt
 from hpcopt.api import resume
 from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.config import from_tables
 from hpcopt.errors import UserError
+from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Share
 from hpcopt.storage.trace import read
 from hpcopt.storage.trace_file import TraceFile
+from tests.unit.free_cases import replay_averaging
 
 from .conftest import first_ranks
 from .test_same_trajectory import PROBLEMS, run
@@ -46,9 +49,9 @@ def traced(comm, path, out, rounds=ROUNDS, problem="linear_regression", **keys):
     return run(comm, out, problem, options=options, rounds=rounds, **(every | keys))
 
 
-def model(out, round):
+def model(out, round, name="x"):
     with h5py.File(out / f"checkpoints/round-{round:08d}.h5") as file:
-        return file["state/x"][...]
+        return file[f"state/{name}"][...]
 
 
 def test_a_scripted_run_again_on_1_to_4_ranks(comm, mpi_tmp_path):
@@ -105,6 +108,41 @@ def test_a_free_run_again_on_other_numbers_of_ranks(comm, mpi_tmp_path):
         counts = [hpcopt.load(one)["staleness_by_worker/count"] for one in (out, path)]
         assert np.array_equal(*counts)
         comm.Barrier()
+
+
+@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize(("dtype", "ranks"), [("float32", (4, 1, 3)), ("float64", (2, 4))])
+def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology, dtype, ranks):
+    """And on none: in a loop that knows nothing but the file."""
+    first, *others = ranks
+    path = mpi_tmp_path / "free"
+    graph = {"layout": "neighbours", "topology": topology}
+    free = graph | {"mode": "free", "lr": LR, "window": 40, "trace_out": True}
+    keys = {"dtype": dtype, "method": "delayed_sgd", "checkpoint_every": 2, "evaluate_every": 2}
+    with first_ranks(comm, first) as sub:
+        if sub is not None:
+            run(sub, path, "mlp", options=free, rounds=4, keep_checkpoints=9, **keys)
+    for count in others:
+        with first_ranks(comm, count) as sub:
+            if sub is not None:
+                trace = {"mode": "trace", "trace": str(path / "trace.h5"), "lr": LR} | graph
+                run(sub, mpi_tmp_path / f"{count}", "mlp", options=trace, rounds=4, **keys)
+    if comm.rank == 0:
+        X = model(path, 4, "X")
+        for count in others:
+            again = mpi_tmp_path / f"{count}"
+            assert model(again, 4, "X").tobytes() == X.tobytes()
+            counts = [hpcopt.load(one)["staleness_by_worker/count"] for one in (again, path)]
+            assert np.array_equal(*counts)
+        tables = {"run": {"method": "delayed_sgd", "workers": N}, "problem": PROBLEMS["mlp"]}
+        recipe = from_tables(tables, "test").problem.recipe()
+        problem = recipe.bind(Share(range(N), N, 0, getattr(torch, dtype)))
+        segments = read(path / "trace.h5").segments
+        logs = [[(one.gradients, one.applied)] for one in segments]
+        W = mixing(topology, "metropolis", N)
+        ends = replay_averaging(problem, problem.initial(), logs, lambda round: LR, W)
+        assert [one.end for one in segments] == [2, 4]
+        assert ends[-1].numpy().tobytes() == X.tobytes()
 
 
 def test_what_is_later_than_the_checkpoint_is_cut_off(comm, mpi_tmp_path):

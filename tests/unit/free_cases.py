@@ -1,8 +1,87 @@
-"""A run of free workers made again from its log, by a serial event loop in plain torch: the oracle."""
+"""Free workers with delays by script; and their runs made again from the log, by serial loops in plain torch.
+
+The latter are the oracle, and share nothing with the package but gradients.
+"""
 
 import torch
 
-from hpcopt.problems.base import Draw
+import hpcopt
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.engine.build import read_files
+from hpcopt.problems.base import Draw, Share
+from hpcopt.storage.trace_file import TraceFile
+
+N, DIM, LR, ROUNDS = 4, 7, 0.02, 6
+DELAYS = {
+    "none": None,
+    "one worker is slow": lambda origin, to, number: 5 * (origin == 1),
+    "by slice": lambda origin, to, number: (3 * origin + 5 * to + number) % 7,
+    "full links": lambda origin, to, number: 40,
+}
+
+
+def problem(dim=DIM, dtype=torch.float64):
+    """All workers in this process."""
+    recipe = hpcopt.LinearRegression(workers=N, dim=dim, rows_per_worker=20, batch_size=5)
+    return recipe.bind(Share(range(N), N, seed=3, dtype=dtype))
+
+
+def begun(bound, delay=None, **keys):
+    """A method that has started, its state and its ports."""
+    every = {"mode": "free", "lr": LR, "schedule": "exponential", "trace_out": True}
+    method = hpcopt.DelayedSGD(**every | keys)
+    method.files = read_files(method.settings)
+    method.prepare(bound)
+    ports = LocalPorts(N, bound.initial(), delay=delay)
+    return method, method.start(bound, ports), ports
+
+
+def rate(round):
+    """η of a round, where no gradient's depends on its staleness."""
+    return LR * 0.96**round
+
+
+def free(path, bound, delay, rests, **keys):
+    """A run of free workers, its trace in a file: its last state, and the models where it rests."""
+    method, state, _ = begun(bound, delay, window=16, **keys)
+    file = TraceFile(path, {"workers": N, "dim": bound.dim}, flush_seconds=0)
+    models = {}
+    for round in range(1, ROUNDS + 1):
+        method.step(state)
+        state.round = round
+        if round in rests:
+            method.pause(state)
+            file.append(round, method.trace(state))
+            models[round] = method.model(state).clone()
+    file.flush()
+    return state, models
+
+
+def again(path, bound, state=None, rounds=ROUNDS, **keys):
+    """The same from its trace: its last state and all of its models.
+
+    Args:
+        path, bound: of the trace, the workers.
+        state: with which it goes on, of `snapshot`.
+        rounds: after which it ends.
+        keys: settings.
+    """
+    method, begin, _ = begun(bound, mode="trace", trace=str(path), trace_out=False, **keys)
+    if state is not None:  # as a checkpoint does it
+        for name, (_, tensor) in begin.tensors().items():
+            tensor.copy_(state[name])
+        begin.round = int(state["round"])
+    models = {}
+    for round in range(begin.round + 1, rounds + 1):
+        assert method.step(begin).done == (round == ROUNDS)
+        begin.round = round
+        models[round] = method.model(begin).clone()
+    return begin, models
+
+
+def snapshot(state):
+    """What a checkpoint keeps."""
+    return {name: tensor.clone() for name, (_, tensor) in state.tensors().items()} | {"round": state.round}
 
 
 def replay(problem, x, segments, lr):
@@ -11,7 +90,7 @@ def replay(problem, x, segments, lr):
     Args:
         problem: all N workers in this process, with equal weights.
         x: the start, (d,).
-        segments: of each, the (gradients, applied) of every rank, see `hpcopt.methods.parts.owners.Log`.
+        segments: of each, the (gradients, applied) of every rank, see `Owners.trace`.
         lr: η of a round.
     """
     ends = []
@@ -21,34 +100,38 @@ def replay(problem, x, segments, lr):
     return ends
 
 
-def replay_averaging(problem, x, averaged, rates, mixing):
-    """The models of workers that average with their neighbours', (N, d), after all that is in the log.
+def replay_averaging(problem, x, segments, lr, mixing):
+    """The models of workers that average with their neighbours', (N, d), at the end of each segment of a log.
 
     Args:
-        problem, x: as in `replay`.
-        averaged: see `hpcopt.methods.parts.async_mixing.AsyncMixing.trace`, of all ranks.
-        rates: (worker, number of its step) -> η.
+        problem, x, lr: as in `replay`.
+        segments: of each, the (gradients, averaged) of every rank, see `AsyncMixing.trace`.
         mixing: W.
     """
     N = problem.share.total
-    X, sent, made = x.repeat(N, 1), {}, [0] * N
-    rows = {n: [row for row in averaged.tolist() if row[0] == n] for n in range(N)}
-    total = len(rates) + len(averaged)
-    while total:
-        before = total
-        for n in range(N):
-            while rows[n] and rows[n][0][1] == made[n] and tuple(rows[n][0][2:]) in sent:
-                _, _, m, step = rows[n].pop(0)
-                X[n].lerp_(sent[m, step], float(mixing.at(step)[n, m]))
-                total -= 1
-            if (n, made[n]) in rates and not (rows[n] and rows[n][0][1] == made[n]):
-                pieces = problem.gradient(n, X[n], Draw(made[n]))
-                X[n].sub_(torch.cat([piece.flatten() for piece in pieces]), alpha=rates[n, made[n]])
-                sent[n, made[n]] = X[n].clone()
-                made[n] += 1
-                total -= 1
-        assert total < before, "the log refers to what never happens"
-    return X
+    X, made, ends = x.repeat(N, 1), [0] * N, []
+    for ranks in segments:
+        gradients, averaged = ([row for one in ranks for row in one[kind].tolist()] for kind in (0, 1))
+        rounds = {(n, draw): round for n, draw, round, *_ in gradients}
+        rows = {n: [row for row in averaged if row[0] == n] for n in range(N)}
+        sent, total = {}, len(gradients) + len(averaged)
+        while total:
+            before = total
+            for n in range(N):
+                while rows[n] and rows[n][0][1] == made[n] and tuple(rows[n][0][2:4]) in sent:
+                    _, _, m, step, _ = rows[n].pop(0)
+                    X[n].lerp_(sent[m, step], float(mixing.at(step)[n, m]))
+                    total -= 1
+                if (n, made[n]) in rounds and not (rows[n] and rows[n][0][1] == made[n]):
+                    pieces = problem.gradient(n, X[n], Draw(made[n]))
+                    rate = lr(rounds[n, made[n]])
+                    X[n].sub_(torch.cat([piece.flatten() for piece in pieces]), alpha=rate)
+                    sent[n, made[n]] = X[n].clone()
+                    made[n] += 1
+                    total -= 1
+            assert total < before, "the log refers to what never happens"
+        ends.append(X.clone())
+    return ends
 
 
 class Segment:

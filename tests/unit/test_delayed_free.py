@@ -5,30 +5,16 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.problems.base import Draw, Share
-from tests.unit.free_cases import replay, replay_averaging
+from hpcopt.math.mixing import mixing
+from hpcopt.problems.base import Draw
+from tests.unit import free_cases
+from tests.unit.free_cases import DELAYS, LR, N, problem, rate, replay, replay_averaging
 
-N, LR, WINDOW = 4, 0.02, 32
-DELAYS = {
-    "none": None,
-    "one worker is slow": lambda origin, to, number: 5 * (origin == 1),
-    "by slice": lambda origin, to, number: (3 * origin + 5 * to + number) % 4,
-    "full links": lambda origin, to, number: 40,
-}
-
-
-def problem(dim=7):
-    recipe = hpcopt.LinearRegression(workers=N, dim=dim, rows_per_worker=20, batch_size=5)
-    return recipe.bind(Share(range(N), N, seed=3))
+WINDOW = 32
 
 
 def begun(delay=None, dim=7, **keys):
-    method = hpcopt.DelayedSGD(mode="free", lr=LR, window=WINDOW, trace_out=True, **keys)
-    bound = problem(dim)
-    method.prepare(bound)
-    ports = LocalPorts(N, bound.initial(), delay=delay)
-    return method, method.start(bound, ports), ports
+    return free_cases.begun(problem(dim), delay, window=WINDOW, **keys)
 
 
 def windows(method, state, count, pauses=True):
@@ -48,9 +34,9 @@ def windows(method, state, count, pauses=True):
 @pytest.mark.parametrize("pauses", [True, False])
 @pytest.mark.parametrize("delay", DELAYS)
 def test_the_log_replays_the_run(delay, pauses):
-    method, state, _ = begun(DELAYS[delay], schedule="exponential")
+    method, state, _ = begun(DELAYS[delay])
     models, logs = windows(method, state, 3, pauses)
-    again = replay(problem(), problem().initial(), logs, lambda round: LR * 0.96**round)
+    again = replay(problem(), problem().initial(), logs, rate)
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
     merged = any((applied[:, 2] > 1).any() for segment in logs for _, applied in segment)
     assert merged == (delay == "full links")
@@ -85,12 +71,12 @@ def test_changing_one_row_of_a_log_changes_the_model():
     (model,), [[(gradients, applied)]] = windows(method, state, 3, pauses=False)
     at = next(k for k in range(5, len(gradients)) if gradients[k, 2])
     gradients[at, 2] -= 1
-    (other,) = replay(problem(), problem().initial(), [[(gradients, applied)]], lambda round: LR)
+    (other,) = replay(problem(), problem().initial(), [[(gradients, applied)]], rate)
     assert not torch.equal(model, other)
 
 
 def test_rates_by_staleness():
-    keys = {"lr_rule": "adaptive", "smoothness": 4.0, "lr_factor": 0.2}
+    keys = {"lr_rule": "adaptive", "smoothness": 4.0, "lr_factor": 0.2, "schedule": "constant"}
     method, state, _ = begun(DELAYS["one worker is slow"], **keys)
     rate = method._rates.of(state.L, 0)
     assert [rate(late) for late in (0, 3)] == pytest.approx([0.05, 0.0125])
@@ -105,40 +91,27 @@ def test_a_window_ends_with_the_ranks_wish():
 def test_fewer_parameters_than_workers():
     method, state, _ = begun(dim=2)
     models, logs = windows(method, state, 2)
-    again = replay(problem(2), problem(2).initial(), logs, lambda round: LR)
+    again = replay(problem(2), problem(2).initial(), logs, rate)
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
 
 
 # --- models of their own -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pauses", [True, False])
 @pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
 @pytest.mark.parametrize("delay", DELAYS)
-def test_the_log_of_averages_replays_the_run(delay, topology):
-    keys = {"layout": "neighbours", "topology": topology}
-    method, state, _ = begun(DELAYS[delay], schedule="exponential", **keys)
-    made = []
-    for _ in range(3):
-        made.append(state.made.clone())
-        method.step(state)
-        state.round += 1
-    method.pause(state)
-    averaged = method.trace(state)["averaged"]
-    rates = {(n, k): LR * 0.96**round for round, n, k in steps(made, state.made)}
-    X = replay_averaging(problem(), problem().initial(), averaged, rates, method._mixing)
-    assert torch.equal(state.X, X)
-    assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)  # none twice
-
-
-def steps(made, end):
-    """(round, worker, number) of every step, from how many each had made at the beginning of the rounds."""
-    for round, (before, after) in enumerate(zip(made, [*made[1:], end], strict=True)):
-        for n in range(N):
-            yield from ((round, n, k) for k in range(int(before[n]), int(after[n])))
+def test_the_log_of_averages_replays_the_run(delay, topology, pauses):
+    method, state, _ = begun(DELAYS[delay], layout="neighbours", topology=topology)
+    models, logs = windows(method, state, 3, pauses)
+    again = replay_averaging(problem(), problem().initial(), logs, rate, mixing(topology, "metropolis", N))
+    assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
+    for ((_, averaged),) in logs:  # none twice
+        assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)
 
 
 def test_neighbours_agree():
-    method, state, _ = begun(layout="neighbours", topology="complete")
+    method, state, _ = begun(layout="neighbours", topology="complete", schedule="constant")
     windows(method, state, 30)
     bound = problem()
     alone = bound.initial().repeat(N, 1)

@@ -11,6 +11,7 @@ import torch
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
+from hpcopt.methods.parts.delays import Delays
 from hpcopt.problems.base import Draw, Share
 
 N, SEED, LR = 4, 3, 0.03
@@ -108,7 +109,8 @@ def test_exact_is_the_recurrence(delay, options):
     xs, counts = [problem.initial().numpy().copy()], np.zeros((N, 6), int)
     for t in range(rounds):
         if isinstance(delay, str):
-            delays = [t - one.read for one in method._delays.at(t)]  # drawn; that they differ is tested below
+            # drawn; that they differ is tested below
+            delays = [t - one.read for one in Delays(method.settings, N, SEED).at(t)]
         else:
             delays = [min(t, d) for d in (delay if isinstance(delay, list) else [delay] * N)]
         step = np.zeros_like(xs[0])
@@ -127,12 +129,9 @@ def test_exact_is_the_recurrence(delay, options):
 
 
 def test_random_delays_are_those_of_the_seed_and_of_all_sizes():
-    problem = bound(regression())
-    first, second = (hpcopt.DelayedSGD(delay="random:3") for _ in range(2))
-    for method in (first, second):
-        method.prepare(problem)
-    drawn = [[t - one.read for one in first._delays.at(t)] for t in range(50, 90)]
-    assert drawn == [[t - one.read for one in second._delays.at(t)] for t in range(50, 90)]
+    first, second = (Delays(hpcopt.DelayedSGD(delay="random:3").settings, N, SEED) for _ in range(2))
+    drawn = [[t - one.read for one in first.at(t)] for t in range(50, 90)]
+    assert drawn == [[t - one.read for one in second.at(t)] for t in range(50, 90)]
     assert {delay for row in drawn for delay in row} == {0, 1, 2, 3}
 
 

@@ -14,70 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hpcopt
-from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
 from hpcopt.comm.ports import Agreed
-from hpcopt.engine.build import read_files
-from hpcopt.methods.parts.replay import Plan
-from hpcopt.problems.base import Draw, Share
+from hpcopt.methods.parts.plan import Plan
+from hpcopt.methods.parts.walk import Walk
+from hpcopt.problems.base import Draw
 from hpcopt.storage import trace as traces
 from hpcopt.storage.trace import Segment, Trace
 from hpcopt.storage.trace_file import TraceFile
-
-N, DIM, LR, ROUNDS = 4, 7, 0.02, 6
-DELAYS = {
-    "none": None,
-    "one worker is slow": lambda origin, to, number: 5 * (origin == 1),
-    "by slice": lambda origin, to, number: (3 * origin + 5 * to + number) % 7,
-    "full links": lambda origin, to, number: 40,
-}
-
-
-def problem(dim=DIM, dtype=torch.float64):
-    recipe = hpcopt.LinearRegression(workers=N, dim=dim, rows_per_worker=20, batch_size=5)
-    return recipe.bind(Share(range(N), N, seed=3, dtype=dtype))
-
-
-def begun(bound, delay=None, **keys):
-    method = hpcopt.DelayedSGD(lr=LR, schedule="exponential", **keys)
-    method.files = read_files(method.settings)
-    method.prepare(bound)
-    return method, method.start(bound, LocalPorts(N, bound.initial(), delay=delay))
-
-
-def free(path, bound, delay, rests, **keys):
-    """A run of free workers, its trace in a file: its last state, and the models where it rests."""
-    method, state = begun(bound, delay, mode="free", window=16, trace_out=True, **keys)
-    file = TraceFile(path, {"workers": N, "dim": bound.dim}, flush_seconds=0)
-    models = {}
-    for round in range(1, ROUNDS + 1):
-        method.step(state)
-        state.round = round
-        if round in rests:
-            method.pause(state)
-            file.append(round, method.trace(state))
-            models[round] = state.x.clone()
-    file.flush()
-    return state, models
-
-
-def again(path, bound, state=None, rounds=ROUNDS, **keys):
-    """The same from its trace: its last state and all of its models."""
-    method, begin = begun(bound, mode="trace", trace=str(path), **keys)
-    if state is not None:  # as a checkpoint does it
-        for name, (_, tensor) in begin.tensors().items():
-            tensor.copy_(state[name])
-        begin.round = int(state["round"])
-    models = {}
-    for round in range(begin.round + 1, rounds + 1):
-        assert method.step(begin).done == (round == ROUNDS)
-        begin.round = round
-        models[round] = begin.x.clone()
-    return begin, models
-
-
-def snapshot(state):
-    return {name: tensor.clone() for name, (_, tensor) in state.tensors().items()} | {"round": state.round}
+from tests.unit.free_cases import DELAYS, DIM, ROUNDS, N, again, begun, free, problem, rate, snapshot
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -128,20 +73,15 @@ def test_it_goes_on_where_the_run_never_rested(tmp_path, delay):
 def test_what_a_round_has(data):
     """Each gradient once, none before its versions or after it is applied; a round no more than it needs."""
     table = data.draw(st.lists(st.integers(0, 40), min_size=13, max_size=13))
-    method, state = begun(
-        problem(),
-        lambda origin, to, number: table[(5 * origin + 7 * to + number) % 13],
-        mode="free",
-        window=16,
-        trace_out=True,
-    )
+    delay = lambda origin, to, number: table[(5 * origin + 7 * to + number) % 13]  # noqa: E731
+    method, state, _ = begun(problem(), delay, window=16)
     for _ in range(3):
         method.step(state)
         state.round += 1
     method.pause(state)
     trace = traced(method.trace(state), 3)
     versions, made, applied = [{0} for _ in range(N)], set(), []
-    walk = Plan(trace, N, DIM, 1).walk(0)
+    walk, _ = Plan(trace, N, DIM, 1, lambda stretch: Walk(stretch, N)).at(0)
     for round in range(3):
         for wave in walk.waves(round):
             for one in wave.gradients:
@@ -199,9 +139,9 @@ def test_a_csv_trace_is_the_recurrence(tmp_path):
         xs, drawn = [bound.initial().numpy().copy()], [0] * N
         for (n, read), stamp in zip(order, stamps, strict=True):
             g = bound.gradients(torch.from_numpy(xs[read]), Draw(drawn[n]))[n].numpy()
-            xs.append(xs[-1] - LR * 0.96**stamp * g)
+            xs.append(xs[-1] - rate(stamp) * g)
             drawn[n] += 1
-        method, state = begun(problem(), mode="trace", trace=path, window=3)
+        method, state, _ = begun(problem(), mode="trace", trace=path, trace_out=False, window=3)
         for round in range(stamps[-1] + 1):
             assert method.step(state).done == (round == stamps[-1])
             state.round += 1
@@ -233,7 +173,7 @@ def test_a_csv_file_that_is_wrong(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(hpcopt.UserError, match=words) as caught:
-        begun(problem(), mode="trace", trace=str(path))
+        begun(problem(), mode="trace", trace=str(path), trace_out=False)
     assert str(path) in str(caught.value)
 
 
@@ -286,7 +226,7 @@ def test_a_trace_that_is_wrong(tmp_path, wrong, words):
     with h5py.File(path, "r+") as file:
         wrong(file)
     with pytest.raises(hpcopt.UserError, match=words) as caught:
-        begun(problem(), mode="trace", trace=str(path))
+        begun(problem(), mode="trace", trace=str(path), trace_out=False)
     assert str(path) in str(caught.value)
 
 
@@ -295,7 +235,7 @@ def test_half_a_trace_is_told(tmp_path):
     free(path, problem(), None, (6,))
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(hpcopt.UserError, match="not a readable trace"):
-        begun(problem(), mode="trace", trace=str(path))
+        begun(problem(), mode="trace", trace=str(path), trace_out=False)
 
 
 @pytest.mark.parametrize(

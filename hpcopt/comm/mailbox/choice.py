@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.mailbox.links import Links
+from hpcopt.comm.mailbox.links import Lanes, Links
 from hpcopt.comm.mailbox.messages import Messages
 from hpcopt.comm.mailbox.parcel import room
 from hpcopt.comm.mailbox.post import Post, Wire
 from hpcopt.comm.mailbox.windows import Windows
-from hpcopt.comm.ports import Full, Transport
+from hpcopt.comm.ports import Transport
 from hpcopt.comm.staging import Staging
 
 WIRES: dict[Transport, Callable[[MPI.Intracomm, Links, int, int], Wire]] = {
@@ -29,97 +30,83 @@ LOOK_SECONDS = 5e-4
 """between two looks in the self-test"""
 
 
-class Choice:
-    """Opens transports until one is right. Collective.
-
-    Args:
-        comm: of the port alone.
-        links: all of them.
-        like, depth, full: see `hpcopt.comm.ports.Ports.mailbox`.
-        staging: of the device of the vectors.
-        wanted: the transport, or "auto".
-        remembered: what an earlier job of the run chose; empty: there was none.
-
-    Attributes:
-        name, wire: the transport.
-        post: the queues over it.
-
-    Raises:
-        RuntimeError: none is right; on every rank.
-    """
+class Choice(NamedTuple):
+    """A transport that is right: its name, what carries parcels, and the queues over it."""
 
     name: str
     wire: Wire
     post: Post
 
-    def __init__(
-        self,
-        comm: MPI.Intracomm,
-        links: Links,
-        like: Tensor,
-        depth: int,
-        full: Full,
-        staging: Staging,
-        wanted: Transport,
-        remembered: str,
-    ) -> None:
-        self._comm, self._links, self._like, self._depth = comm, links, like, depth
-        self._full, self._staging = full, staging
-        complaints = []
-        for name in order(wanted, remembered, _one_host(comm)):
-            wrong = self._tried(name)
-            if not wrong:
-                return
-            complaints.append(f"{name}: {wrong}")
-        library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
-        raise RuntimeError(
-            f"{library} does not carry vectors between workers rightly: {'; '.join(complaints)}"
-        )
 
-    def _tried(self, name: Transport) -> str:
-        """Opens a transport and tries it; what is wrong, in words, in which case it is closed again."""
-        wire, wrong = None, ""
-        try:
-            wire = WIRES[name](self._comm, self._links, self._depth, room(self._like))
-        except MPI.Exception as error:
-            wrong = str(error)
-        if not any(self._comm.allgather(wrong)):
-            assert wire is not None
-            self.name, self.wire = name, wire
-            self.post = Post(self._links, self._like, self._depth, self._full, wire, self._staging)
-            wrong = self._test(self.post)
-        found = next((text for text in self._comm.allgather(wrong) if text), "")
-        if found and wire is not None:
-            wire.free()
-        return found
+def choose(comm: MPI.Intracomm, lanes: Lanes, staging: Staging, wanted: Transport, remembered: str) -> Choice:
+    """Opens transports until one is right. Collective.
 
-    def _test(self, post: Post) -> str:
-        """More vectors of known numbers than there are entries, over every link. Collective."""
-        puts, width = 2 * self._depth + 1, min(len(self._like), 5)
-        for number in range(puts):
-            for origin, to in self._links.leaving:
-                post.put(origin, to, _numbers(origin, to, number, self._like[:width]), number)
-            post.turn(absorb=False)
-        got = dict.fromkeys(self._links.arriving, 0)
-        wrong, done, deadline = "", None, time.monotonic() + TEST_SECONDS
-        while done is None or not done.Test():
-            if not post.turn(absorb=False):
-                time.sleep(LOOK_SECONDS)
-            for mail in post.collect():
-                pair = mail.origin, mail.to
-                several = range(mail.number, mail.number + mail.count)
-                each = torch.stack([_numbers(*pair, k, self._like[:width]) for k in several])
-                want, stamp = (each.sum(0), several[0]) if self._full == "add" else (each[-1], several[-1])
-                if mail.number != got[pair] or mail.stamp != stamp or not torch.equal(mail.vector, want):
-                    wrong = f"worker {mail.to} got {mail} instead of {want}"
-                got[pair] += mail.count
-            told = all(post.collected(*pair) == puts for pair in self._links.leaving)
-            late = time.monotonic() > deadline
-            if done is None and (late or (told and set(got.values()) <= {puts} and post.quiet())):
-                wrong = wrong or ("vectors did not arrive" if late else "")
-                done = self._comm.Ibarrier()
-        post.forget(puts)
-        return wrong
+    Args:
+        comm: of the port alone.
+        lanes: what is carried.
+        staging: of the device of the vectors.
+        wanted: the transport, or "auto".
+        remembered: what an earlier job of the run chose; empty: there was none.
+
+    Raises:
+        RuntimeError: none is right; on every rank.
+    """
+    complaints = []
+    for name in order(wanted, remembered, _one_host(comm)):
+        found = _tried(name, comm, lanes, staging)
+        if isinstance(found, Choice):
+            return found
+        complaints.append(f"{name}: {found}")
+    library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
+    raise RuntimeError(f"{library} does not carry vectors between workers rightly: {'; '.join(complaints)}")
+
+
+def _tried(name: Transport, comm: MPI.Intracomm, lanes: Lanes, staging: Staging) -> Choice | str:
+    """Opens a transport and tries it; or what is wrong, in words, in which case it is closed again."""
+    wire, post, wrong = None, None, ""
+    try:
+        wire = WIRES[name](comm, lanes.links, lanes.depth, room(lanes.like))
+    except MPI.Exception as error:
+        wrong = str(error)
+    if not any(comm.allgather(wrong)):
+        assert wire is not None
+        post = Post(lanes, wire, staging)
+        wrong = _test(post, comm, lanes)
+    found = next((text for text in comm.allgather(wrong) if text), "")
+    if wire is not None and post is not None and not found:
+        return Choice(name, wire, post)
+    if wire is not None:
+        wire.free()
+    return found
+
+
+def _test(post: Post, comm: MPI.Intracomm, lanes: Lanes) -> str:
+    """More vectors of known numbers than there are entries, over every link. Collective."""
+    puts, like = 2 * lanes.depth + 1, lanes.like[:5]
+    for number in range(puts):
+        for origin, to in lanes.links.leaving:
+            post.put(origin, to, _numbers(origin, to, number, like), number)
+        post.turn(absorb=False)
+    got = dict.fromkeys(lanes.links.arriving, 0)
+    wrong, done, deadline = "", None, time.monotonic() + TEST_SECONDS
+    while done is None or not done.Test():
+        if not post.turn(absorb=False):
+            time.sleep(LOOK_SECONDS)
+        for mail in post.collect():
+            pair = mail.origin, mail.to
+            several = range(mail.number, mail.number + mail.count)
+            each = torch.stack([_numbers(*pair, k, like) for k in several])
+            want, stamp = (each.sum(0), several[0]) if lanes.full == "add" else (each[-1], several[-1])
+            if mail.number != got[pair] or mail.stamp != stamp or not torch.equal(mail.vector, want):
+                wrong = f"worker {mail.to} got {mail} instead of {want}"
+            got[pair] += mail.count
+        told = all(post.collected(*pair) == puts for pair in lanes.links.leaving)
+        late = time.monotonic() > deadline
+        if done is None and (late or (told and set(got.values()) <= {puts} and post.quiet())):
+            wrong = wrong or ("vectors did not arrive" if late else "")
+            done = comm.Ibarrier()
+    post.forget(puts)
+    return wrong
 
 
 def order(wanted: Transport, remembered: str, one_host: bool) -> list[Transport]:

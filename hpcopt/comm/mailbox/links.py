@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from hpcopt.comm.ports import Full
 from hpcopt.ground.placement import Placement
 
 Pair = tuple[int, int]
@@ -66,3 +69,20 @@ class Links:
                 self.leaving[origin, to] = link
             if target == placement.rank:
                 self.arriving[origin, to] = link
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What a mailbox was opened for.
+
+    Attributes:
+        links: all of them.
+        like: a vector as long as the longest, on the device of all of them.
+        depth: K, entries of a link.
+        full: see `hpcopt.comm.ports.Ports.mailbox`.
+    """
+
+    links: Links
+    like: Tensor
+    depth: int
+    full: Full

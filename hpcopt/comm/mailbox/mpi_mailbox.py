@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcopt.comm.mailbox.choice import Choice
-from hpcopt.comm.mailbox.links import Links, Pair
+from hpcopt.comm.mailbox.choice import choose
+from hpcopt.comm.mailbox.links import Lanes, Links, Pair
 from hpcopt.comm.mailbox.sums import Sums
 from hpcopt.comm.ports import Agreed, Counter, Full, Mail, Transport
 from hpcopt.comm.staging import Staging
@@ -18,6 +18,8 @@ from hpcopt.ground.placement import Placement
 
 POLL_SECONDS = {"windows": 2e-3, "messages": 5e-4}
 """between two looks; over TCP messages travel only within MPI's calls"""
+PATIENCE_SECONDS = 0.05
+"""for which the computing thread waits for a turn of the mailbox's, at most"""
 CALLS = threading.Lock()
 """held by a mailbox's thread while it makes MPI calls, of which none waits: a process may have several"""
 
@@ -27,6 +29,7 @@ class MPIMailbox:
 
     One thread makes all MPI calls between opening, `pause` and freeing; it begins with the first `put`,
     `collect` or `agree` and ends in `pause`, whose vectors the next `collect` takes without beginning it.
+    Whoever computes is ahead of it by what is put between two calls of `collect`, at most.
     Without MPI_THREAD_MULTIPLE there is none: what is under way then moves within these calls and `pause`.
 
     Args:
@@ -60,13 +63,13 @@ class MPIMailbox:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._wake, self._pausing, self._rests = threading.Event(), False, False
+        self._puts = self._carried = self._old = 0
+        self._turned = threading.Event()
         self._multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
         own = Staging(staging.device, aware=False)  # pinned memory of its own
-        choice = Choice(
-            self._comm, Links(links, placement), like[:].detach(), depth, full, own, transport, remembered
-        )
-        self.transport, self._wire, self._post = choice.name, choice.wire, choice.post
+        lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)
+        self.transport, self._wire, self._post = choose(self._comm, lanes, own, transport, remembered)
         self._sums = Sums(self._comm)
         self.counter: Counter = self._post.counter
 
@@ -78,10 +81,12 @@ class MPIMailbox:
     def put(self, origin: int, to: int, vector: Tensor, stamp: int) -> None:
         """See `Mailbox`."""
         self._post.put(origin, to, vector.detach(), stamp)
+        self._puts += 1
         self._go()
 
     def collect(self) -> list[Mail]:
         """See `Mailbox`."""
+        self._keep_pace()
         mail = self._post.collect()
         if self._rests:  # what the pause brought; other ports may still be at work
             self._rests = False
@@ -133,16 +138,30 @@ class MPIMailbox:
         elif news:
             self._wake.set()
 
+    def _keep_pace(self) -> None:
+        """Lets the thread carry what was put before the last `collect`, which takes it no time.
+
+        Of itself Python may let it wait for 5 ms, in which small gradients grow old by dozens. No other rank
+        is waited for.
+        """
+        old, self._old = self._old, self._puts
+        while self._thread is not None and self._carried < old and self._turned.wait(PATIENCE_SECONDS):
+            self._turned.clear()
+
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _carry(self, pausing: bool) -> tuple[bool, bool]:
         """Moves what can be moved; whether anything was, and whether nothing is under way on any rank."""
+        puts = self._puts
         with CALLS:
             moved = self._post.turn(absorb=pausing)
             quiet = pausing and self._post.quiet()
-            return moved, self._sums.turn(quiet, self._wish())
+            over = self._sums.turn(quiet, self._wish())
+        self._carried = puts
+        self._turned.set()
+        return moved, over
 
     def _run(self) -> None:
         """Carries until all ranks pause and nothing is under way."""

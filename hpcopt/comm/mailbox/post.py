@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.mailbox.links import Link, Links
+from hpcopt.comm.mailbox.links import Lanes, Link
 from hpcopt.comm.mailbox.parcel import BYTES, COUNT, NUMBER, STAMP, STAMPS, Parcel
-from hpcopt.comm.ports import Counter, Full, Mail
+from hpcopt.comm.ports import Counter, Mail
 from hpcopt.comm.staging import Staging
 
 
@@ -80,10 +80,7 @@ class Post:
     """The queues of one rank.
 
     Args:
-        links: all of them.
-        like: a vector as long as the longest, on the device of all of them.
-        depth: K, entries of a link.
-        full: see `hpcopt.comm.ports.Ports.mailbox`.
+        lanes: what is carried.
         wire: what carries parcels to other ranks.
         staging: how GPU tensors reach host memory.
 
@@ -92,10 +89,9 @@ class Post:
         counter: of the port.
     """
 
-    def __init__(
-        self, links: Links, like: Tensor, depth: int, full: Full, wire: Wire, staging: Staging
-    ) -> None:
-        self._like, self._depth, self._full, self._wire, self._staging = like, depth, full, wire, staging
+    def __init__(self, lanes: Lanes, wire: Wire, staging: Staging) -> None:
+        self._like, self._depth, self._full = lanes.like, lanes.depth, lanes.full
+        self._wire, self._staging, links = wire, staging, lanes.links
         self._leaving = {pair: Leaving(link) for pair, link in links.leaving.items()}
         self._arriving = {pair: Arriving(link) for pair, link in links.arriving.items()}
         self._at = {one.link.place: one for one in self._arriving.values() if not one.link.stays}

@@ -30,13 +30,14 @@ class DelayedSGDTable(GraphTable, LearningRate):
     """"free": gradients of all workers together that make a round; "trace": rows, where they have none"""
     layout: Literal["owners", "neighbours"] = "owners"
     """"free": every worker owns a slice of the model, to which the others put their gradients; or has a model
-    of its own, which it averages with its neighbours' on the topology as they arrive"""
+    of its own, which it averages with its neighbours' on the topology as they arrive. "trace": that of the
+    run"""
     trace_out: bool = False
     """"free": keep in DIR/trace.h5 what replays the run to the bit"""
     trace: str | None = None
-    """"trace": the trace.h5 of a free run of the layout "owners", or a CSV file with the columns worker, read
-    and, if you like, round: the k-th gradient that is applied is this worker's, of the model to which `read`
-    gradients had been applied. The run ends with its trace"""
+    """"trace": the trace.h5 of a free run; of owners also a CSV file with the columns worker, read and, if
+    you like, round: the k-th gradient that is applied is this worker's, of the model to which `read` of them
+    had been applied. The run ends with its trace"""
     transport: Literal["auto", "windows", "messages"] = "auto"
     """"free": what carries gradients and slices of the model: one-sided puts, messages, or whichever is right
     and faster"""
@@ -113,7 +114,7 @@ class DelayedSGDTable(GraphTable, LearningRate):
     @property
     def gossips(self) -> bool:
         """Whether workers have models of their own."""
-        return self.mode == "free" and self.layout == "neighbours"
+        return self.measured and self.layout == "neighbours"
 
     @property
     def longest(self) -> int:

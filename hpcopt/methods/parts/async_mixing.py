@@ -12,106 +12,113 @@ here only the receiver moves, and no one is ever locked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.ports import Agreed, Ports, Transport
+from hpcopt.comm.ports import Ports
 from hpcopt.math.mixing import Mixing
-from hpcopt.methods.parts.staleness import Staleness
-from hpcopt.problems.base import Share
+from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
+from hpcopt.methods.parts.free import BINS, Free
+from hpcopt.methods.parts.late_rates import LateRates
+from hpcopt.methods.parts.log import Log
+from hpcopt.problems.base import Problem
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+    from hpcopt.config.methods.delayed import DelayedSGDTable
 
 DEPTH = 2
 """models of a link under way, one that travels and one that is read: only the newest is of use"""
 
 
-class AsyncMixing:
-    """Models put to neighbours, and those that have arrived. Opening and `settle` are collective, only they.
+class AsyncMixing(Clock):
+    """Models put to neighbours, and those that have arrived.
+
+    Opening and `settle` are collective, nothing else. The staleness of a model is how many of that worker's
+    the receiver has not yet taken when it is put.
 
     Args:
+        settings: the window, what carries the vectors, and whether a trace is kept.
+        problem: the workers here.
+        rates: η.
+        mixing: W of each step.
         ports: of the run.
-        share: the workers here.
-        x: a vector like a model, (d,).
-        mixing: W of each round.
-        bins: for the staleness, see `Staleness`.
-        transport: what carries the vectors.
-        logs: whether to log what happens.
-
-    Attributes:
-        staleness: whenever a model is put, how many of that worker's the receiver has not yet taken.
     """
 
+    sizes = Sizes(past=0, waiting=0, bins=BINS)
+
     def __init__(
-        self,
-        ports: Ports,
-        share: Share,
-        x: Tensor,
-        mixing: Mixing,
-        bins: int,
-        transport: Transport,
-        logs: bool,
+        self, settings: DelayedSGDTable, problem: Problem, rates: LateRates, mixing: Mixing, ports: Ports
     ) -> None:
-        self._share = share
-        self._weights = [_weights(W) for W in mixing.matrices]
+        ports.agree_same(mixing.digest(), mixing.differs)
+        self._reduce, self._here, self._rates = ports.reduce, problem.share.workers, rates
+        self._weights = [links(W) for W in mixing.matrices]
         self._receivers = [_receivers(weights) for weights in self._weights]
-        links = sorted({pair for weights in self._weights for pair in weights})
-        self._mailbox = ports.mailbox(x, links, depth=DEPTH, transport=transport, full="newest")
-        self._puts = dict.fromkeys(links, 0)
-        self.staleness = Staleness(share, bins)
-        self._log: list[tuple[int, ...]] | None = [] if logs else None
+        self._most = max(len(to) for receivers in self._receivers for to in [[], *receivers.values()])
+        pairs, like = sorted({pair for weights in self._weights for pair in weights}), problem.initial()
+        self._mailbox = ports.mailbox(like, pairs, depth=DEPTH, transport=settings.transport, full="newest")
+        self._puts = dict.fromkeys(pairs, 0)
+        self._taken = dict(self._puts)
+        self._flat, self._log = Flat(problem), Log(settings.trace_out, gradients=3 + self._most, averaged=5)
+        self._free = Free(settings, problem.share, self._mailbox)
 
-    def put(self, worker: int, step: int, x: Tensor) -> None:
-        """A worker's model, (d,), after a step of its own, to those who get it in this round."""
-        for to in self._receivers[step % len(self._receivers)].get(worker, ()):
-            self.staleness.add(worker, self._puts[worker, to] - self._mailbox.collected(worker, to))
-            self._mailbox.put(worker, to, x, step)
-            self._puts[worker, to] += 1
+    def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
+        """See `Clock`: a gradient at a time, of its worker's own model."""
+        self._rate = self._rates.of(state.L, state.round)(0)
+        for i, draw in self._free.turns(state):
+            yield [Due(i, state.X[i], draw)]
+        self.info = self._free.info
 
-    def mix(self, X: Tensor, made: Tensor) -> None:
-        """x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, in the order of arrival.
+    def put(self, state: DelayedSGDState, due: Due, gradient: Sequence[Tensor]) -> None:
+        """See `Clock`: x_n ← x_n − η ∇f_n(x_n; ξ), which goes to those who get it after this step."""
+        late, worker = [], self._here[due.i]
+        due.x.sub_(self._flat.of(gradient), alpha=self._rate)
+        for to in self._receivers[due.draw % len(self._receivers)].get(worker, ()):
+            pair = worker, to
+            late.append(self._puts[pair] - max(self._taken[pair], self._mailbox.collected(*pair)))
+            self._free.staleness.add(worker, late[-1])
+            self._mailbox.put(*pair, due.x, due.draw)
+            self._puts[pair] += 1
+        self._log.add("gradients", worker, due.draw, state.round, *late, *[0] * (self._most - len(late)))
 
-        Args:
-            X: models of the workers here, (n, d).
-            made: how many steps each has made, (n,), for the log.
-        """
+    def apply(self, state: DelayedSGDState) -> None:
+        """See `Clock`: x_n ← x_n + W_nm (x_m − x_n) for the models that have arrived, in that order."""
         for mail in self._mailbox.collect():
-            i = mail.to - self._share.workers.start
+            i = mail.to - self._here.start
             weight = self._weights[mail.stamp % len(self._weights)][mail.origin, mail.to]
-            X[i].lerp_(mail.vector, weight)
-            if self._log is not None:
-                self._log.append((mail.to, int(made[i]), mail.origin, mail.stamp))
+            state.X[i].lerp_(mail.vector, weight)
+            self._log.add("averaged", mail.to, int(state.made[i]), mail.origin, mail.stamp, bits(weight))
 
-    def agree(self, made: int, goal: int) -> Agreed | None:
-        """See `hpcopt.comm.ports.Mailbox`."""
-        return self._mailbox.agree(made, goal)
-
-    def settle(self, X: Tensor, made: Tensor) -> None:
-        """All models that were put have arrived and are averaged. Collective.
-
-        Args:
-            X, made: as in `mix`.
-        """
+    def settle(self, state: DelayedSGDState) -> None:
+        """See `Clock`: all models that were put are averaged."""
         self._mailbox.pause()
-        self.mix(X, made)
+        self.apply(state)
+        # which nobody has told anybody yet
+        self._taken = dict(self._puts)
+        state.counts += self._free.staleness.take(self._reduce)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
-        """What was logged here since the last call; nothing where nothing is logged. Local.
+        """What replays the run to the bit, since the last call; nothing where nothing is logged. Local.
 
         Returns:
-            "averaged": which worker averaged, after how many steps of its own, with which neighbour's model
-            of which step, (worker, made, neighbour, step), (k, 4).
+            "gradients": of the workers here, in the order in which they were made: worker, mini-batch, round,
+            and of each worker that got the model then how many it had not yet taken, in ascending order and
+            filled up with 0, (worker, draw, round, *late), (k, 3 + R);
+            "averaged": in the order in which it was: which worker averaged, after how many steps of its own,
+            with which neighbour's model of which step, with which weight, as float64's bits,
+            (worker, made, neighbour, step, weight), (k, 5).
         """
-        if self._log is None:
-            return {}
-        averaged = np.array(self._log, np.int64).reshape(-1, 4)
-        self._log = []
-        return {"averaged": averaged}
+        return self._log.take()
+
+
+def bits(weight: float) -> int:
+    """A weight as a whole number."""
+    return int(np.float64(weight).view(np.int64))
 
 
 def _receivers(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -122,7 +129,7 @@ def _receivers(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
     return found
 
 
-def _weights(W: csr_array) -> dict[tuple[int, int], float]:
+def links(W: csr_array) -> dict[tuple[int, int], float]:
     """(origin, to) -> W_to,origin, but for the diagonal."""
     at = W.tocoo()
     rows = zip(at.coords[1].tolist(), at.coords[0].tolist(), at.data.tolist(), strict=True)

@@ -28,11 +28,10 @@ class LateRates:
 
     Args:
         settings: the rule.
-        longest: the longest delay that may come.
     """
 
-    def __init__(self, settings: DelayedSGDTable, longest: int) -> None:
-        self._settings, self._longest = settings, longest
+    def __init__(self, settings: DelayedSGDTable) -> None:
+        self._settings = settings
 
     def check(self, problem: Problem) -> None:
         """Raises `UserError` if L is needed and cannot be computed."""
@@ -76,7 +75,7 @@ class LateRates:
         if settings.lr_rule != "constant":
             lr = settings.lr_factor / float(L)
         if settings.lr_rule == "stability":
-            lr /= self._longest + 1
+            lr /= self._settings.longest + 1
         return learning_rate(settings, round, lr)
 
     def slower(self, staleness: float) -> float:

@@ -11,63 +11,44 @@ an old slice makes room for a newer one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.ports import Agreed, Ports, Transport
+from hpcopt.comm.ports import Ports
 from hpcopt.ground.placement import block
-from hpcopt.methods.parts.late_rates import Rate
-from hpcopt.methods.parts.staleness import Staleness, mean_staleness
-from hpcopt.problems.base import Share
+from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
+from hpcopt.methods.parts.free import BINS, Free
+from hpcopt.methods.parts.late_rates import LateRates
+from hpcopt.methods.parts.log import Log
+from hpcopt.methods.parts.staleness import mean_staleness
+from hpcopt.problems.base import Problem
+
+if TYPE_CHECKING:
+    from hpcopt.config.methods.delayed import DelayedSGDTable
 
 
-@dataclass
-class Log:
-    """What replays a run to the bit, with versions counted from the last `Owners.settle` on.
+class Owners(Clock):
+    """The slices owned here, and how they are exchanged.
 
-    Attributes:
-        gradients: of the workers here, in the order in which they were made: worker, mini-batch, and the
-            version of every slice that the worker knew, (worker, draw, *versions).
-        applied: to the slices owned here, in the order in which they were: slice, the worker that the
-            gradients are of, how many of them, the next ones, were added up before, and the round,
-            (slice, worker, count, round).
-    """
-
-    gradients: list[tuple[int, ...]] = field(default_factory=list)
-    applied: list[tuple[int, ...]] = field(default_factory=list)
-
-    def take(self, slices: int) -> dict[str, NDArray[np.int64]]:
-        """Both as arrays, (k, 2 + slices) and (k, 4); then it is empty."""
-        rows = {"gradients": (self.gradients, 2 + slices), "applied": (self.applied, 4)}
-        arrays = {name: np.array(row, np.int64).reshape(-1, width) for name, (row, width) in rows.items()}
-        self.gradients, self.applied = [], []
-        return arrays
-
-
-class Owners:
-    """The slices owned here, and how they are exchanged. Opening and `settle` are collective, nothing else.
+    Opening and `settle` are collective, nothing else.
 
     Args:
+        settings: the window, what carries the vectors, and whether a trace is kept.
+        problem: the workers here.
+        rates: η.
         ports: of the run.
-        share: the workers here.
-        x: a vector like the model, (d,).
-        bins: for the staleness, see `Staleness`.
-        transport: what carries the vectors.
-        logs: whether to log what happens.
-
-    Attributes:
-        staleness: of the slices of gradients that were applied here.
     """
 
-    def __init__(
-        self, ports: Ports, share: Share, x: Tensor, bins: int, transport: Transport, logs: bool
-    ) -> None:
-        self._reduce, self._share = ports.reduce, share
-        N, here = share.total, share.workers
+    sizes = Sizes(past=0, waiting=0, bins=BINS)
+
+    def __init__(self, settings: DelayedSGDTable, problem: Problem, rates: LateRates, ports: Ports) -> None:
+        self._reduce, self._share, self._rates = ports.reduce, problem.share, rates
+        N, here, x = problem.share.total, problem.share.workers, problem.initial()
         starts = [block(len(x), N, m).start for m in range(N)] + [len(x)]
         self._mine = slice(starts[here.start], starts[here.stop])
         # with fewer parameters than workers some own nothing
@@ -75,61 +56,69 @@ class Owners:
         self._versions = dict.fromkeys(self._slices, 0)
         there = [(n, m) for n in range(N) for m in self._slices]
         back = [(m, n) for n, m in there]
-        self._gradients = ports.mailbox(x[self._slices[0]], there, transport=transport)
-        self._newest = ports.mailbox(x[self._slices[0]], back, transport=transport, full="newest")
-        self.staleness = Staleness(share, bins)
-        self._log = Log() if logs else None
+        like, transport = x[self._slices[0]], settings.transport
+        self._gradients = ports.mailbox(like, there, transport=transport)
+        self._newest = ports.mailbox(like, back, transport=transport, full="newest")
+        self._log = Log(settings.trace_out, gradients=2 + len(self._slices), applied=4)
+        self._flat, self._free = Flat(problem), Free(settings, problem.share, self._gradients)
 
-    def put(self, worker: int, draw: int, gradient: Tensor) -> None:
-        """A worker's gradient, (d,), on a mini-batch, at the model as it is here."""
-        if self._log is not None:
-            self._log.gradients.append((worker, draw, *self._versions.values()))
+    def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
+        """See `Clock`: a gradient at a time, of the model as it is here."""
+        self._round, self._rate = state.round, self._rates.of(state.L, state.round)
+        for i, draw in self._free.turns(state):
+            # x ← the newest slices of others that have come back
+            for mail in self._newest.collect():
+                if mail.stamp > self._versions[mail.origin]:
+                    state.x[self._slices[mail.origin]] = mail.vector
+                    self._versions[mail.origin] = mail.stamp
+            yield [Due(i, state.x, draw)]
+        self.info = self._free.info
+
+    def put(self, state: DelayedSGDState, due: Due, gradient: Sequence[Tensor]) -> None:
+        """See `Clock`: its slices go to their owners, with the versions that they are of."""
+        g, worker = self._flat.scaled(due.i, gradient), self._share.workers[due.i]
+        self._log.add("gradients", worker, due.draw, *self._versions.values())
         for m, part in self._slices.items():
-            self._gradients.put(worker, m, gradient[part], self._versions[m])
+            self._gradients.put(worker, m, g[part], self._versions[m])
 
-    def apply(self, x: Tensor, round: int, rate: Rate) -> None:
-        """x_m ← x_m − η(τ) g for what has arrived for the slices m owned here, in the order of arrival.
+    def apply(self, state: DelayedSGDState) -> None:
+        """See `Clock`: x_m ← x_m − η(τ) g for the slices m owned here, in the order of arrival.
 
-        Args:
-            x: the model as it is here, (d,).
-            round: of the worker's, for the log.
-            rate: η of a staleness; of gradients that were added up on their way, of their mean.
+        The staleness of gradients that were added up on their way is their mean.
         """
         for mail in self._gradients.collect():
             m, late = mail.to, mean_staleness(self._versions[mail.to], mail.stamps, mail.count)
-            if self._log is not None:
-                self._log.applied.append((m, mail.origin, mail.count, round))
-            x[self._slices[m]].add_(mail.vector, alpha=-rate(late))
+            self._log.add("applied", m, mail.origin, mail.count, self._round)
+            state.x[self._slices[m]].add_(mail.vector, alpha=-self._rate(late))
             self._versions[m] += mail.count
-            self.staleness.add(mail.origin, late, mail.count)
+            self._free.staleness.add(mail.origin, late, mail.count)
             if mail.origin not in self._share.workers:
-                self._newest.put(m, mail.origin, x[self._slices[m]], self._versions[m])
+                self._newest.put(m, mail.origin, state.x[self._slices[m]], self._versions[m])
 
-    def read(self, x: Tensor) -> None:
-        """Takes up the newest slices of others that have arrived."""
-        for mail in self._newest.collect():
-            if mail.stamp > self._versions[mail.origin]:
-                x[self._slices[mail.origin]] = mail.vector
-                self._versions[mail.origin] = mail.stamp
-
-    def agree(self, made: int, goal: int) -> Agreed | None:
-        """See `hpcopt.comm.ports.Mailbox`."""
-        return self._gradients.agree(made, goal)
-
-    def settle(self, x: Tensor, round: int, rate: Rate) -> None:
-        """All gradients are applied, and x is the same everywhere. Collective.
-
-        Args:
-            x, round, rate: as in `apply`.
-        """
+    def settle(self, state: DelayedSGDState) -> None:
+        """See `Clock`: afterwards x is the same everywhere."""
+        # of the round that is made: the next one's rate may be 0
+        self._round = max(state.round - 1, 0)
+        self._rate = self._rates.of(state.L, self._round)
         self._gradients.pause()
-        self.apply(x, round, rate)
+        self.apply(state)
         self._newest.pause()
         self._newest.collect()
-        x.copy_(self._reduce.allgather(x[self._mine], len(x), by_worker=True))
+        state.x.copy_(self._reduce.allgather(state.x[self._mine], len(state.x), by_worker=True))
         # now every slice has every gradient in it: all are of one age again
         self._versions = dict.fromkeys(self._slices, 0)
+        state.counts += self._free.staleness.take(self._reduce)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
-        """What was logged here since the last call, see `Log`; nothing where nothing is logged. Local."""
-        return self._log.take(len(self._slices)) if self._log is not None else {}
+        """What replays the run to the bit, since the last call; nothing where nothing is logged. Local.
+
+        Versions are counted from the last `settle` on.
+
+        Returns:
+            "gradients": of the workers here, in the order in which they were made: worker, mini-batch, and
+            the version of every slice that the worker knew, (worker, draw, *versions), (k, 2 + S);
+            "applied": to the slices owned here, in the order in which they were: slice, the worker that
+            the gradients are of, how many of them, the next ones, were added up before, and the round,
+            (slice, worker, count, round), (k, 4).
+        """
+        return self._log.take()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcopt.methods.parts.staleness import mean_staleness
-from hpcopt.methods.parts.stretch import Stretch
+from hpcopt.methods.parts.stretch import Stretch, of_slices
 
 
 class Made(NamedTuple):
@@ -77,16 +77,25 @@ class Wave:
 class Walk:
     """Through a stretch, round by round.
 
+    Args:
+        stretch: of gradients that are of slices.
+        slices: S.
+
+    Raises:
+        UserError: a row cannot be.
+
     Attributes:
+        changes: the rounds in which anything happens.
         versions: of every slice those that are still needed, the newest last.
         flying: the gradients (worker, number) that are still to be applied somewhere.
     """
 
-    def __init__(self, stretch: Stretch) -> None:
-        self._stretch = stretch
-        workers, slices = len(stretch.gradients), len(stretch.applied)
+    def __init__(self, stretch: Stretch, slices: int) -> None:
+        self._stretch, self._applied = stretch, of_slices(stretch, slices)
+        workers = len(stretch.gradients)
         self.versions = [[0] for _ in range(slices)]
         self.flying: dict[tuple[int, int], int] = {}
+        self.changes = np.unique(np.concatenate([done[:, 3] for done in self._applied]))
         self._made, self._done = [0] * workers, [0] * slices
         # gradients to come that are of a version, by slice
         self._readers = [
@@ -98,11 +107,7 @@ class Walk:
         self._used, self._wanted = np.zeros((slices, workers), np.int64), np.zeros(slices, np.int64)
 
     def waves(self, round: int) -> Iterator[Wave]:
-        """What is left to do until all of a round is applied; rounds are asked for in order.
-
-        Raises:
-            UserError: a gradient depends on itself.
-        """
+        """See `hpcopt.methods.parts.plan.Way`."""
         made = self._goal(round)
         while self._made < made or self._done < self._wanted.tolist():
             wave = Wave()
@@ -112,18 +117,25 @@ class Walk:
                 self._apply(m, int(self._wanted[m]), wave)
             if not (wave.gradients or wave.applied):
                 stuck = next(n for n in range(len(made)) if self._made[n] < made[n])
-                self._stretch.refuse_gradient(stuck, self._made[stuck])
+                self._refuse_gradient(stuck, self._made[stuck])
             self._forget(wave)
             yield wave
+
+    def sizes(self) -> tuple[int, int]:
+        """How many old versions of a slice are needed, at most, and how many gradients."""
+        return max(len(known) - 1 for known in self.versions), len(self.flying)
+
+    def _refuse_gradient(self, worker: int, number: int) -> None:
+        this = np.arange(len(self._stretch.gradients[worker])) == number
+        text = "refers to the future: to versions that cannot be there before it is applied itself"
+        self._stretch.refuse_of(worker, this, text)
 
     def _goal(self, round: int) -> list[int]:
         """How many gradients of each worker are made until a round ends; and `_wanted`, of slices."""
         last = self._stretch.rounds.stop - 1
-        until = [
-            np.searchsorted(done[:, 3], round + (round == last), "right") for done in self._stretch.applied
-        ]
+        until = [np.searchsorted(done[:, 3], round + (round == last), "right") for done in self._applied]
         while True:
-            for m, (done, stop) in enumerate(zip(self._stretch.applied, until, strict=True)):
+            for m, (done, stop) in enumerate(zip(self._applied, until, strict=True)):
                 new = done[self._wanted[m] : stop]
                 np.add.at(self._used[m], new[:, 0], new[:, 2])
                 self._wanted[m] = max(stop, self._wanted[m])
@@ -131,7 +143,7 @@ class Walk:
             needed = [latest[k - 1] for latest, k in zip(self._latest, made, strict=True) if k]
             if not needed:
                 return made.tolist()
-            after = [done[:, 4] + done[:, 2] for done in self._stretch.applied]
+            after = [done[:, 4] + done[:, 2] for done in self._applied]
             until = [
                 np.searchsorted(ends, version) + (version > 0)
                 for ends, version in zip(after, np.max(needed, 0), strict=True)
@@ -154,7 +166,7 @@ class Walk:
     def _apply(self, m: int, stop: int, wave: Wave) -> None:
         """What was applied to a slice, as long as the gradients are there."""
         while self._done[m] < stop:
-            n, begin, count, round, version, stamps = self._stretch.applied[m][self._done[m]].tolist()
+            n, begin, count, round, version, stamps = self._applied[m][self._done[m]].tolist()
             if begin + count > self._made[n]:
                 return
             numbers = range(begin, begin + count)
