@@ -148,7 +148,7 @@ class RunDirectory:
     def close(self) -> None:
         """Leaves run.h5 as it is, and trace.h5 with what was appended. Local."""
         if self._trace is not None:
-            self._trace.flush()
+            self._trace.close()
         if self._file is not None:
             self._file.close()
 
