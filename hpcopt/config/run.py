@@ -31,8 +31,8 @@ class RunTable(Table):
     flush_seconds: NonNegative = 5.0
     """metrics are forced to the disk at least so often [s]"""
     stall_seconds: Positive = 300.0
-    """without progress for so long, the job prints every rank's stack and ends; to be longer than the
-    longest round, evaluation or checkpoint [s]"""
+    """without progress for so long, the job prints every rank's stack, names the rank that has stopped, if
+    one has, and ends; to be longer than the longest round, evaluation or checkpoint [s]"""
     out: str | None = None
     """the run's directory; runs/METHOD-PROBLEM-seedS if not given"""
     dtype: Literal["float32", "float64"] | None = None

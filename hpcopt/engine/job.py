@@ -69,6 +69,7 @@ def execute(
             own = load(config.run.metrics, metrics)
         if not resuming:
             directory.claim()
+        watchdog.listen(directory.signs(), comm.rank, comm.size)
         earlier = Earlier(directory, reporter, resuming)
         built = build(opened, comm, config, method, recipe, watchdog.beat, earlier.chosen)
         for note in method.notes():

@@ -157,7 +157,8 @@ def _keep(run: Run, record: Record, host: Host) -> None:
 
 
 def _save(run: Run, host: Host) -> None:
-    run.rest()
+    if run.clock.runs:  # after a record it rests already
+        run.rest()
     host.beat(f"the checkpoint of round {run.state.round}")
     with run.clock.during(FILES):
         host.save()

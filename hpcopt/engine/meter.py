@@ -59,6 +59,11 @@ class Clock:
         self._device = device
         self._started: float | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether it does not stand still."""
+        return self._started is not None
+
     def start(self) -> None:
         """Goes on, if it stands still."""
         if self._started is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,18 @@ class RunDirectory:
                 )
 
         self._on_rank_0(make)
+
+    def signs(self) -> Path:
+        """The folder, empty, in which ranks leave signs of life while a job runs; a kill leaves it there."""
+        folder = self.path / "alive"
+
+        def make() -> None:
+            with files.refusals(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(exist_ok=True)
+
+        self._on_rank_0(make)
+        return folder
 
     def write_config(self, round: int) -> list[str]:
         """Writes config.toml as it is run, every default filled in; its comments say what changed when.
@@ -168,7 +181,7 @@ class RunDirectory:
     def close(self) -> None:
         """Leaves run.h5 as it is, and trace.h5 with what was appended. Local."""
         if self._trace is not None:
-            self._trace.flush()
+            self._trace.close()
         if self._file is not None:
             self._file.close()
 

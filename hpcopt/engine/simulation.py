@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -71,7 +71,7 @@ def simulate(
     return_state: bool = False,
     **settings: Any,
 ) -> xarray.DataTree | tuple[xarray.DataTree, State]:
-    """Runs a method on a problem in this process, and keeps the records in memory.
+    """Runs a method on a problem in this process, and keeps the records in memory, and no trace.
 
     Float64 results are those of `hpcopt.run` on one rank, to the bit, where nothing is chosen by measuring
     (``deterministic = True`` chooses nothing). If the loss is no longer finite, the run ends with that record
@@ -104,7 +104,7 @@ def simulate(
         built = _build(config, method, problem)
         run = Run.of(built, load(config.run.metrics, metrics))
         start, first = now(), run.measure()
-        memory = Memory(Reporter(None, rounds, active=progress))
+        memory = Memory(Reporter(None, rounds, active=progress), lambda: built.method.trace(built.state))
         built.ports.wish = lambda: memory.wish
         stopped_by = loop(run, first, memory)
         memory.end()
@@ -119,16 +119,17 @@ class Memory:
 
     Args:
         reporter: tells the user.
+        trace: gives what the method has kept for a trace, of which it is then free.
 
     Attributes:
         records: from round 0 on.
         wish: see `hpcopt.comm.ports.Ports`.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, trace: Callable[[], object]) -> None:
         self.records: list[Record] = []
         self.wish = Stop.NO
-        self._reporter = reporter
+        self._reporter, self._trace = reporter, trace
         reporter.start({})
 
     def beat(self, where: str) -> None:
@@ -146,6 +147,7 @@ class Memory:
     def keep(self, record: Record) -> None:
         """See `Host`."""
         self.records.append(record)
+        self._trace()  # there is no file for it
         self._reporter.record(record)
 
     def save(self) -> None:

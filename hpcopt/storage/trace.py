@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
+from hpcopt.storage import journal
+from hpcopt.storage.image import LIBVER
+from hpcopt.storage.trace_rows import append
 
 SCHEMA, SCHEMA_VERSION = "hpcopt-trace", 1
 COLUMNS = (["worker", "read"], ["worker", "read", "round"])
@@ -66,6 +70,7 @@ class Trace:
         slices: S, of the model; 0 where every worker has a model of its own.
         made_for: (N, d) of the run; None: nobody knows.
         window: whether a row has no round: then the method's `window` of them make one.
+        lines: of a CSV file, those in which its rows end.
     """
 
     path: str
@@ -73,6 +78,7 @@ class Trace:
     slices: int
     made_for: tuple[int, int] | None = None
     window: bool = False
+    lines: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -87,8 +93,8 @@ class Trace:
 
     def row(self, kind: int, segment: Segment, number: int) -> str:
         """A row of a segment in words: of gradients (0), or of what was applied or averaged (1)."""
-        if self.made_for is None:
-            return f"{self.path}, line {number + 2}"
+        if self.lines:
+            return f"{self.path}, line {self.lines[number]}"
         rows, at = (segment.gradients, segment.applied)[kind], segment.first[kind] + number
         return f"{self.path}: row {at} of /{NAMES[self.layout][kind]}, {rows[number].tolist()}"
 
@@ -149,16 +155,19 @@ def _numbers(data: h5py.Dataset, ndim: int) -> Rows:
 
 def _from_csv(path: Path) -> Trace:
     rows: list[tuple[int, int, int]] = []
+    numbers: list[int] = []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        lines = _lines(path, csv.reader(stream))
-        header = [name.strip() for name in next(lines, [])]
+        lines = _lines(path, stream)
+        _, header = next(lines, (0, []))
+        header = [name.strip() for name in header]
         if header not in COLUMNS:
             raise UserError(
                 f"{path}: begins with {','.join(header)[:80]!r}; a trace is the trace.h5 of a run, or "
                 'a CSV file whose first line is "worker,read" or "worker,read,round"'
             )
-        for line in lines:
-            rows.append(_row(path, line, header, rows))
+        for number, line in lines:
+            rows.append(_row(f"{path}, line {number}", line, header, rows))
+            numbers.append(number)
     if not rows:
         raise UserError(f"{path}: has no rows")
     worker, read, round = np.array(rows, np.int64).T
@@ -167,22 +176,23 @@ def _from_csv(path: Path) -> Trace:
         draw[worker == n] = np.arange((worker == n).sum())
     applied = np.stack([0 * worker, worker, 0 * worker + 1, round], 1)
     segment = Segment(int(round[-1]) + 1, np.stack([worker, draw, read], 1), applied, (0, 0))
-    return Trace(str(path), (segment,), 1, window=len(header) == 2)
+    return Trace(str(path), (segment,), 1, window=len(header) == 2, lines=tuple(numbers))
 
 
-def _lines(path: Path, lines: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Those that are not empty."""
+def _lines(path: Path, stream: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Those that are not empty, with their numbers."""
+    lines = csv.reader(stream)
     try:
-        yield from (line for line in lines if line)
+        yield from ((lines.line_num, line) for line in lines if line)
     except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None
 
 
 def _row(
-    path: Path, line: list[str], header: list[str], before: list[tuple[int, int, int]]
+    where: str, line: list[str], header: list[str], before: list[tuple[int, int, int]]
 ) -> tuple[int, int, int]:
     """Worker, read and round of a line that follows others; -1 where it has no round."""
-    where, k = f"{path}, line {len(before) + 2}", len(before)
+    k = len(before)
     try:
         numbers = dict(zip(header, map(int, line), strict=True))
         if max(numbers.values()) >= LIMIT:
@@ -204,22 +214,32 @@ def _row(
 
 
 class readable:
-    """Opens a trace.h5; whatever it lacks becomes a `UserError` that names it."""
+    """Opens a trace.h5, with its journal's rows; whatever it lacks becomes a `UserError` that names it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __enter__(self) -> h5py.File:
         try:
-            self._file = h5py.File(self._path, "r")
+            self._file = h5py.File(self._whole(), "r")
             schema, version = self._file.attrs.get("schema"), self._file.attrs.get("schema_version", 0)
             ours = bool(schema == SCHEMA and int(version) <= SCHEMA_VERSION)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
             raise UserError(f"{self._path}: not a readable trace ({error})") from None
         if not ours:
             self._file.close()
             raise UserError(f"{self._path}: not a trace of hpcopt, or of a newer one")
         return self._file
+
+    def _whole(self) -> Path | io.BytesIO:
+        """The file; with a journal a copy of it, in memory, that has all."""
+        waiting = list(journal.entries(journal.beside(self._path)))  # first: a writer empties it last
+        if not waiting:
+            return self._path
+        content = io.BytesIO(self._path.read_bytes())
+        with h5py.File(content, "r+", libver=LIBVER) as file:
+            append(file, waiting)
+        return content
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._file.close()

@@ -81,6 +81,38 @@ def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: P
     assert re.search(r'File ".*reducer.py", line \d+ in ', outcome.err), outcome  # the one that waits for it
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_a_rank_that_is_stopped_for_good_is_named(free: bool, tmp_path: Path) -> None:
+    """By the others, who wait for it, or, where they wait for nobody, go on until their patience ends."""
+    command = config(tmp_path, "nothing", workers=3, stall=6.0, pause=0.01)
+    if free:
+        path = tmp_path / "config.toml"
+        text = path.read_text().replace("[run]", '[run]\nmethod = "delayed_sgd"')
+        path.write_text(text.replace("momentum = 0.9", 'mode = "free"\nwindow = 20'))
+    with Started([*command, "--set", f"problem.tally={json.dumps(str(tmp_path))}"], 3, cwd=HERE) as job:
+        while reached(tmp_path / "out") < 10 and job.process.poll() is None:
+            time.sleep(0.01)
+        os.kill(job.ranks()[1], signal.SIGSTOP)
+        begun, end = [made(tmp_path, n) for n in (0, 2)], time.monotonic() + 60
+        while free and any(
+            made(tmp_path, n) < before + 5 * 20 for n, before in zip((0, 2), begun, strict=True)
+        ):
+            assert time.monotonic() < end, job.printed()
+            time.sleep(0.01)
+        outcome = job.wait(120)
+    assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
+    named = re.findall(r"hpcopt: (rank \d of 3) on \S+: no sign of life for [\d.]+ s", outcome.err)
+    assert named == ["rank 1 of 3"], outcome
+    barked = re.findall(r"hpcopt: rank (\d) of 3 on \S+: no progress for 6 s", outcome.err)
+    assert {"0", "2"} <= set(barked), outcome
+    assert "behind" not in outcome.err, outcome
+
+
+def made(folder: Path, worker: int) -> int:
+    """Gradients of a worker so far."""
+    return (folder / str(worker)).stat().st_size
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, examiner: Examiner) -> Found:
     """The run of the signal tests, left alone."""

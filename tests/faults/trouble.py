@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from hpcopt.problems.objective_problem import ObjectiveProblem
@@ -12,7 +13,7 @@ from hpcopt.problems.quadratic import Quadratic
 class Trouble(Quadratic):
     """The quadratic, except for what one worker does in one round; its Hessian changes with x if asked for.
 
-    f gets ``fourth`` · ¼ Σ x⁴ on top.
+    f gets ``fourth`` · ¼ Σ x⁴ on top; ``tally``: a folder where each worker's gradients are counted.
     """
 
     what: str
@@ -20,6 +21,7 @@ class Trouble(Quadratic):
     round: int
     pause: float
     fourth: float
+    tally: str
 
     def loss(self, x: Any, H: Any) -> Any:
         """See `Objective`."""
@@ -46,6 +48,9 @@ class TroubleProblem(ObjectiveProblem):
     def _add_gradient(self, i: int, x: Any, draw: Any, *rest: Any) -> None:
         trouble = self.objective
         time.sleep(trouble.pause)
+        if trouble.tally:
+            with (Path(trouble.tally) / str(self.share.workers[i])).open("a") as file:
+                file.write(".")
         if self._is_time(i, draw):
             if trouble.what == "raise":
                 raise ArithmeticError(f"worker {trouble.worker} does not like round {draw.round + 1}")
@@ -72,7 +77,9 @@ def factory(
     round: int = 5,
     pause: float = 0.0,
     fourth: float = 0.0,
+    tally: str = "",
 ) -> Trouble:
     """The recipe."""
     keys = {"what": what, "worker": worker, "round": round, "pause": pause, "fourth": fourth}
+    keys |= {"tally": tally}
     return Trouble(workers, eigenvalues="power", dim=10, **keys)

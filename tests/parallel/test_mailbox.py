@@ -23,6 +23,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.control.stopping import StopAgreement
 from hpcopt.errors import Interrupted
 from hpcopt.ground.placement import Placement
+from tests.parallel.conftest import first_ranks
 from tests.parallel.factories import Counting
 
 pytestmark = pytest.mark.mpi
@@ -125,6 +126,20 @@ def interleave(comm, transport, messages, size, workers=WORKERS, pauses=2, wait=
 @pytest.mark.parametrize("transport", ["windows", "messages"])
 def test_random_interleavings(comm, transport):
     interleave(comm, transport, MESSAGES, 300)
+
+
+@pytest.mark.mpi(min_size=4)
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("transport", ["windows", "messages"])
+def test_random_interleavings_between_hosts(comm, transport, ranks):
+    """`tests/slurm` has two hosts, of two ranks each."""
+    if len(set(comm.allgather(MPI.Get_processor_name()))) != 2:
+        pytest.skip("needs two hosts")
+    in_turn = comm.Split(0, key=(0, 2, 1, 3)[comm.rank])  # a rank of each host first
+    with first_ranks(in_turn, ranks) as sub:
+        if sub is not None:
+            interleave(sub, transport, MESSAGES, 300)
+    in_turn.Free()
 
 
 @pytest.mark.parametrize("transport", ["windows", "messages"])

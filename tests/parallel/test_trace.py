@@ -1,5 +1,9 @@
 """Traces of free workers on any number of ranks: kept where the run rests, made again to the bit, resumed."""
 
+import os
+import re
+import signal
+
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import hpcopt
 from hpcopt.api import resume
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config import from_tables
-from hpcopt.errors import UserError
+from hpcopt.errors import Interrupted, UserError
 from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Share
 from hpcopt.storage.trace import read
@@ -39,7 +43,7 @@ def scripted(path, dtype):
             method.pause(state)
             file.append(round, method.trace(state))
             models.append(state.x.numpy().copy())
-    file.flush()
+    file.close()
     return models
 
 
@@ -143,6 +147,42 @@ def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology
         ends = replay_averaging(problem, problem.initial(), logs, lambda round: LR, W)
         assert [one.end for one in segments] == [2, 4]
         assert ends[-1].numpy().tobytes() == X.tobytes()
+
+
+def test_a_free_run_that_was_stopped_ends_where_others_do(comm, mpi_tmp_path, monkeypatch):
+    """Within the spread of five seeds and a quarter more, for how late gradients are is up to the machine.
+
+    What was in flight when the signal came is applied, counted and kept.
+    """
+    free = {"mode": "free", "lr": 0.003, "window": 150, "trace_out": True}
+    keys = {"options": free, "method": "delayed_sgd", "rounds": 8, "evaluate_every": 2, "dtype": "float64"}
+    runs = [run(comm, mpi_tmp_path / str(seed), "mlp", seed=seed, **keys) for seed in range(5)]
+    losses = np.stack([data["metrics/loss"].values for data in runs], 1)
+    least, most = min(losses[-1]) / 1.25, 1.25 * max(losses[-1])
+    assert most < min(losses[1])  # or progress that is lost would not show
+    out, step = mpi_tmp_path / "stopped", hpcopt.DelayedSGD.step
+
+    def signalled(method, state):
+        if state.round == 2 and comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(method, state)
+
+    monkeypatch.setattr(hpcopt.DelayedSGD, "step", signalled)
+    with pytest.raises(Interrupted, match="after round") as caught:
+        run(comm, out, "mlp", seed=2, **keys)
+    (stopped,) = {int(re.findall(r"round (\d+)", text)[0]) for text in comm.allgather(str(caught.value))}
+    with h5py.File(out / f"checkpoints/round-{stopped:08d}.h5") as file:
+        made, counts = int(file["state/made"][...].sum()), int(file["state/counts"][...].sum())
+    segments = read(out / "trace.h5").segments
+    assert segments[-1].end == stopped < 8
+    assert sum(len(segment.gradients) for segment in segments) == made >= 150 * stopped
+    assert sum(segment.applied[:, 2].sum() for segment in segments) == counts == made * N
+    with first_ranks(comm, 3) as sub:
+        if sub is not None:
+            resume(out, comm=sub)
+    found = hpcopt.load(out)
+    assert found["staleness/count"].sum() == found["metrics/gradients"][-1] / 8 * N
+    assert least < found["metrics/loss"][-1] < most
 
 
 def test_what_is_later_than_the_checkpoint_is_cut_off(comm, mpi_tmp_path):

@@ -45,6 +45,7 @@ import hpcopt
 metrics = hpcopt.load(sys.argv[1])["metrics"]
 print(json.dumps([metrics["round"].values.tolist(), metrics["loss"].values.tolist()]))
 """
+ROOT = Path(__file__).resolve().parents[2]
 SRUN = ("srun", "--nodes=2", "--ntasks-per-node=2", "--mpi=pmix")
 EXPECTED = [["n1", 2, 10.0, 10.0]] * 2 + [["n2", 2, 10.0, 10.0]] * 2  # 1 + 2 + 3 + 4
 
@@ -95,6 +96,17 @@ def test_mpirun_over_the_link(cluster, shared):
     before = crossed(cluster)
     assert json.loads(cluster.mpirun(4, "python", program)) == EXPECTED
     assert crossed(cluster) - before > 2 * 500_000 * 8
+
+
+def test_mailboxes_over_the_link(cluster):
+    """Nothing torn, lost or doubled, as within a host; 10,000 messages with HPCOPT_LONG_TESTS."""
+    tests = ROOT / "tests/parallel"
+    passed_on = ["OMPI_MCA_mpi_yield_when_idle=1", *({"HPCOPT_LONG_TESTS"} & os.environ.keys())]
+    command = [tests / "one_voice", "python", "-m", "mpi4py", "-m", "pytest", "--with-mpi", "-q"]
+    chosen = ["-p", "no:cacheprovider", tests / "test_mailbox.py", "-k", "between_hosts"]
+    options = [word for variable in passed_on for word in ("-x", variable)]
+    told = cluster.mpirun(4, *options, *command, *chosen, limit=240)
+    assert "6 passed" in told
 
 
 def test_same_curve_as_one_process(cluster, shared):
@@ -205,7 +217,7 @@ def test_wrong_usage(cluster, arguments, complaint):
 def test_without_root(cluster):
     if os.geteuid() != 0:
         pytest.skip("is without root anyway")
-    tools = Path(__file__).resolve().parents[2] / "tools"
+    tools = ROOT / "tools"
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)  # nobody may not read root's home, where the checkout may be
         shutil.copy(tools / "cluster", folder)

@@ -53,7 +53,7 @@ def free(path, bound, delay, rests, **keys):
             method.pause(state)
             file.append(round, method.trace(state))
             models[round] = method.model(state).clone()
-    file.flush()
+    file.close()
     return state, models
 
 

@@ -6,6 +6,7 @@ import torch
 
 import hpcopt
 from hpcopt.math.mixing import mixing
+from hpcopt.methods.parts.log import Log
 from hpcopt.problems.base import Draw
 from tests.unit import free_cases
 from tests.unit.free_cases import DELAYS, LR, N, problem, rate, replay, replay_averaging
@@ -130,6 +131,8 @@ def test_neighbours_agree():
         ({"lr_rule": "stability"}, "stability"),
         ({"aggregate": "sum"}, "aggregate"),
         ({"window": 0}, "window"),
+        ({"delay": 3}, "delay = 3: .* nobody sets delays"),
+        ({"delay": [1, 2]}, r"delay = \[1, 2\]: .* nobody sets delays"),
         ({"layout": "neighbours", "lr_rule": "adaptive"}, "neighbours"),
     ],
 )
@@ -174,3 +177,18 @@ def test_adaptive_rates_need_a_curvature():
     assert float(state.L) == pytest.approx(10)
     with pytest.raises(hpcopt.UserError, match="smoothness"):
         hpcopt.DelayedSGD(mode="free", lr_rule="adaptive", trace_out=True)
+
+
+def test_a_simulation_keeps_no_trace(monkeypatch):
+    """However long it is, no row of before the last record is kept."""
+    rows, take = [], Log.take
+
+    def counted(log):
+        rows.append(len(log._rows["gradients"]))
+        return take(log)
+
+    monkeypatch.setattr(Log, "take", counted)
+    method = hpcopt.DelayedSGD(mode="free", lr=LR, window=WINDOW, trace_out=True)
+    recipe = hpcopt.LinearRegression(workers=N, dim=3)
+    hpcopt.simulate(method, recipe, 12, evaluate_every=2)
+    assert rows == [0] + [2 * WINDOW] * 6

@@ -85,6 +85,15 @@ def test_where_a_step_brings_the_wish_to_stop_the_loop_asks_nobody(monkeypatch):
     assert late["metrics/seconds"][-1] > 0.05
 
 
+def test_a_checkpoint_after_a_record_brings_nothing_to_rest_again(monkeypatch, tmp_path):
+    rests = []
+    monkeypatch.setattr(hpcopt.AllreduceSGD, "pause", lambda self, state: rests.append(state.round))
+    keys = {"rounds": 6, "evaluate_every": 3, "checkpoint_every": 2}
+    hpcopt.run(hpcopt.AllreduceSGD(lr=0.01), problem(), out=tmp_path / "run", **keys)
+    assert rests == [0, 2, 3, 4, 6]
+    assert not (tmp_path / "run/alive").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_it_with_its_record():
     tree = hpcopt.simulate(hpcopt.AllreduceSGD(lr=1e9), problem(), 1000, **KEYS)
     assert tree.attrs["stopped_by"] == "not finite"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,8 +20,9 @@ from hpcopt.comm.ports import Agreed
 from hpcopt.methods.parts.plan import Plan
 from hpcopt.methods.parts.walk import Walk
 from hpcopt.problems.base import Draw
+from hpcopt.storage import journal
 from hpcopt.storage import trace as traces
-from hpcopt.storage.trace import Segment, Trace
+from hpcopt.storage.trace import Segment, Trace, readable
 from hpcopt.storage.trace_file import TraceFile
 from tests.unit.free_cases import DELAYS, DIM, ROUNDS, N, again, begun, free, problem, rate, snapshot
 
@@ -157,6 +159,8 @@ def test_a_csv_trace_is_the_recurrence(tmp_path):
     ("text", "words"),
     [
         ("worker,read\n0,0\n4,0\n", r"line 3: its worker does not exist: there are workers 0 to 3"),
+        ("worker,read\n\n0,0\n\n\n4,0\n", r"line 6: its worker does not exist"),
+        ("\nworker,read\n\n0,0\n\n1,2\n", r"line 6: read = 2 refers to the future"),
         ("worker,read\n0,0\n1,2\n", r"line 3: read = 2 refers to the future: before this row 1 "),
         ("worker,read\n0,0\n1,-1\n", r"line 3: 1,-1: must not be negative"),
         ("worker,read\n0,0\n1\n", r"line 3: '1': must be 2 whole numbers"),
@@ -261,7 +265,7 @@ def segment(k, begin):
 
 
 def test_rows_wait_and_rounds_are_cut_off(tmp_path):
-    path = tmp_path / "trace.h5"
+    path, beside = tmp_path / "trace.h5", tmp_path / "trace.h5.journal"
     file = TraceFile(path, {"workers": 4, "dim": 9}, flush_seconds=1000)
     file.append(0, segment(0, 0))
     file.flush()
@@ -270,25 +274,71 @@ def test_rows_wait_and_rounds_are_cut_off(tmp_path):
         file.append(round, segment(k, begin))
     assert not path.exists()
     file.flush()
-    whole = path.read_bytes()
-    assert len(whole) < 60_000
+    parts = path.read_bytes(), beside.read_bytes()
+    with h5py.File(path) as found:
+        assert not len(found["segments/round"])
+    file.close()
+    whole = path.read_bytes(), b""
+    assert len(whole[0]) < 60_000
     for round, ends in {9: [5, 5, 8, 4008], 8: [5, 5, 8], 5: [5, 5, 8], 4: [5, 5], 1: []}.items():
-        path.write_bytes(whole)
-        (tmp_path / "trace.h5.partial").write_bytes(b"what a kill left")
-        other = TraceFile(path, {}, flush_seconds=0)
-        other.begin(round)
-        other.append(20, segment(2, 7))
-        other.flush()
-        with h5py.File(path) as found:
-            assert found["segments/round"][...].tolist() == [*[2, 4, 5, 9][: len(ends)], 20]
-            end = (ends or [0])[-1]
-            for name in ("gradients", "applied"):
-                assert found[f"segments/{name}"][...].tolist() == [*ends, end + 2]
-                assert found[name][:, 0].tolist() == [*range(end), 7, 8]
-            assert dict(found.attrs)["workers"] == 4
-        assert [*tmp_path.iterdir()] == [path]
+        # a file; what a kill leaves; and one that came between the file's new name and the journal's end
+        for content, rest in (whole, parts, (whole[0], parts[1])):
+            path.write_bytes(content)
+            beside.write_bytes(rest)
+            (tmp_path / "trace.h5.partial").write_bytes(b"what a kill left")
+            other = TraceFile(path, {}, flush_seconds=0)
+            other.begin(round)
+            other.append(20, segment(2, 7))
+            other.close()
+            with h5py.File(path) as found:
+                assert found["segments/round"][...].tolist() == [*[2, 4, 5, 9][: len(ends)], 20]
+                end = (ends or [0])[-1]
+                for name in ("gradients", "applied"):
+                    assert found[f"segments/{name}"][...].tolist() == [*ends, end + 2]
+                    assert found[name][:, 0].tolist() == [*range(end), 7, 8]
+                assert dict(found.attrs)["workers"] == 4
+            assert [*tmp_path.iterdir()] == [path]
+    beside.write_bytes(parts[1])
     TraceFile(path, {}, 0).begin(0)
-    assert not path.exists()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_was_half_written_does_not_count(tmp_path):
+    """Cut off anywhere, or with one byte changed: the entries before that are there."""
+    path = tmp_path / "trace.h5.journal"
+    ends = []
+    for round in (1, 2, 3):
+        journal.add(path, [(round, segment(round, 0))])
+        ends.append(path.stat().st_size)
+    whole = path.read_bytes()
+    for cut in (*range(0, len(whole), 41), len(whole)):
+        path.write_bytes(whole[:cut])
+        found = [round for round, _ in journal.entries(path)]
+        assert found == [1, 2, 3][: sum(end <= cut for end in ends)]
+    for at in range(0, len(whole), 31):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        found = list(journal.entries(path))
+        assert len(found) == sum(end <= at for end in ends)
+        assert all(np.array_equal(rows["applied"], segment(round, 0)["applied"]) for round, rows in found)
+
+
+def test_appending_costs_what_is_new(tmp_path):
+    """Whatever is there already: bytes written to the disk, by the system's count."""
+    if not Path("/proc/self/io").exists():
+        pytest.skip("the system does not count")
+
+    def written():
+        return int(Path("/proc/self/io").read_text().partition("wchar: ")[2].split()[0])
+
+    file, costs = TraceFile(tmp_path / "trace.h5", {"workers": 4, "dim": 9}, flush_seconds=0), []
+    for round in range(1, 61):
+        before = written()
+        file.append(round, segment(100, 100 * round))
+        file.flush()
+        costs.append(written() - before)
+    assert max(costs[10:]) < 2 * min(costs[10:])
+    file.close()
+    assert len(traces.read(tmp_path / "trace.h5").segments) == 60
 
 
 def test_a_full_disk_is_told_and_the_file_stays(tmp_path, monkeypatch):
@@ -296,17 +346,22 @@ def test_a_full_disk_is_told_and_the_file_stays(tmp_path, monkeypatch):
     file = TraceFile(path, {"workers": 4, "dim": 9}, flush_seconds=1000)
     file.append(2, segment(5, 0))
     file.flush()
-    before = path.read_bytes()
+    before = {one: one.read_bytes() for one in tmp_path.iterdir()}
 
-    def full(*_):
+    def full(*arguments):
+        if len(arguments) == 3:
+            os.pwrite(arguments[0], b"half", arguments[2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("hpcopt.ground.files.write_at", full)
     file.append(3, segment(5, 5))
-    with pytest.raises(hpcopt.UserError, match=r"trace\.h5: cannot be written \(No space left"):
+    with pytest.raises(hpcopt.UserError, match=r"trace\.h5\.journal: cannot be written \(No space left"):
         file.flush()
-    assert path.read_bytes() == before
-    assert [*tmp_path.iterdir()] == [path]
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    file.close()  # no room for a copy: all of it stays in the journal
+    assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
+    with readable(path) as found:
+        assert len(found["applied"]) == 5
 
 
 WRITER = """
@@ -330,7 +385,7 @@ def test_a_kill_leaves_a_whole_file(tmp_path):
             told = int(writer.stdout.readline())
             time.sleep(pause)
             os.kill(writer.pid, signal.SIGSTOP)  # as dead, for whoever reads now
-            with h5py.File(path) as file:
+            with readable(path) as file:
                 rounds, ends = file["segments/round"][...], file["segments/applied"][...]
                 assert np.array_equal(rounds, np.arange(len(rounds)) + 1)
                 assert np.array_equal(ends, 3 * rounds)

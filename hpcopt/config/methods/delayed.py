@@ -82,6 +82,8 @@ class DelayedSGDTable(GraphTable, LearningRate):
             raise ValueError(
                 f'aggregate = "sum": with mode = "{self.mode}" every gradient is applied by itself'
             )
+        if self.measured and self.delay != type(self).model_fields["delay"].default:
+            raise ValueError(f'delay = {self.delay!r}: with mode = "{self.mode}" nobody sets delays')
         if self.measured and self.lr_rule == "stability":
             raise ValueError(
                 f'lr_rule = "stability": with mode = "{self.mode}" nobody sets the longest delay'

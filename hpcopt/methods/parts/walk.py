@@ -104,6 +104,7 @@ class Walk:
         ]
         # for `_goal`: the latest versions that a worker's gradients so far are of, and how many are applied
         self._latest = [np.maximum.accumulate(made[:, 1:], 0) for made in stretch.gradients]
+        self._after = [done[:, 4] + done[:, 2] for done in self._applied]
         self._used, self._wanted = np.zeros((slices, workers), np.int64), np.zeros(slices, np.int64)
 
     def waves(self, round: int) -> Iterator[Wave]:
@@ -143,10 +144,9 @@ class Walk:
             needed = [latest[k - 1] for latest, k in zip(self._latest, made, strict=True) if k]
             if not needed:
                 return made.tolist()
-            after = [done[:, 4] + done[:, 2] for done in self._applied]
             until = [
                 np.searchsorted(ends, version) + (version > 0)
-                for ends, version in zip(after, np.max(needed, 0), strict=True)
+                for ends, version in zip(self._after, np.max(needed, 0), strict=True)
             ]
             if (np.array(until) <= self._wanted).all():
                 return made.tolist()
