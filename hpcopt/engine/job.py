@@ -65,7 +65,11 @@ def execute(
         set_threads(config.run)
         with agreed(comm):
             own = load(config.run.metrics, metrics)
-        if not resuming:
+        opened.callback(directory.release)
+        watchdog.beat("waiting for an earlier owner of the directory")
+        if resuming:
+            directory.own()
+        else:
             directory.claim()
         earlier = Earlier(directory, reporter, resuming)
         built = build(opened, comm, config, method, recipe, watchdog.beat, earlier.chosen)
