@@ -12,6 +12,7 @@ from mpi4py import MPI
 from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agreed
+from hpcopt.control.world import ranks_for
 from hpcopt.engine.job import execute
 from hpcopt.engine.names import config_in_python, filled_in, method_of
 from hpcopt.engine.own_metrics import Metric, replaced
@@ -34,7 +35,7 @@ def run(
     Args:
         method: for example ``hpcopt.AllreduceSGD(lr=0.1)``, or one of your own.
         problem: for example ``hpcopt.Network(...)``.
-        comm: the ranks; this process alone if None.
+        comm: the ranks; all that the launcher started if None.
         out: the run's directory; must not hold a run.
         metrics: functions of your own, or their "package.module:function" (see `hpcopt.engine.own_metrics`).
         settings: keys of the [run] table: ``rounds``, ``seed``, ``evaluate_every``, …
@@ -47,9 +48,10 @@ def run(
         NotFinite: the loss is no longer finite; the metrics are kept.
         Interrupted: a signal came; `resume` goes on from the checkpoint.
     """
+    comm = ranks_for(comm)
     config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
     with filled_in(method, config):
-        return execute(comm or MPI.COMM_SELF, config, Path(out), method, problem, metrics)
+        return execute(comm, config, Path(out), method, problem, metrics)
 
 
 def resume(
@@ -69,14 +71,14 @@ def resume(
         problem: what `run` was given, for a run that was started from Python.
         metrics: functions in place of those with the same names, or more of them; needed for those that
             cannot be imported.
-        comm: the ranks; this process alone if None.
+        comm: the ranks; all that the launcher started if None.
         overrides: ``"run.rounds=2000"`` and the like.
 
     Raises:
         NothingToResume: there is no config.toml.
         UserError, NotFinite, Interrupted: as `run`.
     """
-    comm, directory = comm or MPI.COMM_SELF, Path(directory)
+    comm, directory = ranks_for(comm), Path(directory)
     with agreed(comm):
         config = resumable(directory, overrides, method.table if method else None)
         if problem is None and config.problem.kind == IN_PYTHON:
