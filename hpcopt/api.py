@@ -12,6 +12,7 @@ from mpi4py import MPI
 from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agreed
+from hpcopt.control.world import ranks_for
 from hpcopt.engine.job import execute
 from hpcopt.engine.names import (
     check_class,
@@ -42,7 +43,7 @@ def run(
     Args:
         method: for example ``hpcopt.AllreduceSGD(lr=0.1)``, or one of your own.
         problem: for example ``hpcopt.Network(...)``.
-        comm: the ranks; this process alone if None.
+        comm: the ranks; all that the launcher started if None.
         out: the run's directory; must not hold a run.
         metrics: functions of your own, or their "package.module:function" (see `hpcopt.engine.own_metrics`).
         settings: keys of the [run] table: ``rounds``, ``seed``, ``evaluate_every``, …
@@ -55,7 +56,7 @@ def run(
         NotFinite: the loss is no longer finite; the metrics are kept.
         Interrupted: a signal came; `resume` goes on from the checkpoint.
     """
-    comm = comm or MPI.COMM_SELF
+    comm = ranks_for(comm)
     with agreed(comm):
         config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
     with filled_in(method, config):
@@ -80,14 +81,14 @@ def resume(
         problem: what `run` was given, for a run that was started from Python.
         metrics: functions in place of those with the same names, or more of them; needed for those that
             cannot be imported.
-        comm: the ranks; this process alone if None.
+        comm: the ranks; all that the launcher started if None.
         overrides: ``"run.rounds=2000"``, or several such.
 
     Raises:
         NothingToResume: there is no config.toml.
         UserError, NotFinite, Interrupted: as `run`.
     """
-    comm, directory = comm or MPI.COMM_SELF, Path(directory)
+    comm, directory = ranks_for(comm), Path(directory)
     overrides = (overrides,) if isinstance(overrides, str) else overrides
     with agreed(comm):
         if problem is not None:

@@ -269,9 +269,9 @@ def _fail(message: str, code: int) -> None:
 
 
 def _rank() -> int:
-    if "mpi4py.MPI" in sys.modules:
-        return _world().rank
-    return expected_rank()
+    if "mpi4py.MPI" in sys.modules and (rank := _world().rank):
+        return rank
+    return expected_rank()  # of processes that MPI does not bring together one speaks for all, too
 
 
 def _world() -> MPI.Comm:
@@ -286,9 +286,10 @@ def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
     if expected_size() == 1:
         result = check()
         return _world(), result
-    comm = _world()
     from hpcopt.control.agree import agreed
+    from hpcopt.control.world import ranks_for
 
+    comm = ranks_for(None)
     result = None
     with agreed(comm):
         result = check()

@@ -1,30 +1,107 @@
-"""All ranks of the job, the only place that names them; an exception on one ends all, its traceback first."""
+"""All ranks of the job, the only place that names them; an error on one ends all, its message first."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
+from typing import NoReturn
 
 from mpi4py import MPI
+
+from hpcopt.control.launcher import expected_size
+from hpcopt.errors import HpcoptError, UserError
+
+GRACE = 5.0
+"""seconds that the other ranks have to come to an error that was agreed on"""
 
 
 def world() -> MPI.Comm:
     """All ranks of the job. From here on, an exception that nobody catches ends them all. Local."""
-    _abort_on_exception(MPI.COMM_WORLD)
+    _guard(MPI.COMM_WORLD)
     return MPI.COMM_WORLD
 
 
-def _abort_on_exception(comm: MPI.Comm) -> None:
+def ranks_for(comm: MPI.Comm | None) -> MPI.Comm:
+    """The ranks that a caller names, or all; guarded. Local.
+
+    Raises:
+        UserError: it names none, or the launcher has started another number of ranks than MPI knows.
+    """
+    everybody = world()
+    if comm is not None:
+        if comm == MPI.COMM_NULL:
+            raise UserError(
+                "comm = MPI.COMM_NULL: this process is none of that communicator's; call only from its ranks"
+            )
+        return comm
+    if everybody.size != expected_size():
+        raise UserError(
+            f"the launcher has started {expected_size()} processes, but MPI has {everybody.size} ranks "
+            "in all: each process would do the whole job. Start them with the mpirun of mpi4py's MPI or srun "
+            "--mpi=pmix (`hpcopt doctor` tells which fits), or from Python pass comm=MPI.COMM_SELF"
+        )
+    return everybody
+
+
+@contextlib.contextmanager
+def together(comm: MPI.Comm) -> Iterator[None]:
+    """Lets an error of ours, or an exit, out if all ranks come to one; else ends them, its message first.
+
+    What was agreed on comes to all at once. What a user's code does to one rank alone, between agreements,
+    would leave the others waiting for it.
+    """
+    try:
+        yield
+    except (HpcoptError, SystemExit) as error:
+        if comm.size > 1 and not _all_here(comm):
+            ours = isinstance(error, HpcoptError)
+            code = error.exit_code if isinstance(error, HpcoptError) else error.code
+            text = f"{error}\n" if ours else f"sys.exit({code!r}) was called here alone\n"
+            _abort(comm, text, code if isinstance(code, int) and code else 1)
+        raise
+
+
+def _guard(comm: MPI.Comm) -> None:
+    """An exception that nobody catches on one rank ends all; one of ours, with its exit code, too."""
+    usual = sys.__excepthook__
+
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        lines = "".join(traceback.format_exception(kind, error, trace))
-        host = MPI.Get_processor_name()
-        # one write, so that lines of several ranks do not mix
-        os.write(2, f"hpcopt: rank {comm.rank} of {comm.size} on {host} failed:\n{lines}".encode())
-        sys.stdout.flush()
-        if comm.size > 1:
-            comm.Abort(1)
-        os._exit(1)
+        if isinstance(error, HpcoptError):
+            if comm.size > 1 and not _all_here(comm):
+                _abort(comm, f"{error}\n", error.exit_code)
+            if comm.rank == 0:
+                _tell(f"hpcopt: error: {error}\n")
+            sys.exit(error.exit_code)
+        if comm.size == 1:
+            usual(kind, error, trace)
+        else:
+            _abort(comm, "".join(traceback.format_exception(kind, error, trace)), 1)
 
     sys.excepthook = hook
+
+
+def _all_here(comm: MPI.Comm) -> bool:
+    """Whether all ranks call this, within a while."""
+    request, until = comm.Ibarrier(), time.monotonic() + GRACE
+    while not request.Test():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _abort(comm: MPI.Comm, why: str, code: int) -> NoReturn:
+    _tell(f"hpcopt: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()} failed:\n{why}")
+    sys.stdout.flush()
+    comm.Abort(code)
+    os._exit(code)
+
+
+def _tell(text: str) -> None:
+    # one write, so that lines of several ranks do not mix
+    os.write(2, text.encode())

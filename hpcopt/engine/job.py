@@ -15,10 +15,12 @@ from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.mpi_ranks import MPIRanks
 from hpcopt.comm.staging import Staging
 from hpcopt.config import RunConfig
+from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agree, agreed
 from hpcopt.control.stopping import StopAgreement
 from hpcopt.control.watchdog import Watchdog
 from hpcopt.control.wishes import Stop
+from hpcopt.control.world import together
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
 from hpcopt.engine.earlier import Earlier, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
@@ -57,7 +59,7 @@ def execute(
     """
     directory = RunDirectory(comm, out, config)
     reporter = Reporter(out, config.run.rounds, comm.rank == 0)
-    with ExitStack() as opened:
+    with ExitStack() as opened, together(comm):
         watchdog = Watchdog(_name(comm), config.run.stall_seconds)
         opened.callback(watchdog.stop)
         _check_workers(comm, config.run.workers)
@@ -67,7 +69,11 @@ def execute(
         set_threads(config.run)
         with agreed(comm):
             own = load(config.run.metrics, metrics)
-        if not resuming:
+        opened.callback(directory.release)
+        watchdog.beat("waiting for an earlier owner of the directory")
+        if resuming:
+            directory.own()
+        else:
             directory.claim()
         watchdog.listen(directory.signs(), comm.rank, comm.size)
         earlier = Earlier(directory, reporter, resuming)
@@ -200,7 +206,7 @@ class Job:
             reporter.event("interrupted", round=round)
             raise Interrupted(
                 f"stopped by a signal after round {round}; the checkpoint is written. "
-                f"Go on with: hpcopt resume {directory.path}"
+                f"Go on with: {_go_on(directory)}"
             )
         directory.finish(reason, round)
         reporter.event("end", stopped_by=reason, round=round)
@@ -214,6 +220,13 @@ class Job:
                 f"{directory.metrics}, checkpoints are of earlier rounds. A smaller learning rate may help"
             )
         reporter.summary(self._last, directory.metrics)
+
+
+def _go_on(directory: RunDirectory) -> str:
+    """How to resume: a problem from Python is made there."""
+    if directory.config.problem.kind == IN_PYTHON:
+        return f"hpcopt.resume({str(directory.path)!r}, problem=…)"
+    return f"hpcopt resume {directory.path}"
 
 
 def _name(comm: MPI.Comm) -> str:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hpcopt.control.wishes import Stop
 from hpcopt.engine.meter import FILES, Clock, Costs
 from hpcopt.engine.record import Record, Recorder
-from hpcopt.errors import HpcoptError
 
 if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
     from hpcopt.engine.build import Built
     from hpcopt.engine.meter import Totals
     from hpcopt.engine.own_metrics import Metric
-    from hpcopt.methods.base import Method, StepInfo
+    from hpcopt.methods.base import Method
 
 ROUNDS, METHOD, TIME, TARGET = "rounds", "method", "max_seconds", "target_loss"
 """why a run is over"""
@@ -122,7 +121,7 @@ def loop(run: Run, first: Record, host: Host) -> str:
     while not ended:
         host.beat(f"round {state.round + 1}")
         run.clock.start()
-        info = _step(run)
+        info = run.method.step(run.state)
         state.round += 1
         host.made(state.round)
         stop = REASONS[host.stop(state.round, _late(run), info.wish if info else None)]
@@ -142,13 +141,6 @@ def loop(run: Run, first: Record, host: Host) -> str:
         if stop == SIGNAL and not ended:
             return SIGNAL
     return ended
-
-
-def _step(run: Run) -> StepInfo | None:
-    try:
-        return run.method.step(run.state)
-    except HpcoptError as error:  # nobody has agreed on it: other ranks may wait for this one
-        raise RuntimeError(f"the method's step raised {type(error).__name__}: {error}") from error
 
 
 def _keep(run: Run, record: Record, host: Host) -> None:

@@ -58,8 +58,8 @@ class Reporter:
         if self._active and self._directory is not None:
             line = json.dumps({"time": now(), "event": name, **values}) + "\n"
             # no job ends for want of a log line; what has to be written says so itself
-            with suppress(OSError), (self._directory / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(line)
+            with suppress(OSError), open(self._directory / "log.jsonl", "ab", opener=_no_link) as log:
+                log.write(line.encode())
 
     def say(self, text: str) -> None:
         """One line to the user, at once, and to log.jsonl."""
@@ -118,3 +118,7 @@ class Reporter:
             self._bar.console.print(line, highlight=False)
         elif self._style != "off":
             print(line, file=sys.stderr, flush=True)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -1,4 +1,4 @@
-"""A run's directory: config.toml, run.h5, trace.h5, checkpoints/, log.jsonl; all ranks of a job keep it."""
+"""A run's directory: config.toml, run.h5, trace.h5, checkpoints/, log.jsonl; one job at a time keeps it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hpcopt.errors import UserError
 from hpcopt.ground import files
 from hpcopt.ground.stamps import now
 from hpcopt.storage.checkpoint import Checkpoints
+from hpcopt.storage.lease import NAME as OWNER
+from hpcopt.storage.lease import Lease
 from hpcopt.storage.metrics import RunFile, Schema, read_header
 from hpcopt.storage.trace_file import TraceFile
 
@@ -35,31 +37,49 @@ class RunDirectory:
         self.path, self.comm, self.config = path, comm, config
         self.metrics = path / "run.h5"
         self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
-        self._file: RunFile | None = None  # on rank 0 only
-        self._trace: TraceFile | None = None  # there, too
+        self._lease = Lease(path)  # this and the files on rank 0 only
+        self._file: RunFile | None = None
+        self._trace: TraceFile | None = None
 
     def claim(self) -> None:
-        """Makes the directory of a new run.
+        """Makes the directory of a new run, and this job its owner.
 
         Raises:
-            UserError: it holds a run already, or cannot be written.
+            UserError: it holds a run already, another job writes there, or it cannot be written.
         """
 
         def make() -> None:
             try:
-                names = ("config.toml", "run.h5", "trace.h5", "checkpoints")
-                taken = any((self.path / name).exists() for name in names)
                 self.path.mkdir(parents=True, exist_ok=True)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", error)
                 raise UserError(f"{self.path}: cannot be made ({reason})") from None
-            if taken:
+            self._own()
+            if any(
+                (self.path / name).exists() for name in ("config.toml", "run.h5", "trace.h5", "checkpoints")
+            ):
                 raise UserError(
                     f"{self.path}: already holds a run; go on with it by `hpcopt resume {self.path}`, "
                     "or choose another directory with --out"
                 )
 
         self._on_rank_0(make)
+
+    def own(self) -> None:
+        """Makes this job the owner of the directory, as `claim` does; raises as it does."""
+        self._on_rank_0(self._own)
+
+    def release(self) -> None:
+        """Others may write there now. Local."""
+        self._lease.release()
+
+    def _own(self) -> None:
+        self._lease.take()
+        for name in (OWNER, "config.toml", "run.h5", "trace.h5", "checkpoints", "log.jsonl", "alive"):
+            if (self.path / name).is_symlink():
+                raise UserError(
+                    f"{self.path / name}: is a symbolic link, which is not followed in a run's directory"
+                )
 
     def signs(self) -> Path:
         """The folder, empty, in which ranks leave signs of life while a job runs; a kill leaves it there."""
@@ -152,6 +172,8 @@ class RunDirectory:
         """Appends a record, the same on every rank, to run.h5."""
         with agreed(self.comm):
             if self._file is not None:
+                if self._lease.lost:
+                    self._lease.check()
                 self._file.append(record)
 
     def append_trace(self, round: int, rows: Mapping[str, NDArray[np.int64]]) -> None:
@@ -171,7 +193,11 @@ class RunDirectory:
             self._flush()
 
     def finish(self, stopped_by: str, round: int) -> None:
-        """Cuts run.h5 to its records and says how the run ended."""
+        """Cuts run.h5 to its records and says how the run ended.
+
+        Raises:
+            UserError: it cannot be written, or the directory is another job's now.
+        """
         end = {"end": now(), "stopped_by": stopped_by, "last_round": round}
         with agreed(self.comm):
             self._flush()
@@ -180,12 +206,14 @@ class RunDirectory:
 
     def close(self) -> None:
         """Leaves run.h5 as it is, and trace.h5 with what was appended. Local."""
-        if self._trace is not None:
+        if self._trace is not None and self._lease.held():
             self._trace.close()
         if self._file is not None:
             self._file.close()
 
     def _flush(self) -> None:
+        if self._file is not None:
+            self._lease.check()
         if self._trace is not None:
             self._trace.flush()
         if self._file is not None:

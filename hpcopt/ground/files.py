@@ -25,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = partial_name(path)
     try:
         with refusals(path):
+            discard(partial)  # what a killed job left, or a link that would be followed
             yield partial
             commit(partial, path)
     except BaseException:

@@ -66,6 +66,19 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(tmp_path: Path
     assert "trouble.py" in trace[: trace.index("ArithmeticError")]
 
 
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [("user error", 2, "worker 1 does not like its rows"), ("exit", 7, "sys.exit(7) was called here alone")],
+)
+def test_what_ends_one_rank_alone_ends_the_job_with_its_message(
+    what: str, code: int, message: str, tmp_path: Path
+) -> None:
+    outcome = launch(config(tmp_path, what, workers=3), 3, cwd=HERE)
+    assert outcome.code == code, outcome
+    assert outcome.err.count(f"failed:\n{message}") == 1, outcome
+    assert "hpcopt: rank 1 of 3 on " in outcome.err
+
+
 def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: Path) -> None:
     outcome = launch(config(tmp_path, "stall", stall=3.0), 2, cwd=HERE)
     assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome

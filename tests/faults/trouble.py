@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from hpcopt.errors import UserError
 from hpcopt.problems.objective_problem import ObjectiveProblem
 from hpcopt.problems.quadratic import Quadratic
 
@@ -54,6 +56,10 @@ class TroubleProblem(ObjectiveProblem):
         if self._is_time(i, draw):
             if trouble.what == "raise":
                 raise ArithmeticError(f"worker {trouble.worker} does not like round {draw.round + 1}")
+            if trouble.what == "user error":
+                raise UserError(f"worker {trouble.worker} does not like its rows")
+            if trouble.what == "exit":
+                sys.exit(7)
             if trouble.what == "stall":
                 time.sleep(10_000)
         super()._add_gradient(i, x, draw, *rest)

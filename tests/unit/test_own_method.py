@@ -174,14 +174,6 @@ def test_what_a_method_does_wrong_is_told(parts, kind, message):
         hpcopt.simulate(own(**parts), hpcopt.Quadratic(2, "power", 5), 2)
 
 
-def test_an_error_of_the_user_in_a_step_is_no_agreement_of_all_ranks():
-    def step(method, state):
-        raise UserError("bad luck")
-
-    with pytest.raises(RuntimeError, match="step raised UserError: bad luck"):
-        hpcopt.simulate(own(step=step), hpcopt.Quadratic(2, "power", 5), 2)
-
-
 def test_both_twins_give_new_memory_where_they_promise_it(tmp_path):
     def step(method, state):
         part = method.reduce.contribution(method.problem.dim)

@@ -1,0 +1,29 @@
+"""A user's script: `python script.py OUT WHAT`, without `-m mpi4py`."""
+
+import sys
+
+from mpi4py import MPI
+from trouble import factory
+
+import hpcopt
+
+out, what = sys.argv[1:]
+keys = {"rounds": 20, "evaluate_every": 10}
+if what == "null":
+    # of two ranks the second is in no communicator
+    comm = MPI.COMM_WORLD.Split(0 if MPI.COMM_WORLD.rank == 0 else MPI.UNDEFINED)
+    if comm == MPI.COMM_NULL:
+        try:
+            hpcopt.run(hpcopt.AllreduceSGD(lr=0.1), factory(2), comm=comm, out=out, **keys)
+        except hpcopt.UserError as error:
+            print(error)
+else:
+    pause = 0.05 if what == "pause" else 0.0
+    rounds = 400 if what == "pause" else 20
+    path = hpcopt.run(
+        hpcopt.AllreduceSGD(lr=0.1), factory(2, what=what, pause=pause), out=out, **keys | {"rounds": rounds}
+    )
+    if what == "lost" and MPI.COMM_WORLD.rank == 1:
+        hpcopt.load("nowhere")
+    MPI.COMM_WORLD.Barrier()
+    print("ranks", hpcopt.load(out).attrs["ranks"], path)
