@@ -96,7 +96,6 @@ class Run:
 
     def finite(self) -> bool:
         """Whether there are only finite numbers in what is watched of the state, on all ranks. Collective."""
-        self.rest()
         tensors = self.state.tensors()
         return self.recorder.finite(tensors[name][1] for name in self.watched)
 
@@ -127,17 +126,18 @@ def loop(run: Run, first: Record, host: Host) -> str:
         stop = REASONS[host.stop(state.round, _late(run), info.wish if info else None)]
         ended = _over(settings, state.round, info is not None and info.done, stop)
         saves = stop == SIGNAL or _due(settings.checkpoint_every, state.round)
-        # what is not finite takes no good checkpoint's place
-        bad = (saves or ended) and not run.finite()
-        if ended or bad or _due(settings.evaluate_every, state.round):
+        evaluates = ended or _due(settings.evaluate_every, state.round)
+        if evaluates:
             host.beat(f"the evaluation after round {state.round}")
             record = run.measure()
             _keep(run, record, host)
-            if bad or not _finite(record):
+            if not _finite(record):
                 return NOT_FINITE
             ended = ended or _reached(settings, record)
-        if ended or saves:
-            _save(run, host)
+        if (ended or saves) and not _save(run, host):
+            if not evaluates:
+                _keep(run, run.measure(), host)
+            return NOT_FINITE
         if stop == SIGNAL and not ended:
             return SIGNAL
     return ended
@@ -148,12 +148,16 @@ def _keep(run: Run, record: Record, host: Host) -> None:
         host.keep(record)
 
 
-def _save(run: Run, host: Host) -> None:
+def _save(run: Run, host: Host) -> bool:
+    """Writes a checkpoint, unless the state is not finite: then an earlier one is better."""
     if run.clock.runs:  # after a record it rests already
         run.rest()
+    if not run.finite():
+        return False
     host.beat(f"the checkpoint of round {run.state.round}")
     with run.clock.during(FILES):
         host.save()
+    return True
 
 
 def _due(every: int, round: int) -> bool:

@@ -99,4 +99,5 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def _bits(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {crc32c(np.ascontiguousarray(tensor.detach().cpu()).tobytes()):08x}"
+    numbers = np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return f"{tuple(tensor.shape)} {crc32c(numbers.reshape(-1).view(np.uint8).data):08x}"

@@ -336,23 +336,26 @@ class NetworkProblem(OneByOne):
 
     def _mean_of(self) -> Literal["rows", "whole"]:
         """What the loss is a mean of; near the start, for there all rows may have the same output."""
-        self._module.point(self._start + wave(self._start))
-        return kind_of_mean(lambda part: self._tried(part)[0], len(self._some), self.share.dtype)
+        x = self._start + wave(self._start)
+        return kind_of_mean(lambda part: self._tried(x, part)[0], len(self._some), self.share.dtype)
 
     def _at_some_point(self) -> list[float]:
         """The loss there, and the norm of the output where it is a tensor."""
-        self._module.point(wave(self._start))
         try:
-            loss, output = self._tried(slice(None))
+            loss, output = self._tried(wave(self._start), slice(None))
         except (RuntimeError, ValueError):  # some models know which parameters make sense
             return []
         return [loss, float(output.detach().double().norm())] if isinstance(output, Tensor) else [loss]
 
     @torch.no_grad()
-    def _tried(self, part: slice) -> tuple[float, Any]:
-        """Loss and output of some rows in evaluation mode, where the module points."""
+    def _tried(self, x: Tensor, part: slice) -> tuple[float, Any]:
+        """Loss and output of some rows at x in evaluation mode; the module keeps the start."""
         rows = self._some.at(part)
+        self._module.point(x)
         self._module.train(False)
-        with self._module.with_buffers(self._module.buffers.clone()), self._seeded(None, None):
-            output = self._module.module(self._input(rows.features))
-            return float(self._objective(output, rows.targets)), output
+        try:
+            with self._module.with_buffers(self._module.buffers.clone()), self._seeded(None, None):
+                output = self._module.module(self._input(rows.features))
+                return float(self._objective(output, rows.targets)), output
+        finally:
+            self._module.point(self._start)

@@ -171,7 +171,7 @@ def test_a_run_is_the_same_however_they_fit(method, tmp_path):
 def test_all_methods_begin_with_the_same_control(tmp_path):
     values = []
     for name, method in METHODS.items():
-        hpcopt.run(method(), network(), out=tmp_path / name, rounds=0, seed=SEED)
+        hpcopt.run(method(), network(), out=tmp_path / name, rounds=0, seed=SEED, dtype="float64")
         values.append(float(hpcopt.load(tmp_path / name)["metrics/new_worker_loss"][0]))
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
     task = bound(network())
