@@ -120,8 +120,8 @@ def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology
     """And on none: in a loop that knows nothing but the file."""
     first, *others = ranks
     path = mpi_tmp_path / "free"
-    graph = {"layout": "neighbours", "topology": topology}
-    free = graph | {"mode": "free", "lr": LR, "window": 40, "trace_out": True}
+    same = {"layout": "neighbours", "topology": topology, "lr": LR, "schedule": "exponential"}
+    free = same | {"mode": "free", "window": 40, "trace_out": True}
     keys = {"dtype": dtype, "method": "delayed_sgd", "checkpoint_every": 2, "evaluate_every": 2}
     with first_ranks(comm, first) as sub:
         if sub is not None:
@@ -129,7 +129,7 @@ def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology
     for count in others:
         with first_ranks(comm, count) as sub:
             if sub is not None:
-                trace = {"mode": "trace", "trace": str(path / "trace.h5"), "lr": LR} | graph
+                trace = same | {"mode": "trace", "trace": str(path / "trace.h5")}
                 run(sub, mpi_tmp_path / f"{count}", "mlp", options=trace, rounds=4, **keys)
     if comm.rank == 0:
         X = model(path, 4, "X")
@@ -144,7 +144,7 @@ def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology
         segments = read(path / "trace.h5").segments
         logs = [[(one.gradients, one.applied)] for one in segments]
         W = mixing(topology, "metropolis", N)
-        ends = replay_averaging(problem, problem.initial(), logs, lambda round: LR, W)
+        ends = replay_averaging(problem, problem.initial(), logs, lambda round: LR * 0.96**round, W)
         assert [one.end for one in segments] == [2, 4]
         assert ends[-1].numpy().tobytes() == X.tobytes()
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hpcopt
+from hpcopt.comm.mailbox.local_mailbox import LocalMailbox
 from hpcopt.math.mixing import mixing
 from hpcopt.methods.parts.log import Log
 from hpcopt.problems.base import Draw
@@ -109,6 +110,17 @@ def test_the_log_of_averages_replays_the_run(delay, topology, pauses):
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
     for ((_, averaged),) in logs:  # none twice
         assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)
+
+
+def test_after_a_rest_nobody_lacks_a_model(monkeypatch):
+    """Though of what was collected then nobody has been told yet."""
+    monkeypatch.setattr(LocalMailbox, "collected", lambda self, origin, to: 0)
+    method, state, _ = begun(layout="neighbours", topology="ring")
+    _, logs = windows(method, state, 2)
+    for ((gradients, _),) in logs:
+        for n in range(N):
+            mine = gradients[gradients[:, 0] == n]
+            assert mine[:, 3:].tolist() == [[k, k] for k in range(len(mine))]
 
 
 def test_neighbours_agree():

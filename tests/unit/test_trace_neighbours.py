@@ -6,7 +6,19 @@ import pytest
 import torch
 
 import hpcopt
-from tests.unit.free_cases import DELAYS, ROUNDS, N, again, begun, free, problem, snapshot
+from hpcopt.math.mixing import mixing
+from tests.unit.free_cases import (
+    DELAYS,
+    ROUNDS,
+    N,
+    again,
+    begun,
+    free,
+    problem,
+    rate,
+    replay_averaging,
+    snapshot,
+)
 
 RING = {"layout": "neighbours", "topology": "ring"}
 CHANGING = {"layout": "neighbours", "topology": "one_peer_exponential"}
@@ -59,6 +71,19 @@ def test_changing_one_row_changes_the_curve(path, row):
             file[row][at, 2] -= 1
     _, others = again(path, problem(), **RING)
     assert not torch.equal(models[3], others[3])
+
+
+def test_a_step_that_waits_for_a_later_round_has_the_rate_of_its_own(path):
+    """As on a rank that was still in round 0 when the others were in round 1."""
+    with h5py.File(path, "r+") as file:
+        late = (file["gradients"][:, 0] == 0) & (file["gradients"][:, 2] == 1)
+        file["gradients"][np.flatnonzero(late), 2] = 0
+        ends = [file[f"segments/{name}"][0] for name in ("gradients", "averaged")]
+        log = (file["gradients"][: ends[0]], file["averaged"][: ends[1]])
+    _, models = again(path, problem(), **RING)
+    W = mixing("ring", "metropolis", N)
+    (X,) = replay_averaging(problem(), problem().initial(), [[log]], rate, W)
+    assert torch.equal(models[3], X)
 
 
 def change(name, row, column, value):
