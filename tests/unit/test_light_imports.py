@@ -49,6 +49,18 @@ for method in METHODS:
 """
 
 
+def test_only_the_tables_that_a_config_needs_are_made():
+    """To make all of them takes as long as everything else together."""
+    code = "import hpcopt.config; hpcopt.config.template('dpsgd', 'quadratic')"
+    program = (
+        f"import sys\n{code}\nprint(*[m for m in sys.modules if m.startswith('hpcopt.config.methods.')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert result.stdout.split() == ["hpcopt.config.methods.gossip"]
+
+
 def test_a_wrong_key_of_any_built_in_method_and_problem_is_told_without_anything_heavy():
     assert imported_by(WRONG) == []
 

@@ -12,7 +12,7 @@ from mpi4py import MPI
 import hpcopt
 from hpcopt.api import start
 from hpcopt.config import from_tables, load, template
-from hpcopt.config.methods import METHOD_TABLES, METHODS, UncheckedTable
+from hpcopt.config.methods import METHODS, UncheckedTable, method_table
 from hpcopt.errors import UserError
 
 SOURCE = """
@@ -127,7 +127,7 @@ def test_a_built_in_method_is_one_line_in_the_registry():
     for name, kind in METHODS.items():
         method = getattr(hpcopt, kind)
         assert method.__module__ == f"hpcopt.methods.{name}"
-        assert method.table is METHOD_TABLES[name]
+        assert method.table is method_table(name)
         assert method.__mro__[1] is hpcopt.Method
 
 
@@ -226,7 +226,7 @@ def test_a_subclass_may_have_a_table_of_its_own():
 def test_settings_are_given_by_name_or_all_at_once(given):
     with pytest.raises(TypeError, match="AllreduceSGD: takes keys by name, or one AllreduceSGDTable that"):
         hpcopt.AllreduceSGD(given)
-    table = METHOD_TABLES["allreduce_sgd"](lr=0.5)
+    table = hpcopt.AllreduceSGD.table(lr=0.5)
     assert hpcopt.AllreduceSGD(table).settings is table
     with pytest.raises(TypeError, match="that has them all"):
         hpcopt.AllreduceSGD(table, lr=0.1)
