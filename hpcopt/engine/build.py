@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
+from hpcopt.state import State
 from hpcopt.storage import provenance
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from hpcopt.ground.placement import Placement
     from hpcopt.methods.base import Method
     from hpcopt.problems.base import Problem, Recipe
-    from hpcopt.state import State
 
 BUFFERS = "problem_buffers"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -107,7 +107,7 @@ def begin(
         method.files = read_files(method.settings)
         method.prepare(problem)
     state = method.start(problem, ports)
-    _check_state(state)
+    _check_state(method, state)
     check_state(ranks, state)
     with uncounted(problem, ports):
         method.rehearse(state)
@@ -120,16 +120,24 @@ def read_files(settings: Table) -> dict[str, Any]:
     Raises:
         UserError: a file is not there, or not what it should be.
     """
-    given = {key: place for key, place in settings.files.items() if getattr(settings, key) is not None}
+    given = settings.model_dump(include=set(settings.files), exclude_none=True)
     return {
-        key: load_own(f"method.{key}", place, "function")(getattr(settings, key))
-        for key, place in given.items()
+        key: load_own(f"method.{key}", settings.files[key], "function")(name) for key, name in given.items()
     }
 
 
-def _check_state(state: State) -> None:
+def _check_state(method: Method[Any, Any], state: Any) -> None:
     """What checkpoints could not hold is told before the first round, not after the last."""
-    for name, (_, tensor) in state.tensors().items():
+    if not isinstance(state, State):
+        raise UserError(f"{type(method).__name__}.start: gave {state!r}; it gives the state of round 0")
+    tensors = state.tensors()
+    for item in fields(state):
+        if item.name not in ("round", *tensors):
+            raise UserError(
+                f"{type(state).__name__}.{item.name}: how is it spread? Checkpoints hold what is declared by "
+                "hpcopt.replicated(), per_worker() or sliced(); what needs none of them belongs to the method"
+            )
+    for name, (_, tensor) in tensors.items():
         where = f"{type(state).__name__}.{name}"
         if not isinstance(tensor, torch.Tensor) or not tensor.ndim or tensor.dtype is torch.bfloat16:
             raise UserError(

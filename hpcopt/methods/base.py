@@ -70,11 +70,15 @@ class Method(ABC, Generic[T, S]):
                     cls.table = argument
 
     def __init__(self, settings: T | None = None, /, **keys: Any) -> None:
+        name = type(self).__name__
         if not hasattr(type(self), "table"):
-            name = type(self).__name__
             raise TypeError(f"class {name} has to say what its settings are: Method[Settings, State]")
-        given = check_table(self.table, keys, type(self).__name__) if settings is None else settings
-        self.settings = given  # type: ignore[assignment]
+        if settings is None:
+            self.settings = check_table(self.table, keys, name)  # type: ignore[assignment]
+        elif keys or not isinstance(settings, self.table):
+            raise TypeError(f"{name}: takes keys by name, or one {self.table.__name__} that has them all")
+        else:
+            self.settings = settings
 
     def prepare(self, problem: Problem) -> None:
         """Checks, before `start` and locally, what may be wrong on some ranks only (a file, say).

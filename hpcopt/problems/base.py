@@ -193,7 +193,7 @@ class Problem(ABC):
 
     @abstractmethod
     def initial(self) -> Tensor:
-        """The start, (d,), the same for all workers and on every rank."""
+        """The start, (d,), the same for all workers and on every rank; new memory, which may be changed."""
 
     @abstractmethod
     def batch_rows(self, i: int, draw: Draw | None) -> int:

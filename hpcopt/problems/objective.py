@@ -60,7 +60,7 @@ class Objective(ProblemTable):
             cls.fixed = frozenset(cls.model_fields) - {"kind", "batch_size"}
 
     def data(self, worker: int, seed: int) -> tuple[Any, ...]:
-        """A worker's rows: arrays, tensors or lists with one entry per row each; () if it has none.
+        """A worker's rows: a tuple of arrays, tensors or lists, one entry per row in each; () if it has none.
 
         Floating-point numbers get the run's dtype. They depend on the arguments alone, and `workers` is N.
         """
@@ -68,7 +68,9 @@ class Objective(ProblemTable):
 
     def count_rows(self, worker: int, seed: int) -> int:
         """How many rows any of the N workers has; to be overridden where it costs much to count `data`."""
-        data = self.data(worker, seed)
+        data: Any = self.data(worker, seed)
+        if not isinstance(data, tuple | list):
+            raise UserError(f"{self.kind}: data gave a {type(data).__name__}, not a tuple: (A, b), or (A,)")
         return len(data[0]) if data else 1
 
     def common(self, seed: int) -> tuple[Any, ...]:
@@ -94,7 +96,7 @@ class Objective(ProblemTable):
 
     def loss(self, x: Tensor, *rows: Any, **_: Any) -> Tensor:
         """f_n(x), a mean over the rows: a scalar."""
-        raise NotImplementedError
+        raise NotImplementedError("the class has no loss(self, x, *rows)")
 
     def gradient(self, x: Tensor, *rows: Any, **_: Any) -> Tensor:
         """∇f_n(x), (d,); by default what autograd makes of `loss`."""

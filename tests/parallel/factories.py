@@ -39,7 +39,7 @@ class SlicedState(hpcopt.State):
 
 
 class Sliced(hpcopt.Method[SlicedTable, SlicedState]):
-    """A state that is spread over the ranks, as no built-in method's is yet."""
+    """A state of which every rank has a slice, the model too."""
 
     def start(self, problem, ports):
         self.problem, self.reduce = problem, ports.reduce

@@ -12,7 +12,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
 from hpcopt.config import from_tables
-from hpcopt.config.methods import METHOD_TABLES, METHODS
+from hpcopt.config.methods import METHODS, method_table
 from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Share
 from hpcopt.state import Held
@@ -32,7 +32,7 @@ MARGINS = {"kind": "logistic", "dataset": "digits", "positive": 3}
 
 
 def recipe(name):
-    if METHOD_TABLES[name].kinds:
+    if method_table(name).kinds:
         return from_tables({"run": {"workers": N}, "problem": MARGINS}, "test").problem.recipe()
     keys = OBJECTIVE if name in ("allreduce_sgd", "topk", "dpsgd", "fedavg") else NETWORK
     return from_tables({"run": {"workers": N}, "problem": keys}, "test").problem.recipe()
@@ -42,7 +42,7 @@ def three_rounds(name, workers, ports_for):
     """The state's tensors, and its metrics."""
     problem = recipe(name).bind(Share(workers, N, seed=5))
     ports = ports_for(problem.initial())
-    rate = {"lr": 0.05} if "lr" in METHOD_TABLES[name].model_fields else {}
+    rate = {"lr": 0.05} if "lr" in method_table(name).model_fields else {}
     method = getattr(hpcopt, METHODS[name])(**rate, **KEYS.get(name, {}))
     method.prepare(problem)
     state = method.start(problem, ports)

@@ -17,7 +17,7 @@ import pytest
 from customer import QUICK, SLOW, Customer, states, status
 from scenarios import SCENARIOS
 
-from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.methods import METHODS, method_table
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = 20  # seconds; the promise is an error within 15
@@ -151,7 +151,8 @@ def test_every_method_as_under_mpirun(customer):
     """One method of each port is submitted, on two ranks; all run on four in one job, and in one mpirun
     without Slurm."""
     configs = {}
-    for method, table in METHOD_TABLES.items():
+    for method in METHODS:
+        table = method_table(method)
         keys = table.model_fields.keys() & SETTINGS.keys()
         tables = QUICK | {"method": {key: SETTINGS[key] for key in keys}}
         if method == "deprl":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcopt.config import dump, from_tables, load, template
-from hpcopt.config.methods import METHOD_TABLES
+from hpcopt.config.methods import METHODS, method_table
 from hpcopt.config.problems import PROBLEM_TABLES
 from hpcopt.errors import UserError
 
@@ -15,7 +15,7 @@ GOOD = {"run": {"workers": 2}, "problem": {"kind": "quadratic"}}
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [(name, kind) for name, table in METHOD_TABLES.items() for kind in (table.kinds or PROBLEM_TABLES)],
+    [(name, kind) for name in METHODS for kind in (method_table(name).kinds or PROBLEM_TABLES)],
 )
 def test_what_init_prints_is_a_config(method, kind):
     text = template(method, kind)

@@ -12,7 +12,7 @@ from mpi4py import MPI
 import hpcopt
 from hpcopt.api import start
 from hpcopt.config import from_tables, load, template
-from hpcopt.config.methods import METHOD_TABLES, METHODS, UncheckedTable
+from hpcopt.config.methods import METHODS, UncheckedTable, method_table
 from hpcopt.errors import UserError
 
 SOURCE = """
@@ -127,7 +127,7 @@ def test_a_built_in_method_is_one_line_in_the_registry():
     for name, kind in METHODS.items():
         method = getattr(hpcopt, kind)
         assert method.__module__ == f"hpcopt.methods.{name}"
-        assert method.table is METHOD_TABLES[name]
+        assert method.table is method_table(name)
         assert method.__mro__[1] is hpcopt.Method
 
 
@@ -141,7 +141,7 @@ def own(**parts):
     class Still(hpcopt.Method[Settings, State]):
         def start(self, problem, ports):
             self.problem, self.reduce = problem, ports.reduce
-            return State(x=parts.get("x", problem.initial()))
+            return parts["start"] if "start" in parts else State(x=parts.get("x", problem.initial()))
 
         def step(self, state):
             return parts["step"](self, state) if "step" in parts else None
@@ -150,6 +150,14 @@ def own(**parts):
             return parts.get("metrics", {})
 
     return Still()
+
+
+@dataclass(kw_only=True)
+class Undeclared(hpcopt.State):
+    """Checkpoints would not hold m."""
+
+    x: torch.Tensor = hpcopt.replicated()
+    m: torch.Tensor
 
 
 class Settings(hpcopt.Table):
@@ -166,6 +174,12 @@ class Settings(hpcopt.Table):
         ({"metrics": {"bytes_sent": 1.0}}, UserError, '"bytes_sent" is recorded already'),
         ({"metrics": {"a": torch.zeros(3)}}, UserError, "are no numbers"),
         ({"x": torch.tensor(1.0)}, UserError, r"State\.x: is tensor\(1\.\)"),
+        ({"start": None}, UserError, r"Still\.start: gave None; it gives the state"),
+        (
+            {"start": Undeclared(x=torch.zeros(5), m=torch.zeros(5))},
+            UserError,
+            r"Undeclared\.m: how is it spread\? .* declared by hpcopt\.replicated",
+        ),
         ({"step": lambda *_: 1 / 0}, ZeroDivisionError, "division"),
     ],
 )
@@ -198,3 +212,13 @@ def test_a_subclass_may_have_a_table_of_its_own():
     assert Wider(steps=(1,)).settings.steps == (1,)
     with pytest.raises(UserError, match="AllreduceSGD: momentun: unknown key; did you mean 'momentum'"):
         hpcopt.AllreduceSGD(momentun=0.1)
+
+
+@pytest.mark.parametrize("given", [0.1, Settings()])
+def test_settings_are_given_by_name_or_all_at_once(given):
+    with pytest.raises(TypeError, match="AllreduceSGD: takes keys by name, or one AllreduceSGDTable that"):
+        hpcopt.AllreduceSGD(given)
+    table = hpcopt.AllreduceSGD.table(lr=0.5)
+    assert hpcopt.AllreduceSGD(table).settings is table
+    with pytest.raises(TypeError, match="that has them all"):
+        hpcopt.AllreduceSGD(table, lr=0.1)

@@ -207,6 +207,8 @@ def test_what_vmap_cannot_see_through_stays_one_by_one() -> None:
         ({"initial": lambda self, seed: [0.0]}, r"the start has shape \(1,\), but the layout 9"),
         ({"count_rows": lambda self, worker, seed: 5}, "worker 0 has 5 rows, but its data have 8, 8"),
         ({"loss": lambda self, x, A, labels, scale: x}, "must be a scalar"),
+        ({"loss": Objective.loss}, r"the class has no loss\(self, x, \*rows\)"),
+        ({"data": lambda self, worker, seed: np.ones((8, 2))}, r"data gave a ndarray, not a tuple: \(A, b\)"),
     ],
 )
 def test_what_does_not_fit_together_is_named(change: dict, message: str) -> None:

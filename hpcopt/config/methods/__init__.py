@@ -5,56 +5,34 @@ from __future__ import annotations
 from pydantic import ConfigDict
 
 from hpcopt.config.base import Table
-from hpcopt.config.methods.delayed import DelayedSGDTable
-from hpcopt.config.methods.first_order import (
-    AllreduceSGDTable,
-    PowerSGDTable,
-    RandomKTable,
-    RegTopKTable,
-    TopKTable,
-)
-from hpcopt.config.methods.gossip import (
-    DePRLTable,
-    DPSGDTable,
-    FedAvgTable,
-    GradientTrackingTable,
-    LocalTable,
-)
-from hpcopt.config.methods.hybrid import DHO2Table
-from hpcopt.config.methods.linear import (
-    AveragingTable,
-    CoCoATable,
-    CommonDirectionsTable,
-    FADLTable,
-    LBFGSTable,
-    TRONTable,
-)
+from hpcopt.config.problems import load_place
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import is_own, load_own
 from hpcopt.ground.words import suggestion
 
-METHOD_TABLES: dict[str, type[Table]] = {
-    "allreduce_sgd": AllreduceSGDTable,
-    "delayed_sgd": DelayedSGDTable,
-    "regtopk": RegTopKTable,
-    "topk": TopKTable,
-    "randomk": RandomKTable,
-    "powersgd": PowerSGDTable,
-    "deprl": DePRLTable,
-    "dpsgd": DPSGDTable,
-    "gradient_tracking": GradientTrackingTable,
-    "local": LocalTable,
-    "fedavg": FedAvgTable,
-    "common_directions": CommonDirectionsTable,
-    "fadl": FADLTable,
-    "tron": TRONTable,
-    "lbfgs": LBFGSTable,
-    "averaging": AveragingTable,
-    "cocoa": CoCoATable,
-    "dho2": DHO2Table,
+METHOD_TABLES = {
+    "allreduce_sgd": "hpcopt.config.methods.first_order:AllreduceSGDTable",
+    "delayed_sgd": "hpcopt.config.methods.delayed:DelayedSGDTable",
+    "regtopk": "hpcopt.config.methods.first_order:RegTopKTable",
+    "topk": "hpcopt.config.methods.first_order:TopKTable",
+    "randomk": "hpcopt.config.methods.first_order:RandomKTable",
+    "powersgd": "hpcopt.config.methods.first_order:PowerSGDTable",
+    "deprl": "hpcopt.config.methods.gossip:DePRLTable",
+    "dpsgd": "hpcopt.config.methods.gossip:DPSGDTable",
+    "gradient_tracking": "hpcopt.config.methods.gossip:GradientTrackingTable",
+    "local": "hpcopt.config.methods.gossip:LocalTable",
+    "fedavg": "hpcopt.config.methods.gossip:FedAvgTable",
+    "common_directions": "hpcopt.config.methods.linear:CommonDirectionsTable",
+    "fadl": "hpcopt.config.methods.linear:FADLTable",
+    "tron": "hpcopt.config.methods.linear:TRONTable",
+    "lbfgs": "hpcopt.config.methods.linear:LBFGSTable",
+    "averaging": "hpcopt.config.methods.linear:AveragingTable",
+    "cocoa": "hpcopt.config.methods.linear:CoCoATable",
+    "dho2": "hpcopt.config.methods.hybrid:DHO2Table",
 }
-"""the built-in methods: CLASS of CLASSTable stands in hpcopt/methods/NAME.py"""
-METHODS = {name: table.__name__.removesuffix("Table") for name, table in METHOD_TABLES.items()}
+"""the built-in methods: CLASS of CLASSTable stands in hpcopt/methods/NAME.py; loaded by name, for to make all
+tables takes longer than to check a config"""
+METHODS = {name: place.rpartition(":")[2].removesuffix("Table") for name, place in METHOD_TABLES.items()}
 
 
 class UncheckedTable(Table):
@@ -71,7 +49,7 @@ def method_table(name: str) -> type[Table]:
     """
     if not is_own(name):
         if name in METHOD_TABLES:
-            return METHOD_TABLES[name]
+            return load_place(METHOD_TABLES[name])
         allowed = ", ".join(f'"{method}"' for method in METHODS)
         raise UserError(
             f'[run] method = "{name}": no such method{suggestion(name, METHODS)}; allowed: {allowed}, '

@@ -124,9 +124,9 @@ def describe(path: Path) -> dict[str, Any]:
     """What `hpcopt data info` tells of a file: plain numbers, strings, lists and dictionaries.
 
     Returns:
-        path, bytes, schema_version, source, created, mean, std, classes (None if there are none) and, under
-        "train" and "test" (None if absent): rows, shape (of one row), dtype, label_dtype and counts
-        (class -> rows; None without classes). Of a file of sparse rows: `describe_sparse`.
+        path, bytes, schema_version, source, created; then of sparse rows what `describe_sparse` gives, else
+        mean, std, classes (None if there are none) and, under "train" and "test" (None if absent): rows,
+        shape (of one row), dtype, label_dtype and counts (class -> rows; None without classes).
 
     Raises:
         UserError: as `open_hdf5`.
@@ -134,20 +134,23 @@ def describe(path: Path) -> dict[str, Any]:
     dataset = open_hdf5(path)
     with open_readonly(path) as file:
         attributes = file.attrs
-        if dataset.sparse:
-            return describe_sparse(path, file, dataset)
         return {
             "path": str(path),
             "bytes": path.stat().st_size,
             "schema_version": int(attributes["schema_version"]),
             "source": str(attributes.get("source", "")),
             "created": str(attributes.get("created", "")),
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "classes": dataset.classes,
-            "train": _describe_split(file["train"], dataset.classes),
-            "test": _describe_split(file["test"], dataset.classes) if "test" in file else None,
-        }
+        } | (describe_sparse(file, dataset) if dataset.sparse else _describe_dense(file, dataset))
+
+
+def _describe_dense(file: h5py.File, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "classes": dataset.classes,
+        "train": _describe_split(file["train"], dataset.classes),
+        "test": _describe_split(file["test"], dataset.classes) if "test" in file else None,
+    }
 
 
 def _describe_split(group: h5py.Group, classes: int | None) -> dict[str, Any]:

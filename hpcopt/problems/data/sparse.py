@@ -139,23 +139,16 @@ def _split(path: Path, file: h5py.File, group: str, classes: int | None) -> Spar
     return SparseSplit(path, group, features, labels)
 
 
-def describe_sparse(path: Path, file: h5py.File, dataset: Dataset) -> dict[str, Any]:
-    """What `hpcopt data info` tells of an open file of sparse rows.
+def describe_sparse(file: h5py.File, dataset: Dataset) -> dict[str, Any]:
+    """What `hpcopt data info` tells of the sparse rows in an open file.
 
     Returns:
-        path, bytes, schema_version, source, created, features, classes (None if there are none) and, under
-        "train" and "test" (None if absent): rows, nnz, density (nnz / (rows · features)), dtype,
-        label_dtype, labels ([smallest, largest]) and counts (label -> rows; None for labels that are not
-        whole, or more than 100 different ones).
+        features, classes (None if there are none) and, under "train" and "test" (None if absent): rows, nnz,
+        density (nnz / (rows · features)), dtype, label_dtype, labels ([smallest, largest]) and counts
+        (label -> rows; None for labels that are not whole, or more than 100 different ones).
     """
-    attributes = file.attrs
     tests = None if dataset.test is None else _describe(file["test"], dataset.test)
     return {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "schema_version": int(attributes["schema_version"]),
-        "source": str(attributes.get("source", "")),
-        "created": str(attributes.get("created", "")),
         "features": dataset.train.shape[0],
         "classes": dataset.classes,
         "train": _describe(file["train"], dataset.train),
