@@ -103,11 +103,11 @@ class LinearRows:
         if numbers.dtype.kind != "f" or numbers.size == 0:
             return
         limit = torch.finfo(self._share.dtype).max
-        for extreme in (numbers.max(), numbers.min()):  # nan if one is
+        for extreme in (float(numbers.max()), float(numbers.min())):  # nan if one is
             if not abs(extreme) <= limit:
                 of = str(self._share.dtype).removeprefix("torch.")
                 raise UserError(
-                    f'[problem] dataset = "{self._name}": a feature is {extreme}, which is no finite {of}'
+                    f'[problem] dataset = "{self._name}": a feature is {extreme:g}, which is no finite {of}'
                 )
 
 

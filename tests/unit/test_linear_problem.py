@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score
 
 import hpcopt
@@ -207,6 +208,22 @@ def test_numbers_must_fit_the_dtype():
     made = hpcopt.Logistic(data(x5=1e39), workers=4)
     with pytest.raises(UserError, match=r"a feature is 1e\+39, which is no finite float32"):
         made.bind(Share(range(4), 4, seed=0, dtype=torch.float32))
+
+
+@BOTH
+@pytest.mark.filterwarnings("error")
+def test_infinite_numbers_in_single_precision(sparse):
+    """There the largest float64 is infinite, and nothing is above that."""
+    X, y = rows()
+    X = X.astype(np.float32)
+    for most in (1.0, np.inf):
+        X[0, 0] = most
+        made = hpcopt.Logistic((csr_matrix(X) if sparse else X, y), workers=4)
+        if np.isfinite(most):
+            bound(made)
+            continue
+        with pytest.raises(UserError, match=r"a feature is inf, which is no finite float64"):
+            bound(made)
 
 
 def test_a_class_without_test_rows():
