@@ -170,6 +170,11 @@ def data(labels=None, **changes):
 BAD = {
     "labels": (data(labels=[1, 2, 3]), {}, r"training labels are 1, 2, 3; allowed without `positive`"),
     "unknown": (data(labels=[1, 2, 3]), {"positive": 7}, r"positive = 7: no training row has this label"),
+    "none": (
+        data(labels=[1, 2, 3]),
+        {"positive": [0, 3]},
+        r"positive = 0: no training .*; there are 1, 2, 3$",
+    ),
     "target": (data(labels=[1.0, np.nan]), {}, r"training row 1: its target is not finite"),
     "one class": (data(labels=[1.0]), {}, r"all training rows are \+1; there is nothing to tell apart"),
     "rest": (data(labels=[0, 1]), {"positive": [0, 1]}, r"all training rows are \+1 \(positive = \[0, 1\]\)"),
@@ -224,6 +229,16 @@ def test_infinite_numbers_in_single_precision(sparse):
             continue
         with pytest.raises(UserError, match=r"a feature is inf, which is no finite float64"):
             bound(made)
+
+
+def test_more_features_than_memory():
+    """An index that was damaged, say."""
+    wide = csr_matrix(([1.0, 1.0], ([0, 1], [0, 10**13])), shape=(4, 10**13 + 1))
+    made = hpcopt.Logistic((wide, [1, -1, 1, -1]), workers=2)
+    with pytest.raises(
+        UserError, match=r"a row has 10,000,000,000,001 features, .* take 320,000 GB, but this"
+    ):
+        bound(made)
 
 
 def test_a_class_without_test_rows():
