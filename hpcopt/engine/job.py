@@ -200,7 +200,7 @@ class Job:
         if reason == NOT_FINITE:
             raise NotFinite(
                 f"the training loss is {self._last['metrics/loss']} at round {round}; the metrics so far are "
-                f"in {directory.metrics}. A smaller learning rate may help"
+                f"in {directory.metrics}. A smaller learning rate or features of a smaller scale may help"
             )
         reporter.summary(self._last, directory.metrics)
 

@@ -107,10 +107,11 @@ class LinearRows:
             return
         limit = torch.finfo(self._share.dtype).max
         for extreme in (float(numbers.max()), float(numbers.min())):  # nan if one is
-            if not abs(extreme) <= limit:
+            if not abs(extreme) <= limit**0.5:
                 of = str(self._share.dtype).removeprefix("torch.")
+                what = "whose square" if abs(extreme) <= limit else "which"
                 raise UserError(
-                    f'[problem] dataset = "{self._name}": a feature is {extreme:g}, which is no finite {of}'
+                    f'[problem] dataset = "{self._name}": a feature is {extreme:g}, {what} is no finite {of}'
                 )
 
 

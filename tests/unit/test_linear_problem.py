@@ -180,6 +180,7 @@ BAD = {
     "rest": (data(labels=[0, 1]), {"positive": [0, 1]}, r"all training rows are \+1 \(positive = \[0, 1\]\)"),
     "NaN": (data(x5=np.nan), {}, r"a feature is nan, which is no finite float64"),
     "infinite": (data(x9=np.inf), {}, r"a feature is inf, which is no finite float64"),
+    "square": (data(x9=-1e160), {}, r"a feature is -1e\+160, whose square is no finite float64"),
     "weights": (data(), {"weights": "uniform"}, r"weights = 'uniform'.*'rows'"),
     "λ = 0": (data(), {"regularisation": 0.0}, r"regularisation = 0.0"),
     "λ < 0": (data(), {"regularisation": -1.0}, r"regularisation = -1.0"),
@@ -266,3 +267,15 @@ def test_pixels_and_bias():
         np.testing.assert_allclose(np.sort(X[:, :6], 0), order, rtol=1e-15)
         assert X.shape == (90, 6 + bias)
         assert not bias or (X[:, 6] == 1).all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e100])
+def test_features_of_any_scale(scale):
+    """A method gets on, or the loss is no number; it never stops as if there were nothing to gain."""
+    X, y = rows()
+    for kind in (hpcopt.Logistic, hpcopt.SquaredHinge):
+        for method in (hpcopt.FADL(), hpcopt.TRON(), hpcopt.LBFGS(), hpcopt.Averaging()):
+            found = hpcopt.simulate(method, kind((scale * X, y), workers=2), 3, evaluate_every=1)
+            losses = found["metrics/loss"].values
+            averaged = isinstance(method, hpcopt.Averaging) and scale < 1e60
+            assert losses[-1] < losses[0] or np.isnan(losses[-1]) or averaged
