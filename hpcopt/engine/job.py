@@ -217,7 +217,8 @@ class Job:
                 raise NotFinite(f"{what} at the start: are there such numbers in the data, or in the model?")
             raise NotFinite(
                 f"{what} at round {round}; the metrics so far are in "
-                f"{directory.metrics}, checkpoints are of earlier rounds. A smaller learning rate may help"
+                f"{directory.metrics}, checkpoints are of earlier rounds. A smaller learning rate or features of a smaller "
+                "scale may help"
             )
         reporter.summary(self._last, directory.metrics)
 

@@ -25,7 +25,7 @@ class Step:
     """The end of conjugate gradients on min g·s + ½ sᵀHs, √(sᵀMs) ≤ radius.
 
     Attributes:
-        s: the step, (d,).
+        s: the step, (d,); nan where the first product with H overflowed.
         residual: −g − H s, (d,).
         products: with H.
         boundary: whether it ended at the radius.
@@ -78,6 +78,8 @@ def conjugate_gradients(
         Hp = hv(p)
         curvature = _dot(p, Hp)
         if not 0 < curvature < math.inf:  # it has under- or overflowed
+            if product == 0 and not curvature < math.inf:
+                s.fill_(math.nan)
             return Step(s, r, product + 1, False, length)
         alpha = zr / curvature
         ahead = torch.add(s, p, alpha=alpha)

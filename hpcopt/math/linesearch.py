@@ -21,7 +21,7 @@ class Found:
     """Where the search ended.
 
     Attributes:
-        t: the step, 0 where no trial was lower than the start.
+        t: the step, 0 where no trial was lower than the start, and nan where that is no number.
         value, slope: φ(t) and φ'(t).
         trials: how often φ was asked for.
     """
@@ -48,6 +48,7 @@ def search(
     wolfe: float = 0.9,
     most: int = 30,
     slack: float = 0.0,
+    patient: bool = False,
 ) -> Found:
     """A step t > 0 with φ(t) ≤ φ(0) + armijo t φ'(0) and |φ'(t)| ≤ wolfe |φ'(0)|, φ convex.
 
@@ -61,14 +62,19 @@ def search(
         first: the first trial.
         armijo, wolfe: of the conditions.
         most: trials; after that the lowest of them is taken.
+        patient: more of them, as long as none is lower although by its slope φ has to fall by more than
+            rounding at the next: of lines whose trials cost little.
         slack: rise of φ that is taken for rounding, where slopes alone then tell that φ falls; with 0 the
             value found is never above the one given.
     """
+    if not (math.isfinite(value) and math.isfinite(slope)):
+        return Found(math.nan, value, slope, 0)
     start = _Point(0.0, value, slope)
     low, high, best = start, None, start
     width, shrunk = math.inf, True
-    t = first
-    for trial in range(1, most + 1) if slope < 0 else ():
+    t, trial, rounding = first, 0, max(slack, math.ulp(value))
+    while slope < 0 and (trial < most or (patient and best is start and -slope * t > rounding)):
+        trial += 1
         point = _Point(t, *along(t))
         finite = math.isfinite(point.value) and math.isfinite(point.slope)
         falls = finite and _falls(point, start, armijo, slack)
@@ -87,7 +93,7 @@ def search(
             break
         shrunk, width = high.t - low.t <= SHRINK * width, high.t - low.t
         t = _between(low, high) if shrunk else (low.t + high.t) / 2
-    return Found(best.t, best.value, best.slope, trial if slope < 0 else 0)
+    return Found(best.t, best.value, best.slope, trial)
 
 
 def _falls(point: _Point, start: _Point, armijo: float, slack: float) -> bool:

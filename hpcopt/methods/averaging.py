@@ -104,7 +104,7 @@ def minimum(problem: LinearProblem, i: int, tolerance: float) -> Tensor:
             return float(value), float(slope)
 
         value, slope = along(0.0)
-        t = search(along, value, slope, slack=torch.finfo(w.dtype).eps * abs(value)).t
+        t = search(along, value, slope, slack=torch.finfo(w.dtype).eps * abs(value), patient=True).t
         if t == 0:
             break
         w, z = torch.add(w, s, alpha=t), torch.add(z, e, alpha=t)

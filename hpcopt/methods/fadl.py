@@ -100,10 +100,10 @@ class FADL(Method[FADLTable, FADLState | AdaptiveState]):
         # e = X d
         e = problem.margins(d)
         # t with f(w + t d) ≤ f(w) + 1e-4 t g·d and |d/dt f(w + t d)| ≤ 0.9 |g·d|, from 1 on
-        t = search(self._line.along(w, d, z, e), f, float(torch.dot(g, d))).t
+        t = search(self._line.along(w, d, z, e), f, float(torch.dot(g, d)), patient=True).t
         # w ← w + t d, if f is lower there, z being X w and not z + t e
         self._look(torch.add(w, d, alpha=t))
-        if not self._f < f:
+        if self._f >= f:
             return StepInfo(done=True)
         w.copy_(self._known)
         return StepInfo()

@@ -76,7 +76,8 @@ class LBFGS(Method[LBFGSTable, LBFGSState]):
         value, along = self._line.begin(state.x, d)
         first = 1.0 if int(state.count) else 1 / max(1.0, float(state.g.norm()))
         slope, slack = float(torch.dot(state.g, d)), torch.finfo(d.dtype).eps * abs(value)
-        found = search(along, value, slope, first, wolfe=self._wolfe, slack=slack)
+        patient = self._line.free
+        found = search(along, value, slope, first, wolfe=self._wolfe, slack=slack, patient=patient)
         if found.t == 0:
             stuck = int(state.count) == 0
             state.count.zero_()

@@ -87,9 +87,8 @@ class TRON(Method[TRONTable, TRONState]):
         # t with f(w + t s) ≤ f(w) + 1e-4 t g·s and |d/dt f(w + t s)| ≤ 0.9 |g·s|, from 1 on
         value, slope = self._line.value(w, z), float(torch.dot(g, s))
         # near the optimum f falls by less than it is rounded: slopes still tell where
-        found = search(
-            self._line.along(w, s, z, e), value, slope, slack=torch.finfo(w.dtype).eps * abs(value)
-        )
+        slack = torch.finfo(w.dtype).eps * abs(value)
+        found = search(self._line.along(w, s, z, e), value, slope, slack=slack, patient=True)
         # w ← w + t s
         w.add_(s, alpha=found.t)
         return StepInfo(done=found.t == 0)

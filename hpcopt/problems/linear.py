@@ -168,11 +168,10 @@ class Linear:
     def _chosen(self, found: NDArray[Any], where: str, which: str) -> NDArray[Any]:
         given = self.table.positive
         positive = np.array(given if isinstance(given, list) else [given])
-        known = found if self.data.classes is None else np.arange(self.data.classes)
         for label in positive if which == "training" else ():
-            if label not in known:
-                shown = ", ".join(f"{label:g}" for label in known[:MOST_SHOWN])
-                more = ", …" * (len(known) > MOST_SHOWN)
+            if label not in found:
+                shown = ", ".join(f"{label:g}" for label in found[:MOST_SHOWN])
+                more = ", …" * (len(found) > MOST_SHOWN)
                 raise UserError(
                     f"{where}, positive = {label}: no training row has this label; there are {shown}{more}"
                 )

@@ -15,7 +15,7 @@ from hpcopt.math.fingerprint import digest, fingerprint
 from hpcopt.math.flat import Layout, aligned
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
-from hpcopt.problems.linear_rows import LinearRows
+from hpcopt.problems.linear_rows import LinearRows, check_room
 from hpcopt.problems.one_by_one import OneByOne
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ class LinearProblem(OneByOne):
         """Reads the workers' rows.
 
         Raises:
-            UserError: a number is not finite.
+            UserError: a number is not finite, or there are too many features.
         """
         table, features = recipe.table, math.prod(recipe.data.train.shape)
+        check_room(recipe.data.name, features, share)
         names = [("weight", (features,)), ("bias", (1,))] if table.bias else [("weight", (features,))]
         super().__init__(share, Layout.of(names), [len(rows) for rows in parts.train], "rows")
         self.loss, self.regularisation = recipe.loss, table.regularisation * self.total_rows

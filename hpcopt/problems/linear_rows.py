@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PIXEL = 255
 """what bytes are divided by"""
+VECTORS = 4
+"""as long as the model, which every run needs at least: it, a gradient, a sum and a direction"""
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,31 @@ class LinearRows:
         if numbers.dtype.kind != "f" or numbers.size == 0:
             return
         limit = torch.finfo(self._share.dtype).max
-        for extreme in (numbers.max(), numbers.min()):  # nan if one is
-            if not abs(extreme) <= limit:
+        for extreme in (float(numbers.max()), float(numbers.min())):  # nan if one is
+            if not abs(extreme) <= limit**0.5:
                 of = str(self._share.dtype).removeprefix("torch.")
+                what = "whose square" if abs(extreme) <= limit else "which"
                 raise UserError(
-                    f'[problem] dataset = "{self._name}": a feature is {extreme}, which is no finite {of}'
+                    f'[problem] dataset = "{self._name}": a feature is {extreme:g}, {what} is no finite {of}'
                 )
+
+
+def check_room(name: str, features: int, share: Share) -> None:
+    """Raises `UserError` where a few vectors are larger than this machine: no run could be made of them.
+
+    Args:
+        name: of the data set.
+        features: of a row.
+        share: the workers here.
+    """
+    needed = VECTORS * features * share.dtype.itemsize
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f'[problem] dataset = "{name}": a row has {features:,} features, and {VECTORS} vectors of that '
+            f"length take {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB. If an index in "
+            "its source is wrong: `hpcopt data import --features N` names the line"
+        )
 
 
 def _with_ones(csr: Any) -> Any:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score
 
 import hpcopt
@@ -169,11 +170,17 @@ def data(labels=None, **changes):
 BAD = {
     "labels": (data(labels=[1, 2, 3]), {}, r"training labels are 1, 2, 3; allowed without `positive`"),
     "unknown": (data(labels=[1, 2, 3]), {"positive": 7}, r"positive = 7: no training row has this label"),
+    "none": (
+        data(labels=[1, 2, 3]),
+        {"positive": [0, 3]},
+        r"positive = 0: no training .*; there are 1, 2, 3$",
+    ),
     "target": (data(labels=[1.0, np.nan]), {}, r"training row 1: its target is not finite"),
     "one class": (data(labels=[1.0]), {}, r"all training rows are \+1; there is nothing to tell apart"),
     "rest": (data(labels=[0, 1]), {"positive": [0, 1]}, r"all training rows are \+1 \(positive = \[0, 1\]\)"),
     "NaN": (data(x5=np.nan), {}, r"a feature is nan, which is no finite float64"),
     "infinite": (data(x9=np.inf), {}, r"a feature is inf, which is no finite float64"),
+    "square": (data(x9=-1e160), {}, r"a feature is -1e\+160, whose square is no finite float64"),
     "weights": (data(), {"weights": "uniform"}, r"weights = 'uniform'.*'rows'"),
     "λ = 0": (data(), {"regularisation": 0.0}, r"regularisation = 0.0"),
     "λ < 0": (data(), {"regularisation": -1.0}, r"regularisation = -1.0"),
@@ -209,6 +216,32 @@ def test_numbers_must_fit_the_dtype():
         made.bind(Share(range(4), 4, seed=0, dtype=torch.float32))
 
 
+@BOTH
+@pytest.mark.filterwarnings("error")
+def test_infinite_numbers_in_single_precision(sparse):
+    """There the largest float64 is infinite, and nothing is above that."""
+    X, y = rows()
+    X = X.astype(np.float32)
+    for most in (1.0, np.inf):
+        X[0, 0] = most
+        made = hpcopt.Logistic((csr_matrix(X) if sparse else X, y), workers=4)
+        if np.isfinite(most):
+            bound(made)
+            continue
+        with pytest.raises(UserError, match=r"a feature is inf, which is no finite float64"):
+            bound(made)
+
+
+def test_more_features_than_memory():
+    """An index that was damaged, say."""
+    wide = csr_matrix(([1.0, 1.0], ([0, 1], [0, 10**13])), shape=(4, 10**13 + 1))
+    made = hpcopt.Logistic((wide, [1, -1, 1, -1]), workers=2)
+    with pytest.raises(
+        UserError, match=r"a row has 10,000,000,000,001 features, .* take 320,000 GB, but this"
+    ):
+        bound(made)
+
+
 def test_a_class_without_test_rows():
     train, test = data(labels=[-1, 0, 1, 2]), data(labels=[-1, 0, 1])
     made = hpcopt.Logistic(train, test, workers=2, positive=2)
@@ -234,3 +267,15 @@ def test_pixels_and_bias():
         np.testing.assert_allclose(np.sort(X[:, :6], 0), order, rtol=1e-15)
         assert X.shape == (90, 6 + bias)
         assert not bias or (X[:, 6] == 1).all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e100])
+def test_features_of_any_scale(scale):
+    """A method gets on, or the loss is no number; it never stops as if there were nothing to gain."""
+    X, y = rows()
+    for kind in (hpcopt.Logistic, hpcopt.SquaredHinge):
+        for method in (hpcopt.FADL(), hpcopt.TRON(), hpcopt.LBFGS(), hpcopt.Averaging()):
+            found = hpcopt.simulate(method, kind((scale * X, y), workers=2), 3, evaluate_every=1)
+            losses = found["metrics/loss"].values
+            averaged = isinstance(method, hpcopt.Averaging) and scale < 1e60
+            assert losses[-1] < losses[0] or np.isnan(losses[-1]) or averaged

@@ -68,6 +68,33 @@ def test_a_fall_that_drowns_in_rounding():
     assert search(along, 1.0, -1e-20, slack=2**-52).t == 1
 
 
+@pytest.mark.parametrize("a", [1e3, 1e60, 1e100])
+def test_patience_where_the_minimum_is_far_before_the_first_trial(a):
+    """Not where what could be gained is rounding."""
+
+    def along(t):
+        return 1 + a * t * (a * t - 1), a * (2 * a * t - 1)
+
+    found = search(along, *along(0.0), patient=True)
+    assert found.value <= 1 + ARMIJO * found.t * -a
+    assert (search(along, *along(0.0)).t > 0) == (a < 1e30)
+    still = search(lambda t: (1.0 + t, 1.0), 1.0, -1e-20, patient=True)
+    assert (still.t, still.trials) == (0, 30)
+
+
+@pytest.mark.parametrize("start", [(math.inf, -1.0), (1.0, -math.inf), (1.0, math.nan)])
+def test_no_step_is_known_where_the_start_is_no_number(start):
+    assert math.isnan(search(lambda t: (0.0, 0.0), *start).t)
+
+
+def test_a_product_that_overflows():
+    """At once: no step is known. Later: what was found until then."""
+    g = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    assert conjugate_gradients(lambda v: v * math.inf, g, 5).s.isnan().all()
+    answers = iter([2 * g.diag() @ -g + torch.tensor([0.0, 1.0]), g * math.inf])
+    assert conjugate_gradients(lambda v: next(answers), g, 5).s.isfinite().all()
+
+
 def system(seed=0, d=12):
     draw = np.random.default_rng(seed)
     A = draw.standard_normal((d, d))

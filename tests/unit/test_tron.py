@@ -53,9 +53,9 @@ def test_what_it_costs(preconditioner, monkeypatch):
         found.append(conjugate_gradients(*arguments, **options))
         return found[-1]
 
-    def five(along, value, slope, slack):
+    def five(along, *arguments, **options):
         tried.extend(along(t) for t in (0.1, 0.2, 0.3, 0.4, 0.5))
-        return search(along, value, slope, slack=slack)
+        return search(along, *arguments, **options)
 
     conjugate_gradients, search = tron.conjugate_gradients, tron.search
     monkeypatch.setattr(tron, "conjugate_gradients", solve)
