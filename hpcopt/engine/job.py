@@ -216,9 +216,8 @@ class Job:
             if not round:
                 raise NotFinite(f"{what} at the start: are there such numbers in the data, or in the model?")
             raise NotFinite(
-                f"{what} at round {round}; the metrics so far are in "
-                f"{directory.metrics}, checkpoints are of earlier rounds. A smaller learning rate or features of a smaller "
-                "scale may help"
+                f"{what} at round {round}; the metrics so far are in {directory.metrics}, checkpoints are of "
+                "earlier rounds. A smaller learning rate or features of a smaller scale may help"
             )
         reporter.summary(self._last, directory.metrics)
 
