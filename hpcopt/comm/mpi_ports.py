@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.beside.in_line import InLine
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
+    Beside,
     Counter,
     Exchange,
     Full,
@@ -21,6 +23,7 @@ from hpcopt.comm.ports import (
     Reducer,
     Select,
     SparseSum,
+    Task,
     Transport,
     Way,
 )
@@ -103,6 +106,10 @@ class MPIPorts:
             return next(iter(ways))
         self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
         return str(self.chosen[name])
+
+    def beside(self, task: Task) -> Beside:
+        """See `Ports`."""
+        return InLine(task)
 
     def agree_same(self, digest: str, message: str) -> None:
         """See `Ports`."""
