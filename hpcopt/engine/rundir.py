@@ -30,9 +30,11 @@ class RunDirectory:
         config: the run's config.
     """
 
+    METRICS = "run.h5"
+
     def __init__(self, comm: MPI.Comm, path: Path, config: RunConfig) -> None:
         self.path, self.comm, self.config = path, comm, config
-        self.metrics = path / "run.h5"
+        self.metrics = path / self.METRICS
         self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
         self._file: RunFile | None = None  # on rank 0 only
         self._trace: TraceFile | None = None  # there, too
