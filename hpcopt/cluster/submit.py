@@ -86,11 +86,10 @@ def submit(request: Submission, profile: SiteProfile, limit: float = LIMIT_SECON
 def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
     config = load(order.config, settings)
     nodes, tasks = order.resources["nodes"], order.resources["ntasks_per_node"]
-    if config.run.workers < nodes * tasks:
-        raise UserError(
-            f"{order.config}: [run] workers = {config.run.workers}, but --nodes {nodes} times "
-            f"--ntasks-per-node {tasks} makes {nodes * tasks} ranks; every rank hosts at least one worker"
-        )
+    ranks = nodes * tasks
+    told = f"--nodes {nodes} times --ntasks-per-node {tasks} makes {ranks} ranks"
+    if misfit := config.run.misfit(ranks, told):
+        raise UserError(f"{order.config}: [run] {misfit}")
     return config
 
 

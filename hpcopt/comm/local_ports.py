@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from hpcopt.comm.beside.in_line import InLine
 from hpcopt.comm.mailbox.local_mailbox import Delay, LocalMailbox
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
+    Beside,
     Counter,
     Exchange,
     Full,
@@ -19,6 +21,7 @@ from hpcopt.comm.ports import (
     Reducer,
     Select,
     SparseSum,
+    Task,
     Transport,
     Way,
 )
@@ -58,6 +61,10 @@ class LocalPorts:
         """See `Ports`."""
         port = LocalSparseSum(self._workers, like, exchange, select, self._ranks, self._ordered)
         return self._open.add("sparse", port)
+
+    def beside(self, task: Task) -> Beside:
+        """See `Ports`."""
+        return InLine(task)
 
     def agree_same(self, digest: str, message: str) -> None:
         """Nothing: there is one process."""

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.beside.by_mail import ByMail
+from hpcopt.comm.beside.in_line import InLine
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
+    Beside,
     Counter,
     Exchange,
     Full,
@@ -21,6 +24,7 @@ from hpcopt.comm.ports import (
     Reducer,
     Select,
     SparseSum,
+    Task,
     Transport,
     Way,
 )
@@ -49,6 +53,7 @@ class MPIPorts:
         reduction: how dense sums travel: "auto", "mpi", "ring" or "ordered".
         overlap: see `MPIReducer`.
         remembered: what an earlier job of the run chose by measuring (`chosen`); empty if there was none.
+        by_mail: opens the way to the ranks that compute beside the rounds; None: there are none.
 
     Attributes:
         chosen: what was measured or chosen so far; plain numbers and strings.
@@ -64,7 +69,9 @@ class MPIPorts:
         reduction: str,
         overlap: bool,
         remembered: Mapping[str, Any],
+        by_mail: Callable[[Task], ByMail] | None = None,
     ) -> None:
+        self._by_mail = by_mail
         self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
         way = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
         self._reduction, self._ordered = way, way == "ordered"
@@ -103,6 +110,10 @@ class MPIPorts:
             return next(iter(ways))
         self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
         return str(self.chosen[name])
+
+    def beside(self, task: Task) -> Beside:
+        """See `Ports`."""
+        return InLine(task) if self._by_mail is None else self._open.add("beside", self._by_mail(task))
 
     def agree_same(self, digest: str, message: str) -> None:
         """See `Ports`."""

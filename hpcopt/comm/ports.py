@@ -44,6 +44,7 @@ class Counter:
         payload: bytes that were handed over here to be sent, however they then travelled.
         seconds: wall time inside the port [s].
         passes: allreduces of whole vectors; a reduce-scatter or an allgather is half of one.
+        elsewhere: seconds of ranks that compute beside the rounds, where the counter is of that [s].
     """
 
     calls: int = 0
@@ -52,6 +53,7 @@ class Counter:
     payload: float = 0.0
     seconds: float = 0.0
     passes: float = 0.0
+    elsewhere: float = 0.0
 
     def add(
         self, since: float, bytes: float, bytes_workers: float, payload: float, passes: float = 0.0
@@ -279,6 +281,56 @@ class Neighbours(Protocol):
         """Frees buffers, requests and communicators. Collective."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a `Task` computes.
+
+    Attributes:
+        columns: (d here, q), a slice.
+        numbers: (m,) float64 on the CPU, the same on every rank.
+        samples: sample gradients that it took on ranks that host no worker; each is told to one rank.
+    """
+
+    columns: Tensor
+    numbers: Tensor
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What may be computed while rounds go on, over all N workers and in slices, wherever these are.
+
+    Attributes:
+        size: d, of what is in slices, as `Reducer.own` says.
+        rows: r, of a request.
+        columns, numbers: q and m, of an answer.
+        compute: a request (r, d here), its number, and what is to be called before each part of the work and
+            may end it by raising -> the answer. Collective over the ranks that compute.
+    """
+
+    size: int
+    rows: int
+    columns: int
+    numbers: int
+    compute: Callable[[Tensor, int, Callable[[], None]], Answer]
+
+
+class Beside(Protocol):
+    """A task's way from those who make the rounds to those who compute it, and back.
+
+    Not a port: what travels, travels by `Mailbox`. One request is under way at most.
+    """
+
+    def ask(self, request: Tensor, number: int) -> None:
+        """Hands a request over: this rank's slice, (r, d here), which is copied. Nobody waits. Local."""
+
+    def arrived(self) -> bool:
+        """Whether the answer is here. Local; to be called now and then, for the mail moves within."""
+
+    def take(self) -> Answer:
+        """The answer, once it is here. Collective."""
+
+
 class Ports(Protocol):
     """The ports of one run: methods open in their `start` those that they need, several of a kind if need be.
 
@@ -305,6 +357,14 @@ class Ports(Protocol):
 
     def agree_same(self, digest: str, message: str) -> None:
         """Raises `UserError` with this message, on every rank, where their digests differ. Collective."""
+
+    def beside(self, task: Task) -> Beside:
+        """Has a task computed by the ranks that host no worker, or, without such, in line. Collective.
+
+        Args:
+            task: as it is computed in line; ranks without workers have that of
+                `hpcopt.methods.base.Method.beside`.
+        """
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """Opens a port for averages between neighbours. Collective.

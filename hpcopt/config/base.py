@@ -37,6 +37,11 @@ class Table(BaseModel):
             return values
         return {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in values.items()}
 
+    @property
+    def beside(self) -> bool:
+        """Of a method: whether it computes something beside its rounds, see `hpcopt.methods.base.Method`."""
+        return False
+
     def misfits(self, run: RunTable) -> list[str]:
         """What makes no sense in such a run, a sentence each; of a method."""
         return []

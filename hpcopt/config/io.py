@@ -127,6 +127,14 @@ def from_tables(tables: Mapping[str, Any], source: str, method_table: type[Table
     if method.kinds and problem.kind in PROBLEM_TABLES and problem.kind not in method.kinds:
         allowed = ", ".join(f'"{kind}"' for kind in method.kinds)
         _fail(source, [f'[problem] kind = "{problem.kind}": {run.method} is for {allowed}'])
+    if run.curvature_ranks and not method.beside:
+        _fail(
+            source,
+            [
+                f"[run] curvature_ranks = {run.curvature_ranks}: {run.method} has nothing to compute beside "
+                'its rounds, as dho2 with variant = "concurrent" has; set it to 0'
+            ],
+        )
     config = _resolve(RunConfig(run, method, problem))
     _fail(source, [f"[method] {misfit}" for misfit in method.misfits(run)] + _unwritable(config))
     return config

@@ -18,6 +18,9 @@ class RunTable(Table):
     """which method, or "package.module:Class" for your own"""
     workers: Count = 8
     """workers N; ranks P host them in contiguous blocks, P <= N"""
+    curvature_ranks: Annotated[int, Field(ge=0)] = 0
+    """ranks C of these P that host no worker, so P - C <= N: while the others go on, they compute the
+    eigenpairs of dho2 with variant = "concurrent"; 0: all make the rounds, which then wait for these"""
     rounds: Annotated[int, Field(ge=0)] = 100
     """rounds to make"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -53,6 +56,28 @@ class RunTable(Table):
     """stop when the optimisation clock passes this [s]"""
     metrics: list[str] = Field(default_factory=list)
     """metrics of your own, "package.module:function": called as function(problem, model) at every record"""
+
+    def misfit(self, ranks: int, told: str = "") -> str:
+        """Why a job of so many ranks cannot make such a run; empty if it can.
+
+        Args:
+            ranks: of the job.
+            told: how many there are, in words, if there is more to say about it.
+        """
+        workers, beside, told = self.workers, self.curvature_ranks, told or f"there are {ranks} ranks"
+        rounders = ranks - beside
+        if rounders < 1:
+            return (
+                f"curvature_ranks = {beside}, but {told}, of which one at least makes the rounds: "
+                f"start at least {beside + 1} ranks or set run.curvature_ranks to at most {ranks - 1}"
+            )
+        if rounders > workers:
+            which = f" but the {beside} for curvature" if beside else ""
+            return (
+                f"workers = {workers}, but {told}; every rank{which} hosts at least one worker: "
+                f"start at most {workers + beside} ranks or set run.workers to at least {rounders}"
+            )
+        return ""
 
     @model_validator(mode="after")
     def _records_fit(self) -> RunTable:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from mpi4py import MPI
@@ -53,6 +53,16 @@ def agreed(comm: MPI.Comm) -> Iterator[None]:
     comm.Allreduce(MPI.IN_PLACE, code, MPI.MAX)
     kinds = {kind.exit_code: kind for kind in HpcoptError.__subclasses__()}
     agree(comm, caught is None, str(caught), kinds.get(int(code[0]), HpcoptError))
+
+
+def in_agreement(opened: ExitStack, release: Callable[[], None]) -> None:
+    """Releases something at the end, unless a bug ends this rank alone: the others will not come along."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, HpcoptError):
+            release()
+
+    opened.push(leave)
 
 
 def _ranks(ranks: list[int], comm: MPI.Comm) -> str:

@@ -143,6 +143,44 @@ def mailbox(comm: MPI.Comm) -> Finding:
     return note(f"{text}; {wrong[0]}: wrong", _ONE_TRANSPORT) if wrong else ok(text)
 
 
+def beside(comm: MPI.Comm) -> Finding:
+    """What the last rank computes while the others go on, three times; numbers are known."""
+    import torch
+    from mpi4py import MPI
+
+    from hpcopt.comm.beside.by_mail import ByMail
+    from hpcopt.comm.beside.route import Route
+    from hpcopt.comm.beside.service import Service
+    from hpcopt.comm.ports import Answer, Task
+    from hpcopt.comm.staging import Staging
+    from hpcopt.control.crew import Crew
+    from hpcopt.ground.placement import block
+
+    if comm.size == 1:
+        return note("not tried: there is one rank")
+    crew, like = Crew(comm, 1), torch.zeros(MAIL_LENGTH)
+
+    def twice(request: torch.Tensor, number: int, going: object) -> Answer:
+        return Answer(2 * request.T + number, torch.tensor([float(number)], dtype=torch.float64))
+
+    right = True
+    route = Route(comm, crew.rounders, Task(MAIL_LENGTH, 1, 1, 1, twice), Staging(like.device), like)
+    if crew.makes_rounds:
+        own = block(MAIL_LENGTH, crew.rounders, comm.rank)
+        way, x = ByMail(route, lambda where: None), torch.arange(own.start, own.stop, dtype=like.dtype)
+        for number in range(3):
+            way.ask(x[None], number)
+            answer = way.take()
+            right &= torch.equal(answer.columns[:, 0], 2 * x + number) and answer.numbers.tolist() == [number]
+        way.free()
+    else:
+        Service(route, crew.comm, lambda: [0.0] * 5, lambda where: None).serve()
+    crew.free()
+    if not comm.allreduce(right, MPI.LAND):
+        return fails("what a rank computes for the others comes out wrong", _OTHER_MPI)
+    return ok(f"{_count(comm.size - 1, 'rank')} and one that computes for them: right")
+
+
 def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
     """Whether a period's mixes of the ranks' numbers come out right on every rank. Collective."""
     import torch
@@ -280,6 +318,7 @@ PORTS = (
     Probe("sparse sums", sparse_sums, _OTHER_MPI, Where.TOGETHER),
     Probe("neighbours", neighbours, _OTHER_MPI, Where.TOGETHER),
     Probe("mailbox", mailbox, _OTHER_MPI, Where.TOGETHER),
+    Probe("ranks without workers", beside, _OTHER_MPI, Where.TOGETHER),
 )
 
 LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)

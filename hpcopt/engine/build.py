@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Built:
         device: where the numbers are, and how they reach MPI, in words.
         method: started.
         state: the method's, of round 0 or as restored.
+        places: host and cores of all ranks of the job; if empty, these are ``ranks``.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Built:
     device: str
     method: Method[Any, Any]
     state: State
+    places: Sequence[tuple[str, list[int]]] = ()
 
 
 def set_threads(run: RunTable) -> None:
@@ -91,19 +93,21 @@ def begin(
     method: Method[Any, Any],
     device: str,
     beat: Callable[[str], None] = lambda where: None,
+    everybody: Ranks | None = None,
 ) -> Built:
     """Starts the method. Collective.
 
     Args:
         ranks, config, problem, ports, method, device: see `Built`.
         beat: is told what comes next.
+        everybody: who has to agree that it can start; ``ranks`` if None.
 
     Raises:
         UserError: the method's settings do not fit the problem.
     """
-    _settle(problem, ports)
+    settle(problem, ports)
     beat("the method's start")
-    with ranks.agreed():
+    with (everybody or ranks).agreed():
         method.files = read_files(method.settings)
         method.prepare(problem)
     state = method.start(problem, ports)
@@ -155,7 +159,7 @@ def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, 
         host: where this rank is.
         libraries: versions that Python does not know, by name.
     """
-    places = built.ranks.each((host, _cores()))
+    places = built.places or built.ranks.each((host, cores()))
     ranks_of = Counter(name for name, _ in places)
     return (
         built.config.identity()
@@ -163,10 +167,10 @@ def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, 
         | {
             "dim": built.problem.dim,
             "rows": built.problem.total_rows,
-            "ranks": built.ranks.count,
+            "ranks": len(places),
             "hosts": json.dumps(sorted(ranks_of)),
             "ranks_per_host": json.dumps([ranks_of[name] for name in sorted(ranks_of)]),
-            "cores": len({(name, core) for name, cores in places for core in cores}),
+            "cores": len({(name, core) for name, own in places for core in own}),
             "config": json.dumps(built.config.tables()),
             "chosen": json.dumps(built.ports.chosen),
             "notes": "\n".join(built.method.notes()),
@@ -175,15 +179,15 @@ def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, 
     )
 
 
-def _cores() -> list[int]:
+def cores() -> list[int]:
     """The cores that this process may use; where the system does not say, all."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-def _settle(problem: Problem, ports: OpenPorts) -> None:
-    """Gives the problem the sum of its statistics over all workers; costs no metric anything."""
+def settle(problem: Problem, ports: OpenPorts) -> None:
+    """Gives the problem the sum of its statistics over all workers; costs no metric anything. Collective."""
     rows = problem.statistics()
     if rows is not None:
         with uncounted(problem, ports):

@@ -5,30 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
 
+from hpcopt.comm.beside.by_mail import ByMail
+from hpcopt.comm.beside.route import Route
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.mpi_ranks import MPIRanks
+from hpcopt.comm.ports import Task
 from hpcopt.comm.staging import Staging
 from hpcopt.config import RunConfig
 from hpcopt.config.problems import IN_PYTHON
-from hpcopt.control.agree import agree, agreed
+from hpcopt.control.agree import agree, agreed, in_agreement
+from hpcopt.control.crew import BUILD, OPEN, Crew
 from hpcopt.control.stopping import StopAgreement
 from hpcopt.control.watchdog import Watchdog
 from hpcopt.control.wishes import Stop
 from hpcopt.control.world import together
-from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
+from hpcopt.engine.assistance import assist
+from hpcopt.engine.build import Built, attributes, begin, bind, cores, set_threads
 from hpcopt.engine.earlier import Earlier, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
 from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.record import Record, Recorder
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
-from hpcopt.errors import HpcoptError, Interrupted, NotFinite
+from hpcopt.errors import Interrupted, NotFinite
 from hpcopt.ground.placement import Placement
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Recipe
@@ -57,15 +62,37 @@ def execute(
         metrics: the user's own functions, where they need not be imported.
         resuming: go on with what the directory holds.
     """
-    directory = RunDirectory(comm, out, config)
-    reporter = Reporter(out, config.run.rounds, comm.rank == 0)
     with ExitStack() as opened, together(comm):
         watchdog = Watchdog(_name(comm), config.run.stall_seconds)
         opened.callback(watchdog.stop)
-        _check_workers(comm, config.run.workers)
+        misfit = config.run.misfit(comm.size)
+        agree(comm, not misfit, f"[run] {misfit}")
+        crew = Crew(comm, config.run.curvature_ranks)
+        in_agreement(opened, crew.free)
+        if crew.makes_rounds:
+            directory = RunDirectory(crew.comm, out, config)
+            crew.rounds(lambda: _execute(crew, directory, method, recipe, metrics, watchdog, resuming))
+        else:
+            assist(crew, config, method, recipe, watchdog.beat)
+    return out / RunDirectory.METRICS
+
+
+def _execute(
+    crew: Crew,
+    directory: RunDirectory,
+    method: Method[Any, Any],
+    recipe: Recipe,
+    metrics: Sequence[Metric | str],
+    watchdog: Watchdog,
+    resuming: bool,
+) -> None:
+    """The job of the ranks that make the rounds."""
+    comm, config = crew.comm, directory.config
+    reporter = Reporter(directory.path, config.run.rounds, comm.rank == 0)
+    with ExitStack() as opened, together(comm):
         directory.checkpoints.check()
         if resuming and _already_finished(directory, reporter):
-            return directory.metrics
+            return
         set_threads(config.run)
         with agreed(comm):
             own = load(config.run.metrics, metrics)
@@ -77,7 +104,7 @@ def execute(
             directory.claim()
         watchdog.listen(directory.signs(), comm.rank, comm.size)
         earlier = Earlier(directory, reporter, resuming)
-        built = build(opened, comm, config, method, recipe, watchdog.beat, earlier.chosen)
+        built = build(opened, crew, config, method, recipe, watchdog.beat, earlier.chosen)
         for note in method.notes():
             reporter.say(note)
         before = earlier.restore(built)
@@ -88,12 +115,11 @@ def execute(
         first = run.measure()
         job = _open(opened, built, run.recorder, directory, reporter, watchdog, first)
         job.end(loop(run, first, job))
-    return directory.metrics
 
 
 def build(
     opened: ExitStack,
-    comm: MPI.Comm,
+    crew: Crew,
     config: RunConfig,
     method: Method[Any, Any],
     recipe: Recipe,
@@ -104,34 +130,36 @@ def build(
 
     Args:
         opened: frees the ports when it is closed.
-        comm: all ranks.
+        crew: of which this rank makes rounds.
         config, method, recipe: see `execute`.
         beat: is told what comes next.
-        chosen: asked once the problem is there: what an earlier job chose by measuring.
+        chosen: asked before the problem is built: what an earlier job chose by measuring.
 
     Raises:
         UserError: there is no such device, or the method's settings do not fit the problem.
     """
-    ranks, run = MPIRanks(comm), config.run
+    comm, run = crew.comm, config.run
+    ranks, everybody = MPIRanks(comm), MPIRanks(crew.everybody)
+    remembered = chosen()
     beat("building the problem")
+    crew.say(BUILD)
     placement = Placement.even(run.workers, comm.size, comm.rank)
-    problem = bind(ranks, placement, config, recipe)
-    staging = Staging(problem.share.device)
+    problem = bind(everybody, placement, config, recipe)
+    staging, like = Staging(problem.share.device), problem.initial()
+
+    def by_mail(task: Task) -> ByMail:
+        crew.say(OPEN)
+        return ByMail(Route(crew.everybody, crew.rounders, task, staging, like), beat)
+
     reduction = "ordered" if run.deterministic else run.reduction
-    ports = MPIPorts(comm, placement, staging, problem.initial(), reduction, run.overlap, chosen())
+    ports = MPIPorts(
+        comm, placement, staging, like, reduction, run.overlap, remembered, by_mail if crew.beside else None
+    )
     in_agreement(opened, ports.free)
     device = f"{staging.device} ({staging.description})"
-    return begin(ranks, config, problem, ports, method, device, beat)
-
-
-def in_agreement(opened: ExitStack, release: Callable[[], None]) -> None:
-    """Releases something at the end, unless a bug ends this rank alone: the others will not come along."""
-
-    def leave(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, HpcoptError):
-            release()
-
-    opened.push(leave)
+    places = everybody.each((MPI.Get_processor_name(), cores()))
+    built = begin(ranks, config, problem, ports, method, device, beat, everybody)
+    return replace(built, places=places)
 
 
 class Job:
@@ -233,15 +261,6 @@ def _name(comm: MPI.Comm) -> str:
     return f"rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}"
 
 
-def _check_workers(comm: MPI.Comm, workers: int) -> None:
-    agree(
-        comm,
-        comm.size <= workers,
-        f"[run] workers = {workers}, but there are {comm.size} ranks; every rank hosts at least one worker: "
-        f"start at most {workers} ranks or set run.workers to at least {comm.size}",
-    )
-
-
 def _already_finished(directory: RunDirectory, reporter: Reporter) -> bool:
     last = directory.finished_at()
     if last is not None:
@@ -264,7 +283,7 @@ def _open(
     round = built.state.round
     about = attributes(built, MPI.Get_processor_name(), {"mpi": MPI.Get_library_version().split(",")[0]})
     about |= {"end": "", "stopped_by": ""}
-    job = provenance.job() | {"round": round, "ranks": built.ranks.count}
+    job = provenance.job() | {"round": round, "ranks": about["ranks"]}
     directory.open_metrics(recorder.schema(first, room(built.config.run)), round, about, job)
     reporter.start(job)
     stopping = StopAgreement(directory.comm, round)

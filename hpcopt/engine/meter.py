@@ -23,6 +23,8 @@ LARGEST = ("calls", "seconds", "passes")
 SPREAD = ("seconds", "seconds_min", "seconds_mean")
 """of a phase: the largest over the ranks, the smallest and the mean"""
 COMPUTE, EVALUATION, FILES = "compute", "evaluation", "files"
+CURVATURE = "curvature ranks"
+"""computing on ranks without workers, which is on no clock of the others"""
 
 PHASES = "phases"
 
@@ -176,7 +178,9 @@ class Costs:
     def _phases(self, counters: Mapping[str, Counter]) -> dict[str, float]:
         """What this rank's time was spent on [s]."""
         compute = self.clock.seconds - (self._seconds_in_ports() - self._started)
-        return {COMPUTE: compute} | {name: c.seconds for name, c in counters.items()} | self.clock.beside
+        elsewhere = {CURVATURE: counters["beside"].elsewhere} if "beside" in counters else {}
+        ports = {name: counter.seconds for name, counter in counters.items()}
+        return {COMPUTE: compute} | ports | elsewhere | self.clock.beside
 
     def _seconds_in_ports(self) -> float:
         return float(sum(counter.seconds for counter in self._ports.counters().values()))

@@ -33,9 +33,11 @@ class RunDirectory:
         config: the run's config.
     """
 
+    METRICS = "run.h5"
+
     def __init__(self, comm: MPI.Comm, path: Path, config: RunConfig) -> None:
         self.path, self.comm, self.config = path, comm, config
-        self.metrics = path / "run.h5"
+        self.metrics = path / self.METRICS
         self.checkpoints = Checkpoints(comm, path / "checkpoints", config.run.keep_checkpoints)
         self._lease = Lease(path)  # this and the files on rank 0 only
         self._file: RunFile | None = None

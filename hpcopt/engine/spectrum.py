@@ -13,9 +13,10 @@ from mpi4py import MPI
 from hpcopt.config import RunConfig, check_table
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.config.spectrum import SpectrumTable
-from hpcopt.control.agree import agreed
+from hpcopt.control.agree import agreed, in_agreement
+from hpcopt.control.crew import Crew
 from hpcopt.engine.build import attributes, set_threads
-from hpcopt.engine.job import build, in_agreement
+from hpcopt.engine.job import build
 from hpcopt.engine.names import config_in_python, settled
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.engine.simulation import tree_of
@@ -132,7 +133,7 @@ def measure(
             in_agreement(opened, directory.close)
         set_threads(config.run)
         # a method whose start costs nothing
-        built = build(opened, comm, config, AllreduceSGD(), recipe)
+        built = build(opened, Crew(comm), config, AllreduceSGD(), recipe)
         point = _at_start(built) if run is None else _trained(comm, built, run)
         record = {"metrics/round": point.round} | _measure(built, point.x, wanted)
         schema = _schema(record)

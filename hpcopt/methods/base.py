@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.ports import Ports
+from hpcopt.comm.ports import Ports, Task
 from hpcopt.config import check_table
 from hpcopt.config.base import Table
 from hpcopt.errors import UserError
@@ -90,6 +90,18 @@ class Method(ABC, Generic[T, S]):
     @abstractmethod
     def start(self, problem: Problem, ports: Ports) -> S:
         """Takes the problem and the ports, and gives the state of round 0. After `prepare`. Collective."""
+
+    def beside(self, problem: Problem, ports: Ports) -> Task | None:
+        """What may be computed beside the rounds; None: nothing.
+
+        `Ports.beside`, in `start`, hands requests to whoever computes it. Where a run has ranks for that
+        alone (``run.curvature_ranks``), these call this, not `start`, and all N workers live on them, too;
+        settings and files are the run's. Collective.
+
+        Args:
+            problem, ports: of the ranks that compute it.
+        """
+        return None
 
     def rehearse(self, state: S) -> None:
         """Does once what takes longer the first time in a process; after `start`, also where a run goes on.

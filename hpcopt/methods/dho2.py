@@ -26,7 +26,9 @@ keeps its length where s changes; heavy ball has one momentum, of which V b and 
 and g_2, so that a round reads V twice. Where V changes, g_1's becomes what is in the new span, and g_2's
 what is not. With ``alpha = "auto"`` there is no momentum along V. Differs from DHO2: curvature is that of
 all workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
-multiplier may shrink or be forgotten.
+multiplier may shrink or be forgotten. ``concurrent`` (its v1) has the pairs of a snapshot of x computed
+while rounds go on, on ranks of their own where the run has such, and takes them over a fixed number of
+rounds later, so that neither who computes nor how fast changes the trajectory.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcopt.comm.ports import Ports
+from hpcopt.comm.ports import Ports, Task
 from hpcopt.config.methods.hybrid import DHO2Table
+from hpcopt.math.lanczos import Eigenpairs
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.curvature import Curvature, check
@@ -50,6 +53,7 @@ from hpcopt.methods.parts.hybrid import (
     Refreshes,
     first_lengths,
 )
+from hpcopt.methods.parts.spectra import AtOnce, OfSnapshots, Spectra, spectrum_task
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import Group, replicated, sliced
 
@@ -66,7 +70,7 @@ class DHO2State(HybridState):
 
 
 class DHO2(Method[DHO2Table, DHO2State]):
-    """The hybrid step on slices; it holds the eigenpairs, when they are due, and how long steps are."""
+    """The hybrid step on slices; it holds the pairs, where new ones come from, and how long steps are."""
 
     def prepare(self, problem: Problem) -> None:
         """See `Method`; raises `UserError` if there are fewer parameters than pairs, or no Hessian."""
@@ -90,6 +94,10 @@ class DHO2(Method[DHO2Table, DHO2State]):
             )
         else:
             self._lengths = FixedLengths(settings, self._curvature)
+        self._spectra: Spectra = AtOnce(self._curvature, self._refreshes)
+        if settings.variant == "concurrent":
+            task = spectrum_task(self._curvature, settings, problem, ports.reduce)
+            self._spectra = OfSnapshots(settings, self._refreshes, problem, ports.reduce, ports.beside(task))
         x = problem.initial().clone()
         mine = x[self._own]
         m, v = self._base.moments(mine)
@@ -107,6 +115,14 @@ class DHO2(Method[DHO2Table, DHO2State]):
             **pairs,
         )
 
+    def beside(self, problem: Problem, ports: Ports) -> Task | None:
+        """See `Method`: ``concurrent``'s eigenpairs."""
+        settings, reduce = self.settings, ports.reduce
+        if settings.variant != "concurrent":
+            return None
+        curvature = Curvature(settings, problem, reduce, reduce.contribution(problem.dim))
+        return spectrum_task(curvature, settings, problem, reduce)
+
     def notes(self) -> list[str]:
         """See `Method`."""
         return self._refreshes.notes()
@@ -114,14 +130,17 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def rehearse(self, state: DHO2State) -> None:
         """See `Method`: a refresh of which nothing is kept."""
         if self.settings.pairs:
-            self._curvature.pairs(state, state.x)
+            self._spectra.rehearse(state)
 
     def step(self, state: DHO2State) -> StepInfo:
         """One round; vectors are this rank's slices."""
         settings, x, V = self.settings, state.x[self._own], state.V
-        # V, λ of Σ ω ∇²f, when they are due; how long both parts of a step are
-        if self._refreshes.due(state):
-            self._refresh(state)
+        # new V, λ of Σ ω ∇²f at x, or at a snapshot of it some rounds ago; concurrent: the next snapshot
+        found = self._spectra.new(state)
+        if found is not None:
+            self._take_over(state, *found)
+        self._spectra.ask(state)
+        # how long both parts of a step are
         self._lengths.measure(state)
         # g ← Σ ω ∇f(x): half a pass
         g = self._part.add_gradients(self._problem, state.x, Draw(state.round)).scatter()
@@ -155,15 +174,15 @@ class DHO2(Method[DHO2Table, DHO2State]):
         state.x.copy_(self._reduce.allgather(x, len(state.x)))
         return StepInfo()
 
-    def _refresh(self, state: DHO2State) -> None:
-        """New pairs; of g_1's momentum what is in the new span, of g_2's what is not."""
+    def _take_over(self, state: DHO2State, found: Eigenpairs, round: int) -> None:
+        """The pairs of the x of a round; of g_1's momentum what is in the new span, of g_2's what is not."""
         along, V = self._curvature.along, state.V
         old = V @ state.b
         heavy = self.settings.base == "momentum"
         if heavy:
             # before the first refresh all of m is g_2's
             state.m.sub_(old)
-        self._curvature.refresh(state, state.x)
+        self._curvature.keep(state, found, round)
         state.b.copy_(along(state, old))
         if heavy:
             state.m.add_(V @ along(state, old - state.m))
@@ -188,7 +207,9 @@ class DHO2(Method[DHO2Table, DHO2State]):
     def _first_order(self, state: DHO2State, x: Tensor, g: Tensor) -> None:
         """x ← x + base(g), and the base's moments."""
         settings = self.settings
-        warm = settings.warmup_lr is not None and state.round < self._refreshes.first
+        # concurrent: also while the first pairs are computed
+        alone = state.round < self._refreshes.first or (settings.beside and not int(state.refreshes))
+        warm = settings.warmup_lr is not None and alone
         self._base(x, g, state.m, state.v, state.round, lr=settings.warmup_lr if warm else settings.lr)
 
     def _curvatures(self, state: DHO2State) -> Tensor:
@@ -200,7 +221,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
         return h.clamp(min=settings.floor * max(float(h.max()), float(state.beyond)) or math.inf)
 
     def metrics(self, state: DHO2State) -> dict[str, float]:
-        """``spectrum_age``: rounds since the eigenpairs were computed, NaN before they were."""
+        """``spectrum_age``: rounds since the x that the eigenpairs are of, NaN before there are any."""
         never = int(state.refreshes) == 0
         return {"spectrum_age": math.nan if never else float(state.round - int(state.refreshed))}
 

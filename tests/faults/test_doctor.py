@@ -71,7 +71,10 @@ def test_alone_it_starts_two_ranks_by_itself(tmp_path: Path) -> None:
     code, table, complaints = _lines(tmp_path, *HPCOPT, "doctor")
     assert code == 0, (table, complaints)
     assert table["launcher"].startswith("note none (one rank)")
-    assert "parallel HDF5, sparse sums, neighbours, mailbox work" in table["2 ranks by mpirun"]
+    assert (
+        "parallel HDF5, sparse sums, neighbours, mailbox, ranks without workers work"
+        in table["2 ranks by mpirun"]
+    )
     expected = {"MPI", "software", "message passing", "GPU", "Slurm", "disk here", "cores and memory", "data"}
     assert expected <= set(table)
 

@@ -79,6 +79,39 @@ def test_what_ends_one_rank_alone_ends_the_job_with_its_message(
     assert "hpcopt: rank 1 of 3 on " in outcome.err
 
 
+CURVATURE = """
+[run]
+method = "dho2"
+workers = 2
+rounds = 400
+curvature_ranks = 1
+stall_seconds = 3.0
+[method]
+variant = "concurrent"
+lr = 0.05
+largest = 3
+warmup = 1
+refresh_every = 5
+handover_rounds = 5
+[problem]
+kind = "trouble:factory"
+what = "stop in a refresh"
+round = 2
+"""
+
+
+def test_a_rank_that_hangs_beside_the_rounds_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(CURVATURE)
+    outcome = launch(["hpcopt", "run", str(path), "--out", str(tmp_path / "out")], 2, cwd=HERE)
+    assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
+    assert re.search(
+        r"hpcopt: rank 0 of 2 on \S+: no progress for 3 s \(run.stall_seconds\) in the wait for what "
+        r"rank 1 of 2 on \S+ computes beside the rounds;",
+        outcome.err,
+    ), outcome
+
+
 def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: Path) -> None:
     outcome = launch(config(tmp_path, "stall", stall=3.0), 2, cwd=HERE)
     assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome

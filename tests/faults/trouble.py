@@ -65,10 +65,10 @@ class TroubleProblem(ObjectiveProblem):
         super()._add_gradient(i, x, draw, *rest)
 
     def _hvp(self, i: int, x: Any, v: Any, draw: Any) -> Any:
-        if self.objective.what == "kill in a refresh" and self._is_time(i, draw):
+        if self.objective.what.endswith("in a refresh") and self._is_time(i, draw):
             self.products += 1
             if self.products == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL if "kill" in self.objective.what else signal.SIGSTOP)
         return super()._hvp(i, x, v, draw)
 
     def _is_time(self, i: int, draw: Any) -> bool:

@@ -100,6 +100,37 @@ class Counting(hpcopt.Method[CountingTable, CountingState]):
         self.mailbox.pause()
 
 
+PRODUCTS = []
+"""made with the Hessians below on this rank, but at the start"""
+
+
+class SlowHessian(hpcopt.Objective):
+    """A quadratic whose gradient takes its time, and whose Hessian does, but at the start."""
+
+    dim: int = 12
+    """parameters"""
+    seconds: float = 0.5
+    """of a product with all four workers' Hessians [s]"""
+    pause: float = 0.0
+    """of a worker's gradient [s]"""
+
+    def data(self, worker, seed):
+        return (torch.arange(1.0, self.dim + 1).numpy()[None],)
+
+    def loss(self, x, H):
+        return (H * (x - 1).square()).sum() / 2
+
+    def gradient(self, x, H):
+        time.sleep(self.pause)
+        return H.sum(0) * (x - 1)
+
+    def hvp(self, x, v, H):
+        if x.any():
+            PRODUCTS.append(1)
+            time.sleep(self.seconds / 4)
+        return (H * v).sum(0)
+
+
 def size(problem, model):
     """A metric: of every worker's model."""
     return model.abs().sum(-1)

@@ -110,10 +110,14 @@ def is_due(s, t, last, first):
 
 
 def oracle(problem, rounds, s, first=None):
-    """x after every round, and the eigenvalues of every refresh; vectors are whole."""
+    """x after every round, and the eigenvalues of every refresh; vectors are whole.
+
+    concurrent: pairs are those of the x of some rounds ago, and until there are any the base is alone.
+    """
     x, z, pi = np.zeros(D), np.zeros(D), np.zeros(D)
     V, lam, g1_momentum, m, v, found = None, None, np.zeros(D), np.zeros(D), np.zeros(D), []
     points, last, beyond, auto = [], None, None, Measured(problem, s) if s.alpha == "auto" else None
+    late, snapshot = s.variant == "concurrent", None
     mu = 0.0 if s.base == "sgd" else s.momentum
     warmup = s.warmup if first is None else first
 
@@ -129,16 +133,21 @@ def oracle(problem, rounds, s, first=None):
         return -eta * (m / (1 - s.beta1 ** (t + 1))) / (np.sqrt(v / (1 - s.beta2 ** (t + 1))) + s.eps)
 
     for t in range(rounds):
-        warm = t < warmup
-        if is_due(s, t, last, warmup):
-            every, Q = np.linalg.eigh(problem.hessian(x, Draw(len(found), rows=s.curvature_batch)))
+        if not late and is_due(s, t, last, warmup):
+            snapshot = t, x
+        if snapshot and t == snapshot[0] + late * s.handover_rounds:
+            (last, point), snapshot = snapshot, None
+            every, Q = np.linalg.eigh(problem.hessian(point, Draw(len(found), rows=s.curvature_batch)))
             chosen = [*range(s.smallest), *range(D - s.largest, D)]
-            lam, V, last = every[chosen], Q[:, chosen], t
+            lam, V = every[chosen], Q[:, chosen]
             beyond = np.abs(np.delete(every, chosen)).max()
             found.append(lam)
             g1_momentum = V @ (V.T @ g1_momentum)
             if s.base == "momentum":
                 m = m - V @ (V.T @ m)
+        if late and not snapshot and is_due(s, t, last, warmup):
+            snapshot = t, x
+        warm = V is None if late else t < warmup
         if auto:
             auto.measure(x, t, beyond)
         g = problem.gradient(x, Draw(t)) + pi

@@ -23,14 +23,17 @@ CASES = {
     "admm": {"variant": "admm", "lr": 0.05, "sigma": 0.2, "outer_every": 2},
     "admm damped": {"variant": "admm", "base": "adam", "lr": 0.2, "outer_every": 1, "outer_damping": 0.3},
     "admm reset": {"variant": "admm", "lr": 0.1, "outer_every": 1, "outer_reset": True},
+    "late": {"variant": "concurrent", "lr": 0.1, "alpha": 0.3, "warmup_lr": 0.02, "handover_rounds": 2},
+    "as late as can be": {"variant": "concurrent", "base": "adam", "lr": 0.05, "handover_rounds": 4},
+    "late, batches": {"variant": "concurrent", "lr": 0.05, "handover_rounds": 1, "curvature_batch": 8},
 }
-ROUNDS = 12
+ROUNDS = 16
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_trajectory_is_the_papers(name):
     method = settings(**CASES[name])
-    problem = Dense(batch_size=5 if name == "batches" else "full")
+    problem = Dense(batch_size=5 if "batches" in name else "full")
     points, spectra = oracle(problem, ROUNDS, method.settings)
     _, _, state = begun(method, problem.recipe)
     for point in points:
@@ -44,6 +47,42 @@ def test_the_trajectory_is_the_papers(name):
     if "reset" in str(CASES[name]):  # it makes a difference here
         other = settings(**CASES[name] | {"outer_reset": False})
         assert not np.allclose(oracle(problem, ROUNDS, other.settings)[0][-1], points[-1], rtol=1e-3)
+
+
+LATE = {"variant": "concurrent", "lr": 0.1, "handover_rounds": 3, "refresh_every": 5}
+
+
+def test_another_process_computes_the_snapshot_again():
+    """A state that is carried over between snapshot and hand-over goes on to the bit; the pairs are h old."""
+    recipe, (one, other) = Logit(workers=WORKERS), (settings(**LATE) for _ in range(2))
+    _, _, state = begun(one, recipe)
+    for _ in range(5):
+        one.step(state)
+        state.round += 1
+    assert int(state.asked) == 3
+    assert not int(state.refreshes)
+    _, _, copy = begun(other, recipe)
+    for name, (_, tensor) in copy.tensors().items():
+        tensor.copy_(state.tensors()[name][1])
+    copy.round = state.round
+    ages = []
+    for _ in range(9):
+        for method, each in ((one, state), (other, copy)):
+            method.step(each)
+            each.round += 1
+        assert torch.equal(state.x, copy.x)
+        ages.append(one.metrics(state)["spectrum_age"])
+    # rounds after the snapshots of rounds 3 and 8, which are in use from 6 and 11 on
+    np.testing.assert_array_equal(ages, [np.nan, 4, 5, 6, 7, 8, 4, 5, 6])
+
+
+def test_in_line_pairs_are_ready_in_the_next_round():
+    late, ready = (
+        hpcopt.simulate(settings(**LATE | {"handover_rounds": h}), Logit(workers=WORKERS), 12)["metrics"]
+        for h in (1, "ready")
+    )
+    for name in ("loss", "spectrum_age", "gradients"):
+        np.testing.assert_array_equal(late[name], ready[name])
 
 
 BASES = {
@@ -152,6 +191,10 @@ class Detached(Logit):
             ['variant = "admm"', "refresh_every and alpha are numbers"],
         ),
         ({"refresh_every": "never"}, Logit, ["refresh_every = 'never'", "auto"]),
+        ({"variant": "concurrent", "handover_rounds": 5}, Logit, ["handover_rounds = 5", "at most 4"]),
+        ({"variant": "concurrent", "handover_rounds": 0}, Logit, ["handover_rounds = 0", "ready"]),
+        ({"variant": "concurrent", "handover_rounds": 2, "alpha": "auto"}, Logit, ["are numbers"]),
+        ({"variant": "concurrent", "handover_rounds": 2, "largest": 0}, Logit, ["largest + smallest = 0"]),
         ({"base": "lbfgs"}, Logit, ["base = 'lbfgs'"]),
         ({}, Detached, ["no Hessian-vector products", "`hvp`"]),
     ],
@@ -163,6 +206,13 @@ def test_what_is_refused(keys, recipe, words):
         assert word in str(error.value)
     if recipe is Detached:
         hpcopt.simulate(hpcopt.DHO2(largest=0), recipe(workers=WORKERS), 1)
+
+
+def test_ranks_for_curvature_need_something_to_compute():
+    tables = {"run": {"method": "dho2", "curvature_ranks": 1}, "problem": {"kind": "quadratic"}}
+    with pytest.raises(UserError, match=r'curvature_ranks = 1.*variant = "concurrent"'):
+        from_tables(tables, "c")
+    from_tables(tables | {"method": {"variant": "concurrent"}}, "c")
 
 
 def test_a_config_says_what_is_wrong():

@@ -58,6 +58,8 @@ METHODS = (
     hpcopt.RegTopK(lr=0.2, density=0.1),
     hpcopt.PowerSGD(lr=0.5),
     hpcopt.DHO2(lr=0.5, largest=4, smallest=1, warmup=5, refresh_every=15),
+    # resumed while pairs are computed; where there are two ranks, by one of its own
+    hpcopt.DHO2(variant="concurrent", lr=0.5, largest=4, warmup=5, refresh_every=12, handover_rounds=8),
 )
 FOR_MARGINS = (
     hpcopt.FADL(),
@@ -261,7 +263,8 @@ def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -
     for number, (method, recipe, rounds) in enumerate(cases):
         kind = "" if recipe is quadratic else (", sparse" if recipe.data.sparse else ", dense")
         adaptive = " adaptive" if getattr(method.settings, "approximation", "") == "adaptive" else ""
-        name = f"{type(method).__name__}{adaptive}{kind}"
+        beside = " concurrent" if method.settings.beside else ""
+        name = f"{type(method).__name__}{adaptive}{beside}{kind}"
         want, base = _run(method, recipe, MPI.COMM_SELF, "cpu", folder / f"cpu{number}-{comm.rank}", rounds)
         got, seconds = _run(method, recipe, ranks, staging.device.type, own / f"whole{number}", rounds)
         out = own / f"resumed{number}"
@@ -338,6 +341,7 @@ def _run(
             evaluate_every=1,
             seed=3,
             device=device,
+            curvature_ranks=int(comm.size > 1 and method.settings.beside),
         )
     return _state(out), time.perf_counter() - start
 

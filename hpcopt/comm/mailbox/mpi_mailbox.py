@@ -30,7 +30,8 @@ class MPIMailbox:
     One thread makes all MPI calls between opening, `pause` and freeing; it begins with the first `put`,
     `collect` or `agree` and ends in `pause`, whose vectors the next `collect` takes without beginning it.
     Whoever computes is ahead of it by what is put between two calls of `collect`, at most.
-    Without MPI_THREAD_MULTIPLE there is none: what is under way then moves within these calls and `pause`.
+    Where it is not ``threaded``, or without MPI_THREAD_MULTIPLE, there is none: what is under way then moves
+    within these calls and `pause`.
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -39,6 +40,7 @@ class MPIMailbox:
         like, links, depth, transport, full: see `hpcopt.comm.ports.Ports.mailbox`.
         wish: see `hpcopt.comm.ports.Ports`; called by the thread.
         remembered: the transport that an earlier job of the run chose; empty: there was none.
+        threaded: whether it has a thread, where MPI allows that.
 
     Raises:
         RuntimeError: vectors do not arrive as they were put; on every rank.
@@ -56,6 +58,7 @@ class MPIMailbox:
         full: Full = "add",
         wish: Callable[[], int] = lambda: 0,
         remembered: str = "",
+        threaded: bool = True,
     ) -> None:
         assert depth > 0
         assert isinstance(comm, MPI.Intracomm)
@@ -65,7 +68,7 @@ class MPIMailbox:
         self._wake, self._pausing, self._rests = threading.Event(), False, False
         self._puts = self._carried = self._old = 0
         self._turned = threading.Event()
-        self._multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        self._multiple = threaded and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
         own = Staging(staging.device, aware=False)  # pinned memory of its own
         lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)

@@ -40,6 +40,11 @@ class UncheckedTable(Table):
 
     model_config = ConfigDict(extra="allow")
 
+    @property
+    def beside(self) -> bool:
+        """See `Table`: nobody knows yet."""
+        return True
+
 
 def method_table(name: str) -> type[Table]:
     """The class of a method's settings: of a built-in one's name, or of "package.module:Class".

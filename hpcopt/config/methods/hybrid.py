@@ -14,8 +14,9 @@ class DHO2Table(LearningRate):
 
     fixed = frozenset({"variant", "largest", "smallest", "base"})
     horizons = ("lr_horizon", "planned_rounds")
-    variant: Literal["fosi", "admm"] = "fosi"
-    """fosi: the plain step; admm: with DHO2's outer steps, of weight sigma"""
+    variant: Literal["fosi", "admm", "concurrent"] = "fosi"
+    """fosi: the plain step; admm: with DHO2's outer steps, of weight sigma; concurrent: the plain step, which
+    goes on while eigenpairs are computed at a snapshot, by ranks of their own if run.curvature_ranks > 0"""
     largest: Annotated[int, Field(ge=0)] = 10
     """k: eigenpairs of the Hessian with the largest eigenvalues"""
     smallest: Annotated[int, Field(ge=0)] = 0
@@ -28,6 +29,9 @@ class DHO2Table(LearningRate):
     sixteenth, and so on, as often as a twentieth of these rounds' gradients pays for"""
     planned_rounds: Count | None = None
     """refresh_every = "auto": the rounds of which a twentieth may be spent; run.rounds if not given"""
+    handover_rounds: Count | Literal["ready"] = 100
+    """concurrent: h, rounds from a snapshot until its pairs are in use, at most refresh_every; ready: as soon
+    as all ranks have them, which depends on the machine's pace"""
     curvature_batch: Count | None = None
     """rows of each worker from which they are computed; the problem's batch size if not given, or, with
     refresh_every = "auto", a quarter of it, and of all workers two rows at least for each pair"""
@@ -80,6 +84,30 @@ class DHO2Table(LearningRate):
                 "knows nothing of outer steps"
             )
         return self
+
+    @model_validator(mode="after")
+    def _snapshots_have_a_period(self) -> DHO2Table:
+        if self.variant != "concurrent":
+            return self
+        if "auto" in (self.refresh_every, self.alpha):
+            raise ValueError(
+                'variant = "concurrent": refresh_every and alpha are numbers; "auto" is for variant = '
+                '"fosi", whose pairs are in use where they are due'
+            )
+        h, every = self.handover_rounds, self.refresh_every
+        if isinstance(h, int) and isinstance(every, int) and h > every:
+            raise ValueError(
+                f"handover_rounds = {h}, but refresh_every = {every}: pairs are in use before the next "
+                f"snapshot is taken, so at most {every}"
+            )
+        if not self.pairs:
+            raise ValueError('variant = "concurrent": largest + smallest = 0, but there have to be pairs')
+        return self
+
+    @property
+    def beside(self) -> bool:
+        """See `Table`."""
+        return self.variant == "concurrent"
 
     @property
     def products(self) -> int:

@@ -6,6 +6,8 @@ V       V             (d here, q)  eigenvectors, a column each and columns one a
         eigenvalue    (r, q)       λ of the last refreshes, the last one at their end
         residual      (r, q)       ‖H v − λ v‖ of each
         beyond        (1,)         the largest |θ| of the other Ritz values of the last refresh
+        snapshot      (d here,)    x, of which pairs are computed beside the rounds (else empty)
+        asked         (1,)         the round in which it was taken; -1: none is under way (likewise)
 
 H is that of Σ ω_n f_n on a mini-batch of its own, fixed during a refresh: number i has draw i. A product with
 it is the workers' products, a reduce-scatter and an allgather. No rank ever has a whole eigenvector.
@@ -14,6 +16,7 @@ it is the workers' products, a reduce-scatter and an allgather. No rank ever has
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +52,8 @@ class CurvatureState(State):
     beyond: Tensor = replicated()
     refreshes: Tensor = replicated()
     refreshed: Tensor = replicated()
+    snapshot: Tensor = sliced()
+    asked: Tensor = replicated()
 
 
 class Curvature:
@@ -84,6 +89,7 @@ class Curvature:
         """
         history = torch.zeros(KEPT, self._settings.pairs, dtype=torch.float64)
         never = torch.zeros(1, dtype=torch.int64)
+        taken = int(self._settings.beside)
         return {
             "V": x.new_zeros(self._settings.pairs, len(x)).T,
             "eigenvalue": history,
@@ -91,28 +97,42 @@ class Curvature:
             "beyond": history.new_zeros(1),
             "refreshes": never,
             "refreshed": never.clone(),
+            "snapshot": torch.zeros_like(x[: taken * len(x)]),
+            "asked": never[:taken] - 1,
         }
 
-    def refresh(self, state: CurvatureState, x: Tensor) -> None:
-        """V, λ ← those at x, (d,), whole; begins with the last V. Collective."""
-        found = self.pairs(state, x)
+    def keep(self, state: CurvatureState, found: Eigenpairs, round: int) -> None:
+        """V, λ ← those that were found at the x of a round."""
         state.V.copy_(found.vectors)
         for history, new in ((state.eigenvalue, found.values), (state.residual, found.residuals)):
             history.copy_(torch.cat([history[1:], new[None].to(history)]))
         state.beyond.fill_(found.beyond)
         state.refreshes += 1
-        state.refreshed.fill_(state.round)
+        state.refreshed.fill_(round)
 
-    def pairs(self, state: CurvatureState, x: Tensor) -> Eigenpairs:
-        """The pairs of the next refresh, at x; the state stays as it is. Collective."""
+    def pairs(
+        self, x: Tensor, last: Tensor, number: int, going: Callable[[], None] = lambda: None
+    ) -> Eigenpairs:
+        """The pairs of a refresh. Collective.
+
+        Args:
+            x: (d,).
+            last: this rank's slice of the sum of the last eigenvectors.
+            number: of refreshes before; if 0, there are none of these.
+            going: called before each product.
+        """
         settings, problem, reduce = self._settings, self._problem, self._reduce
-        number, d, own = int(state.refreshes), problem.dim, reduce.own(problem.dim)
-        draw = Draw(number, rows=self._rows)
-        seed = problem.share.seed
+        d, own, seed = problem.dim, reduce.own(problem.dim), problem.share.seed
+        times_hessian = hessian_products(problem, reduce, self._part, x, Draw(number, rows=self._rows))
+
+        def product(v: Tensor) -> Tensor:
+            going()
+            return times_hessian(v)
+
         # a Krylov space that begins with the sum of the last eigenvectors has most of them
-        start = state.V.sum(1) if number else random_start(own, seed, x.dtype, x.device)
+        start = last if number else random_start(own, seed, x.dtype, x.device)
         return lanczos(
-            hessian_products(problem, reduce, self._part, x, draw),
+            product,
             reduce.slices,
             start[:, None],
             d,
