@@ -114,8 +114,10 @@ def test_a_free_run_again_on_other_numbers_of_ranks(comm, mpi_tmp_path):
         comm.Barrier()
 
 
-@pytest.mark.parametrize("topology", ["ring", "one_peer_exponential"])
-@pytest.mark.parametrize(("dtype", "ranks"), [("float32", (4, 1, 3)), ("float64", (2, 4))])
+@pytest.mark.parametrize(
+    ("dtype", "ranks", "topology"),
+    [("float32", (4, 1, 3), "one_peer_exponential"), ("float64", (2, 4), "ring")],
+)
 def test_neighbours_again_on_other_numbers_of_ranks(comm, mpi_tmp_path, topology, dtype, ranks):
     """And on none: in a loop that knows nothing but the file."""
     first, *others = ranks
