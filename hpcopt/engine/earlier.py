@@ -53,6 +53,12 @@ class Earlier:
                 f"{path}: holds other parameters than the problem has now, or in another order (private ones "
                 "are last): the model or problem.private has changed; start another run"
             )
+        mine = built.problem.data_digest
+        if meta.get("data", mine) != mine:  # older checkpoints do not say
+            raise UserError(
+                f"{path}: was written with other data ({meta['data']}) than the problem now has ({mine}): "
+                "was its file made anew? Start another run"
+            )
         tensors = tensors_of(built)
         check_fits(self._directory.comm, path, meta, tensors)
         restore(self._directory.comm, path, tensors)

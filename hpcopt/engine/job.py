@@ -172,6 +172,7 @@ class Job:
             "chosen": built.ports.chosen,
             "model": built.method.model_field,
             "layout": asdict(built.problem.layout),
+            "data": built.problem.data_digest,
         }
         path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))

@@ -132,11 +132,13 @@ class Problem(ABC):
             checkpoint, and averaged over workers before one model for all is evaluated.
         optimum: the known minimiser x*, (d,), or None.
         optimal_value: f(x*), or None.
+        data_digest: what the rows are known by, the same where a run goes on; empty where nothing tells.
         newcomers: workers that do not train, by whom the run's one model is evaluated too, or None.
     """
 
     optimum: Tensor | None = None
     optimal_value: float | None = None
+    data_digest: str = ""
     newcomers: Newcomers | None = None
     samples: int = 0
     scale: float = 1.0
