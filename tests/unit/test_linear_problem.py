@@ -11,6 +11,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.errors import UserError
 from hpcopt.math.losses import LogisticLoss, SquaredHingeLoss, SquaredLoss
 from hpcopt.problems.base import Share
+from hpcopt.problems.data.importer import import_npz
 
 from .linear_cases import KINDS, UNEVEN, bound, gradient, objective, recipe, rows
 
@@ -279,3 +280,25 @@ def test_features_of_any_scale(scale):
             losses = found["metrics/loss"].values
             averaged = isinstance(method, hpcopt.Averaging) and scale < 1e60
             assert losses[-1] < losses[0] or np.isnan(losses[-1]) or averaged
+
+
+def test_a_file_that_was_made_anew_is_noticed(tmp_path):
+    """A run goes on with the same rows, also of another file, and not with others of the same size."""
+
+    def made(labels):
+        (tmp_path / "a.h5").unlink(missing_ok=True)
+        np.savez(tmp_path / "a.npz", x=rows()[0], y=labels)
+        import_npz(tmp_path / "a.npz", tmp_path / "a.h5")
+        return hpcopt.Logistic(str(tmp_path / "a.h5"), workers=2, positive=1)
+
+    labels = (rows()[1] > 0).astype(int)
+    for again, fits in ((labels, True), (labels[::-1], False)):
+        out = tmp_path / str(fits)
+        hpcopt.run(hpcopt.FADL(), made(labels), out=out, rounds=2)
+        other = made(again)
+        if fits:
+            hpcopt.resume(out, problem=other, overrides=("run.rounds=4",))
+            assert hpcopt.load(out).attrs["last_round"] == 4
+        else:
+            with pytest.raises(UserError, match="the targets"):
+                hpcopt.resume(out, problem=other, overrides=("run.rounds=4",))
