@@ -56,9 +56,9 @@ class Earlier:
                 f"{path}: holds other parameters than the problem has now, or in another order (private ones "
                 "are last): the model or problem.private has changed; start another run"
             )
-        check_unchanged(path, meta.get("made_of", {}), built.problem.made_of)
         tensors = tensors_of(built)
         check_fits(self._directory.comm, path, meta, tensors)
+        check_unchanged(path, meta.get("made_of", {}), built.problem.made_of)
         restore(self._directory.comm, path, tensors)
         built.state.round = meta["round"]
         self._reporter.say(f"{path}: going on from round {built.state.round}")

@@ -190,3 +190,10 @@ def test_a_slow_log_takes_no_time_of_anybodys_clock(comm, mpi_tmp_path, monkeypa
     hpcopt.run(PLAIN, problem, comm=comm, out=mpi_tmp_path / "run", **keys)
     if comm.rank == 0:
         assert hpcopt.load(mpi_tmp_path / "run")["metrics/seconds"].values[-1] < 0.1
+
+
+def test_an_h5py_that_cannot_write_together_is_told_before_round_0(comm, mpi_tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcopt.storage.checkpoint.parallel_hdf5", lambda: False)
+    with pytest.raises(hpcopt.UserError, match="built with parallel HDF5"):
+        hpcopt.run(PLAIN, network(), comm=comm, out=mpi_tmp_path / "run", rounds=2)
+    assert not (mpi_tmp_path / "run").exists()
