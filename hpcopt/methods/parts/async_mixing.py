@@ -98,7 +98,7 @@ class AsyncMixing(Clock):
         """See `Clock`: all models that were put are averaged."""
         self._mailbox.pause()
         self.apply(state)
-        # which nobody has told anybody yet
+        # all of them are taken, though nobody has been told yet
         self._taken = dict(self._puts)
         state.counts += self._free.staleness.take(self._reduce)
 

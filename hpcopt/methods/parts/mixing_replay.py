@@ -15,7 +15,7 @@ from hpcopt.methods.base import StepInfo
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
 from hpcopt.methods.parts.free import BINS
 from hpcopt.methods.parts.late_rates import LateRates
-from hpcopt.methods.parts.mixing_walk import MixingWalk, Turn
+from hpcopt.methods.parts.mixing_walk import MixingWalk, Wave
 from hpcopt.methods.parts.plan import Plan
 from hpcopt.methods.parts.staleness import count_late
 from hpcopt.problems.base import Problem
@@ -37,7 +37,7 @@ class MixingReplay(Clock):
         self._flat = Flat(problem)
         (waiting,) = plan.sizes
         self.sizes = Sizes(0, waiting, BINS)
-        self._turn = Turn()
+        self._wave = Wave()
         self._models: dict[tuple[int, int], Tensor] = {}
 
     def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
@@ -47,10 +47,10 @@ class MixingReplay(Clock):
             walk, fresh = self._plan.at(state.round)
             if fresh:
                 self._models = {one: waiting[k].clone() for k, one in enumerate(sorted(walk.kept))}
-            for self._turn in walk.waves(state.round):
-                here = [one for one in self._turn.steps if one.worker in self._share.workers]
+            for self._wave in walk.waves(state.round):
+                here = [one for one in self._wave.steps if one.worker in self._share.workers]
                 yield [Due(one.worker - start, state.X[one.worker - start], one.number, one) for one in here]
-                for spent in self._turn.spent:
+                for spent in self._wave.spent:
                     del self._models[spent]
             for k, one in enumerate(sorted(walk.kept)):
                 waiting[k] = self._models[one]
@@ -66,14 +66,14 @@ class MixingReplay(Clock):
 
         Models that anybody averages reach all ranks.
         """
-        N, d, turn, here = self._share.total, state.X.shape[1], self._turn, self._share.workers
-        if turn.taken:
+        N, d, wave, here = self._share.total, state.X.shape[1], self._wave, self._share.workers
+        if wave.taken:
             every = self._reduce.allgather(state.X.flatten(), N * d, by_worker=True).reshape(N, d)
-            self._models |= {(n, number): every[n].clone() for n, number in turn.taken}
-        for one in turn.averaged:
+            self._models |= {(n, number): every[n].clone() for n, number in wave.taken}
+        for one in wave.averaged:
             if one.worker in here:
                 model = self._models[one.neighbour, one.step]
                 state.X[one.worker - here.start].lerp_(model, one.weight)
-        for step in turn.steps:
+        for step in wave.steps:
             for late in step.late:
                 count_late(state.counts, step.worker, late)

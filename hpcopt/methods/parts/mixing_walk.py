@@ -54,7 +54,7 @@ class Averaged(NamedTuple):
 
 
 @dataclass
-class Turn:
+class Wave:
     """Steps that can be made at once, the models that somebody takes, and what can be averaged then.
 
     Attributes:
@@ -97,17 +97,17 @@ class MixingWalk:
         self.changes = np.unique(np.concatenate([made[:, 1] for made in stretch.gradients]))
         self.kept: set[tuple[int, int]] = set()
 
-    def waves(self, round: int) -> Iterator[Turn]:
+    def waves(self, round: int) -> Iterator[Wave]:
         """See `hpcopt.methods.parts.plan.Way`."""
         while True:
-            turn = Turn()
+            wave = Wave()
             for n in range(len(self._made)):
-                self._step(n, round, turn)
+                self._step(n, round, wave)
             for n in range(len(self._made)):
-                self._average(n, turn)
-            if not (turn.steps or turn.averaged):
+                self._average(n, wave)
+            if not (wave.steps or wave.averaged):
                 break
-            yield turn
+            yield wave
         if round == self._stretch.rounds.stop - 1:
             for n, mine in enumerate(self._averaged):
                 if self._done[n] < len(mine):
@@ -126,29 +126,29 @@ class MixingWalk:
         made, neighbour, step = self._averaged[n][self._done[n]]
         return (neighbour, step) if made == self._made[n] else None
 
-    def _step(self, n: int, round: int, turn: Turn) -> None:
+    def _step(self, n: int, round: int, wave: Wave) -> None:
         mine, number = self._stretch.gradients[n], self._made[n]
         at = number - int(self._stretch.drawn[n])
         if at == len(mine) or mine[at, 1] > round or self._due(n) is not None:
             return
         self._made[n] += 1
         there = self._receivers[number % len(self._receivers)][n]
-        turn.steps.append(Step(n, number, int(mine[at, 1]), tuple(mine[at, 2 : 2 + there].tolist())))
+        wave.steps.append(Step(n, number, int(mine[at, 1]), tuple(mine[at, 2 : 2 + there].tolist())))
         if self._readers[n, number]:
-            turn.taken.append((n, number))
+            wave.taken.append((n, number))
             self.kept.add((n, number))
 
-    def _average(self, n: int, turn: Turn) -> None:
+    def _average(self, n: int, wave: Wave) -> None:
         """As many of a worker's as there are models."""
         while (model := self._due(n)) in self.kept:
             assert model is not None
             m, step = model
-            turn.averaged.append(Averaged(n, m, step, self._weights[step % len(self._weights)][m, n]))
+            wave.averaged.append(Averaged(n, m, step, self._weights[step % len(self._weights)][m, n]))
             self._done[n] += 1
             self._readers[model] -= 1
             if not self._readers[model]:
                 self.kept.remove(model)
-                turn.spent.append(model)
+                wave.spent.append(model)
 
 
 def _checked(stretch: Stretch, weights: Weights, graph: str) -> Rows:
