@@ -62,7 +62,7 @@ def search(
         first: the first trial.
         armijo, wolfe: of the conditions.
         most: trials; after that the lowest of them is taken.
-        patient: more of them, as long as none is lower although by its slope φ has to fall by more than
+        patient: more of them, as long as all were too far although by its slope φ has to fall by more than
             rounding at the next: of lines whose trials cost little.
         slack: rise of φ that is taken for rounding, where slopes alone then tell that φ falls; with 0 the
             value found is never above the one given.
@@ -73,7 +73,7 @@ def search(
     low, high, best = start, None, start
     width, shrunk = math.inf, True
     t, trial, rounding = first, 0, max(slack, math.ulp(value))
-    while slope < 0 and (trial < most or (patient and best is start and -slope * t > rounding)):
+    while slope < 0 and (trial < most or (patient and best is low is start and -slope * t > rounding)):
         trial += 1
         point = _Point(t, *along(t))
         finite = math.isfinite(point.value) and math.isfinite(point.slope)

@@ -80,6 +80,10 @@ def test_patience_where_the_minimum_is_far_before_the_first_trial(a):
     assert (search(along, *along(0.0)).t > 0) == (a < 1e30)
     still = search(lambda t: (1.0 + t, 1.0), 1.0, -1e-20, patient=True)
     assert (still.t, still.trials) == (0, 30)
+    flat = search(lambda t: (1.0, -1.0), 1.0, -1.0, slack=1e-9, patient=True)  # whatever the slopes say
+    assert (flat.t, flat.trials) == (0, 30)
+    never = search(lambda t: (math.inf, math.inf), 1.0, -1.0, patient=True)
+    assert (never.t, never.trials) == (0, 52)  # until t is a rounding of 1
 
 
 @pytest.mark.parametrize("start", [(math.inf, -1.0), (1.0, -math.inf), (1.0, math.nan)])
