@@ -70,8 +70,8 @@ def spectrum(
             of the workers', where each has its own); at the problem's start if None.
         out: a directory to write run.h5 to; must not hold a run.
         settings: ``tolerance``, ``iterations``, ``probes``, ``nodes``, ``batch`` (see
-            `hpcopt.config.spectrum.SpectrumTable`); of the [run] table ``seed``, ``dtype``, ``device``,
-            ``deterministic`` and ``reduction``.
+            `hpcopt.config.spectrum.SpectrumTable`); of the [run] table ``seed``, ``dtype`` (float64 if not
+            given, whatever the problem), ``device``, ``deterministic`` and ``reduction``.
 
     Returns:
         What `hpcopt.load` gives of the file, on every rank: ``spectrum/eigenvalue`` and ``spectrum/residual``
@@ -88,6 +88,7 @@ def spectrum(
         allowed = sorted({*SETTINGS, *SpectrumTable.model_fields})
         raise UserError(f"hpcopt.spectrum: {', '.join(unknown)}: unknown; allowed: {', '.join(allowed)}")
     wanted = check_table(SpectrumTable, given | {"largest": largest, "smallest": smallest}, "hpcopt.spectrum")
+    settings = {"dtype": "float64"} | settings
     config = config_in_python("hpcopt.spectrum", AllreduceSGD(), problem, (), settings)
     return measure(comm or MPI.COMM_SELF, config, problem, wanted, _path(run), _path(out))
 

@@ -73,7 +73,7 @@ def test_of_a_network_at_its_start(batch):
 def test_of_a_trained_run_and_what_is_written(tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     recipe, keys = network(4), {"largest": 4, "smallest": 1, "probes": 2, "nodes": 6, "iterations": 53}
-    hpcopt.run(hpcopt.DPSGD(lr=0.3), recipe, out=run, rounds=4)
+    hpcopt.run(hpcopt.DPSGD(lr=0.3), recipe, out=run, rounds=4, dtype="float64")
     tree = hpcopt.spectrum(recipe, run=run, out=out, **keys)
     hpcopt.export(run, tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as arrays:
