@@ -70,7 +70,7 @@ class MPIMailbox:
         lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)
         self.transport, self._wire, self._post = choose(self._comm, lanes, own, transport, remembered)
         self._sums = Sums(self._comm)
-        # puts: made, carried, made before the last `collect`; whether the thread had a turn since it was asked
+        # puts: made, carried, made before the last `collect`; the thread had a turn
         self._puts = self._carried = self._old = 0
         self._turned = threading.Event()
         self.counter: Counter = self._post.counter
