@@ -88,7 +88,8 @@ def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
     nodes, tasks = order.resources["nodes"], order.resources["ntasks_per_node"]
     ranks = nodes * tasks
     told = f"--nodes {nodes} times --ntasks-per-node {tasks} makes {ranks} ranks"
-    if misfit := config.run.misfit(ranks, told):
+    # what is no number of nodes is told with the other resources
+    if min(nodes, tasks) > 0 and (misfit := config.run.misfit(ranks, told)):
         raise UserError(f"{order.config}: [run] {misfit}")
     return config
 

@@ -110,7 +110,9 @@ def test_a_dead_process_of_this_machine_is_followed_at_once(tmp_path, owner, mon
 def test_another_process_with_the_same_number_is_not_the_owner(tmp_path, owner, monkeypatch):
     strange(tmp_path, started="1")
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
-    Lease(tmp_path, BEAT).take()
+    lease = Lease(tmp_path, BEAT)
+    lease.take()
+    lease.release()
 
 
 def test_an_earlier_start_of_the_same_slurm_job_is_followed_at_once(tmp_path, owner, monkeypatch):
@@ -118,7 +120,9 @@ def test_an_earlier_start_of_the_same_slurm_job_is_followed_at_once(tmp_path, ow
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
-    Lease(tmp_path, BEAT).take()
+    lease = Lease(tmp_path, BEAT)
+    lease.take()
+    lease.release()
 
 
 def test_a_heartbeat_that_stands_still_is_waited_for(tmp_path, owner):
@@ -153,6 +157,7 @@ def test_who_has_lost_it_says_so(tmp_path):
     assert not second.lost
     first.release()
     second.check()
+    second.release()
 
 
 @pytest.mark.parametrize("left", ["nothing", "an owner", "an heir, too"])
@@ -169,6 +174,8 @@ def test_of_several_at_once_one_gets_it(tmp_path, left):
     assert answers.count("owner\n") == 1, answers
     for process in processes:
         process.communicate("")
+    if left != "nothing":
+        dead.release()
     assert not list(tmp_path.iterdir())
 
 

@@ -29,9 +29,10 @@ class MPIMailbox:
 
     One thread makes all MPI calls between opening, `pause` and freeing; it begins with the first `put`,
     `collect` or `agree` and ends in `pause`, whose vectors the next `collect` takes without beginning it.
-    Whoever computes is ahead of it by what is put between two calls of `collect`, at most.
     Where it is not ``threaded``, or without MPI_THREAD_MULTIPLE, there is none: what is under way then moves
     within these calls and `pause`.
+
+    Whoever computes is ahead of the thread by what is put between two calls of `collect`, at most.
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -66,14 +67,15 @@ class MPIMailbox:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._wake, self._pausing, self._rests = threading.Event(), False, False
-        self._puts = self._carried = self._old = 0
-        self._turned = threading.Event()
         self._multiple = threaded and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
         own = Staging(staging.device, aware=False)  # pinned memory of its own
         lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)
         self.transport, self._wire, self._post = choose(self._comm, lanes, own, transport, remembered)
         self._sums = Sums(self._comm)
+        # puts: made, carried, made before the last `collect`; the thread had a turn
+        self._puts = self._carried = self._old = 0
+        self._turned = threading.Event()
         self.counter: Counter = self._post.counter
 
     @property
