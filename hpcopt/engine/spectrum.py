@@ -15,6 +15,7 @@ from hpcopt.config.problems import IN_PYTHON
 from hpcopt.config.spectrum import SpectrumTable
 from hpcopt.control.agree import agreed, in_agreement
 from hpcopt.control.crew import Crew
+from hpcopt.control.world import ranks_for
 from hpcopt.engine.build import attributes, set_threads
 from hpcopt.engine.job import build
 from hpcopt.engine.names import config_in_python, settled
@@ -64,7 +65,7 @@ def spectrum(
 
     Args:
         problem: for example ``hpcopt.Network(...)``.
-        comm: the ranks; this process alone if None.
+        comm: the ranks; all that the launcher started if None.
         largest, smallest: how many eigenvalues at each end.
         run: the directory of a run of this problem, for the Hessian at its last checkpoint's model (the mean
             of the workers', where each has its own); at the problem's start if None.
@@ -89,8 +90,9 @@ def spectrum(
         raise UserError(f"hpcopt.spectrum: {', '.join(unknown)}: unknown; allowed: {', '.join(allowed)}")
     wanted = check_table(SpectrumTable, given | {"largest": largest, "smallest": smallest}, "hpcopt.spectrum")
     settings = {"dtype": "float64"} | settings
+    comm = ranks_for(comm)
     config = config_in_python("hpcopt.spectrum", AllreduceSGD(), problem, (), settings)
-    return measure(comm or MPI.COMM_SELF, config, problem, wanted, _path(run), _path(out))
+    return measure(comm, config, problem, wanted, _path(run), _path(out))
 
 
 def of_config(
@@ -130,6 +132,7 @@ def measure(
     with ExitStack() as opened:
         directory = RunDirectory(comm, out, config) if out is not None else None
         if directory is not None:
+            opened.callback(directory.release)
             directory.claim()
             in_agreement(opened, directory.close)
         set_threads(config.run)
