@@ -33,10 +33,11 @@ def sides(comm):
 
 
 def test_the_same_run_whoever_computes(comm, mpi_tmp_path):
-    one = curves(comm, 1, mpi_tmp_path / "one", LATE, rounds=ROUNDS)
+    keys = {"rounds": ROUNDS, "evaluate_every": 4}
+    one = curves(comm, 1, mpi_tmp_path / "one", LATE, **keys)
     assert one["eigenvalue"].shape == (3, 5)
     for C in sides(comm):
-        other = curves(comm, comm.size, mpi_tmp_path / f"{C}", LATE, rounds=ROUNDS, curvature_ranks=C)
+        other = curves(comm, comm.size, mpi_tmp_path / f"{C}", LATE, curvature_ranks=C, **keys)
         for name in ("gradients", "spectrum_age", "passes"):
             np.testing.assert_array_equal(other[name], one[name], err_msg=f"{name}, C = {C}")
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-9)
@@ -46,7 +47,7 @@ def test_the_same_run_whoever_computes(comm, mpi_tmp_path):
 def test_resumed_while_pairs_are_computed(comm, mpi_tmp_path):
     """After round 8, between a snapshot and its use; on as many ranks, then on fewer that compute in line."""
     all, C = comm.size, sides(comm)[-1]
-    keys = {"deterministic": True, "keep_checkpoints": 1}
+    keys = {"deterministic": True, "keep_checkpoints": 1, "evaluate_every": 4}
     want = curves(comm, all, mpi_tmp_path / "whole", LATE, rounds=ROUNDS, curvature_ranks=C, **keys)
     for after, beside in ((all, C), (all - 1, 0)):
         out = mpi_tmp_path / f"{after}"
@@ -73,7 +74,7 @@ def test_taken_when_they_are_ready(comm, mpi_tmp_path):
 
 
 def test_nobody_waits_for_what_is_not_due(comm, mpi_tmp_path):
-    """Neither records nor checkpoints nor the end, while pairs are computed (12 products of 2 s)."""
+    """Neither records nor checkpoints nor the end, while pairs are computed: in 12 products of 2 s."""
     problem = {"kind": "tests.parallel.factories:SlowHessian", "seconds": 2.0}
     keys = {"problem": problem, "rounds": 6, "checkpoint_every": 2, "curvature_ranks": 1, "workers": 4}
     before = len(PRODUCTS)

@@ -230,9 +230,7 @@ class AllreduceSGD(hpcopt.AllreduceSGD):
 def test_groups_are_folded_or_cut_and_go_on(tmp_path):
     method = AllreduceSGD(lr=0.01)
     tree = hpcopt.simulate(method, problem(), 6, **KEYS)
-    assert (
-        method.paused == 3
-    )  # rounds 0, 3 and 6; a checkpoint there needs no more
+    assert method.paused == 3  # rounds 0, 3 and 6; a checkpoint there needs no more
     hpcopt.run(method, problem(), out=tmp_path / "run", rounds=4, **KEYS)
     assert hpcopt.load(tmp_path / "run")["staleness/count"].values.tolist() == [1, 2, 3, 4]
     known = hpcopt.engine.names.METHODS | {"allreduce_sgd": f"{__name__}:AllreduceSGD"}
