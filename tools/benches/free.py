@@ -7,7 +7,7 @@ worker's gradients and of the others', what the others do while one rank is stop
 seconds of the optimisation clock to one training loss, each method at the best rate of one grid on a seed of
 its own.
 
-    mpirun -n 4 python -m mpi4py tools/benches/free.py [quick]
+    mpirun -n 4 python -m mpi4py tools/benches/free.py [pace|lateness|stopped|race …]
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from mpi4py import MPI
 
 import hpcopt
 from hpcopt.config.problems import NetworkTable
+from hpcopt.errors import NotFinite
 from hpcopt.problems.base import Draw, Part, Problem, Recipe, Share
 
 PAUSES, JITTER = (0.02, 0.02, 0.02, 0.08), 0.1
 BATCH, WINDOW = 16, 64
+REPEATS = 5
 RATES, TUNING_SEED, SEEDS = (0.02, 0.05, 0.1, 0.2), 100, (1, 2, 3)
 TARGET = 0.5
 """training loss"""
@@ -101,10 +103,10 @@ def run(name: str, lr: float, seed: int, folder: Path, gradients: int, **setting
     return on_the_first(MPI.COMM_WORLD, lambda: hpcopt.load(folder).load()), recipe
 
 
-def pace(folder: Path, repeats: int) -> None:
+def pace(folder: Path) -> None:
     """Gradients a second, the methods in turn, and who is late. Collective."""
     paces: dict[str, list[float]] = {name: [] for name in METHODS}
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         for name in METHODS:
             count = 384 if name == "synchronous" else 1152
             tree, _ = run(name, 0.02, 0, folder, count, evaluate_every=count)
@@ -127,19 +129,22 @@ def lateness(folder: Path) -> None:
         say(f"{name:17} staleness: {whole}; mean of each worker's {' '.join(f'{m:.1f}' for m in mean)}")
 
 
-def race(folder: Path, rates: tuple[float, ...], seeds: tuple[int, ...]) -> None:
+def race(folder: Path) -> None:
     """Seconds to a training loss, each at its best rate. Collective."""
 
     def seconds(name: str, lr: float, seed: int) -> float:
-        tree, _ = run(name, lr, seed, folder, GRADIENTS, target_loss=TARGET)
+        try:
+            tree, _ = run(name, lr, seed, folder, GRADIENTS, target_loss=TARGET)
+        except NotFinite:  # on every rank
+            return float("inf")
         end = tree["metrics"].isel(record=-1)
         return float(end["seconds"]) if end["loss"] <= TARGET else float("inf")
 
     times: dict[str, list[float]] = {}
     for name in METHODS:
-        tuned = {lr: seconds(name, lr, TUNING_SEED) for lr in rates}
+        tuned = {lr: seconds(name, lr, TUNING_SEED) for lr in RATES}
         best = min(tuned, key=tuned.__getitem__)
-        times[name] = [seconds(name, best, seed) for seed in seeds]
+        times[name] = [seconds(name, best, seed) for seed in SEEDS]
         tried = ", ".join(f"{lr:g}: {s:.1f}" for lr, s in tuned.items())
         say(f"{name:17} {spread(times[name], 1)} s to a loss of {TARGET} at η = {best:g} (tried {tried})")
     for name in METHODS:
@@ -178,15 +183,13 @@ def say(line: str) -> None:
 def main() -> None:
     """See above."""
     torch.set_num_threads(1)
-    comm, quick = MPI.COMM_WORLD, "quick" in sys.argv
+    comm = MPI.COMM_WORLD
     os.environ["HPCOPT_PROGRESS"] = "off"
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="hpcopt-free-") if comm.rank == 0 else None))
     say(f"{comm.size} ranks, {len(set(comm.allgather(MPI.Get_processor_name())))} host(s); pauses {PAUSES} s")
-    pace(folder, 1 if quick else 5)
-    lateness(folder)
-    stopped(folder)
-    if not quick:
-        race(folder, RATES, SEEDS)
+    for part in (pace, lateness, stopped, race):
+        if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
+            part(folder)
 
 
 if __name__ == "__main__":
