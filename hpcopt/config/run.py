@@ -66,7 +66,7 @@ class RunTable(Table):
         """
         workers, beside, told = self.workers, self.curvature_ranks, told or f"there are {ranks} ranks"
         rounders = ranks - beside
-        if beside and rounders < 1:
+        if rounders < 1:
             return (
                 f"curvature_ranks = {beside}, but {told}, of which one at least makes the rounds: "
                 f"start at least {beside + 1} ranks or set run.curvature_ranks to at most {ranks - 1}"
