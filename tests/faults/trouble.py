@@ -18,6 +18,7 @@ class Trouble(Quadratic):
     f gets ``fourth`` · ¼ Σ x⁴ on top; ``tally``: a folder where each worker's gradients are counted.
     """
 
+    fixed = Quadratic.fixed | {"fourth"}
     what: str
     worker: int
     round: int

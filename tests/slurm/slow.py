@@ -17,6 +17,7 @@ class Slow(LinearRegression):
     After Slurm has started its job again, a fifth of that.
     """
 
+    fixed = LinearRegression.fixed
     pause: float
 
     def bind(self, share: Any) -> "SlowProblem":
