@@ -43,9 +43,9 @@ class Objective(ProblemTable):
                 return (A @ x - b).square().mean() + self.penalty * x.square().sum()
 
     Then ``hpcopt.run(method, Ridge(workers=4, dim=20), …)``, or in a config ``kind = "mine:Ridge"``,
-    ``dim = 20``, and ``hpcopt init METHOD --problem mine:Ridge``. Everything else is optional. A run that goes
-    on cannot change keys but ``batch_size``, or those that are not in a set ``fixed`` of the class. An objective
-    does not change; what costs something may be kept in a `functools.cached_property`.
+    ``dim = 20``, and ``hpcopt init METHOD --problem mine:Ridge``. Everything else is optional. An objective
+    does not change; what costs something may be kept in a `functools.cached_property`. A run that goes on
+    has the same keys, but for ``batch_size``; a set ``fixed`` in the class says which if others may change.
 
     In what follows x and v are (d,) in the run's dtype and on its device, ``rows`` are the entries of `data`
     that belong to a mini-batch (to all rows of the worker at times), followed by what is in `common`.
