@@ -19,7 +19,7 @@ from hpcopt.ground import files
 from hpcopt.ground.stamps import now
 from hpcopt.storage.checkpoint import Checkpoints
 from hpcopt.storage.lease import NAME as OWNER
-from hpcopt.storage.lease import Lease
+from hpcopt.storage.lease import Lease, visible
 from hpcopt.storage.metrics import RunFile, Schema, read_header
 from hpcopt.storage.trace_file import TraceFile
 
@@ -47,7 +47,8 @@ class RunDirectory:
         """Makes the directory of a new run, and this job its owner.
 
         Raises:
-            UserError: it holds a run already, another job writes there, or it cannot be written.
+            UserError: it holds a run already, another job writes there, it cannot be written, or not all
+                hosts share it.
         """
 
         def make() -> None:
@@ -66,14 +67,25 @@ class RunDirectory:
                 )
 
         self._on_rank_0(make)
+        self._check_shared()
 
     def own(self) -> None:
         """Makes this job the owner of the directory, as `claim` does; raises as it does."""
         self._on_rank_0(self._own)
+        self._check_shared()
 
     def release(self) -> None:
         """Others may write there now. Local."""
         self._lease.release()
+
+    def _check_shared(self) -> None:
+        token = self.comm.bcast(self._lease.token)
+        with agreed(self.comm):
+            if not visible(self.path, token):
+                raise UserError(
+                    f"{self.path}: {MPI.Get_processor_name()} does not see what rank 0 has written there; "
+                    "the directory has to be on a file system that all hosts share"
+                )
 
     def _own(self) -> None:
         self._lease.take()

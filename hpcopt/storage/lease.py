@@ -35,6 +35,8 @@ BEAT = 5.0
 """seconds between heartbeats"""
 PATIENCE = 3
 """beats that a living owner may miss"""
+SEEN_SECONDS = 10.0
+"""for what one host has written to be seen by the others"""
 DIGITS = 12
 """of the heartbeat, at the beginning of the file, so that it changes in place"""
 
@@ -50,7 +52,8 @@ class Lease:
     def __init__(self, directory: Path, beat: float = BEAT) -> None:
         self._directory, self._beat = directory, beat
         self._path = directory / NAME
-        self._token = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)
+        """tells this owner from all others"""
         self._descriptor = -1
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
@@ -67,7 +70,7 @@ class Lease:
         with files.refusals(self._path):
             self._descriptor = os.open(mine, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             try:
-                me = _identity() | {"token": self._token}
+                me = _identity() | {"token": self.token}
                 os.write(self._descriptor, f"{0:0{DIGITS}}\n{json.dumps(me)}\n".encode())
                 os.fsync(self._descriptor)
                 self._thread.start()
@@ -124,7 +127,7 @@ class Lease:
         heir = self._heir(present.token)
         if not _linked(mine, heir):
             return False
-        if (latest := self._present()) is None or latest.token != self._token:
+        if (latest := self._present()) is None or latest.token != self.token:
             files.discard(heir)  # somebody had followed before
             return False
         chosen = self._private()
@@ -184,6 +187,16 @@ class Lease:
                 os.pwrite(self._descriptor, f"{beat:0{DIGITS}}".encode(), 0)
                 os.fsync(self._descriptor)
             self.lost = not self.held()
+
+
+def visible(directory: Path, token: str) -> bool:
+    """Whether this process sees who owns a directory; it may take a network file system a while to tell."""
+    until = time.monotonic() + SEEN_SECONDS
+    while (owner := Owner.read(directory / NAME)) is None or owner.token != token:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @dataclass(frozen=True)

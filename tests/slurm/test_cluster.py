@@ -120,6 +120,15 @@ def test_same_curve_as_one_process(cluster, shared):
     assert curves[0][1][-1] < curves[0][1][0]
 
 
+def test_a_directory_that_hosts_do_not_share(cluster, shared):
+    """/tmp is each host's own: that is told before the first round, not by a checkpoint that hangs."""
+    (shared / "private.toml").write_text(CONFIG)
+    ended = cluster.tool("mpirun", "-n", 4, "hpcopt", "run", shared / "private.toml", "--out", "/tmp/mine")
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("/tmp/mine: n2 does not see what rank 0 has written there; ") == 1
+    assert "(ranks 2, 3 of 4)" in ended.stderr
+
+
 def test_a_batch_job(cluster, shared):
     job = cluster.sbatch(
         f"--output={shared}/out", "--wrap", "srun hostname; exit 3", "--nodes=2", "--ntasks-per-node=1"

@@ -167,8 +167,8 @@ def test_of_several_at_once_one_gets_it(tmp_path, left):
         dead.take()
         strange(tmp_path, started="1")
     if left == "an heir, too":  # killed between the link that makes it one and taking the name
-        heir = tmp_path / f"owner.after-{dead._token}"
-        heir.write_text((tmp_path / NAME).read_text().replace(dead._token, "f" * 16))
+        heir = tmp_path / f"owner.after-{dead.token}"
+        heir.write_text((tmp_path / NAME).read_text().replace(dead.token, "f" * 16))
     processes = [start(tmp_path) for _ in range(6)]
     answers = [answer(process) for process in processes]
     assert answers.count("owner\n") == 1, answers

@@ -186,11 +186,16 @@ def main() -> None:
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     os.environ["HPCOPT_PROGRESS"] = "off"
-    folder = Path(comm.bcast(tempfile.mkdtemp(prefix="hpcopt-free-") if comm.rank == 0 else None))
+    runs = Path(__file__).resolve().parents[2] / "runs"  # hosts have a /tmp of their own
+    runs.mkdir(exist_ok=True)
+    folder = Path(comm.bcast(tempfile.mkdtemp(prefix="free-", dir=runs) if comm.rank == 0 else None))
     say(f"{comm.size} ranks, {len(set(comm.allgather(MPI.Get_processor_name())))} host(s); pauses {PAUSES} s")
     for part in (pace, lateness, stopped, race):
         if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
             part(folder)
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
