@@ -22,7 +22,7 @@ GRACE = 5.0
 
 def world() -> MPI.Comm:
     """All ranks of the job. From here on, an exception that nobody catches ends them all. Local."""
-    _guard(MPI.COMM_WORLD)
+    _guard()
     return MPI.COMM_WORLD
 
 
@@ -59,16 +59,16 @@ def together(comm: MPI.Comm) -> Iterator[None]:
         yield
     except (HpcoptError, SystemExit) as error:
         if comm.size > 1 and not _all_here(comm):
-            ours = isinstance(error, HpcoptError)
-            code = error.exit_code if isinstance(error, HpcoptError) else error.code
-            text = f"{error}\n" if ours else f"sys.exit({code!r}) was called here alone\n"
-            _abort(comm, text, code if isinstance(code, int) and code else 1)
+            if isinstance(error, HpcoptError):
+                _abort(comm, f"{error}\n", error.exit_code)
+            code = error.code if isinstance(error.code, int) and error.code else 1
+            _abort(comm, f"sys.exit({error.code!r}) was called here alone\n", code)
         raise
 
 
-def _guard(comm: MPI.Comm) -> None:
+def _guard() -> None:
     """An exception that nobody catches on one rank ends all; one of ours, with its exit code, too."""
-    usual = sys.__excepthook__
+    comm, usual = MPI.COMM_WORLD, sys.__excepthook__
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, HpcoptError):

@@ -34,6 +34,7 @@ class RunDirectory:
     """
 
     METRICS = "run.h5"
+    OF_A_RUN = ("config.toml", METRICS, "trace.h5", "checkpoints")
 
     def __init__(self, comm: MPI.Comm, path: Path, config: RunConfig) -> None:
         self.path, self.comm, self.config = path, comm, config
@@ -58,9 +59,7 @@ class RunDirectory:
                 reason = getattr(error, "strerror", error)
                 raise UserError(f"{self.path}: cannot be made ({reason})") from None
             self._own()
-            if any(
-                (self.path / name).exists() for name in ("config.toml", "run.h5", "trace.h5", "checkpoints")
-            ):
+            if any((self.path / name).exists() for name in self.OF_A_RUN):
                 raise UserError(
                     f"{self.path}: already holds a run; go on with it by `hpcopt resume {self.path}`, "
                     "or choose another directory with --out"
@@ -89,7 +88,7 @@ class RunDirectory:
 
     def _own(self) -> None:
         self._lease.take()
-        for name in (OWNER, "config.toml", "run.h5", "trace.h5", "checkpoints", "log.jsonl", "alive"):
+        for name in (OWNER, *self.OF_A_RUN, "log.jsonl", "alive"):
             if (self.path / name).is_symlink():
                 raise UserError(
                     f"{self.path / name}: is a symbolic link, which is not followed in a run's directory"

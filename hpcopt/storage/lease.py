@@ -35,6 +35,8 @@ BEAT = 5.0
 """seconds between heartbeats"""
 PATIENCE = 3
 """beats that a living owner may miss"""
+FIELDS = ("host", "pid", "machine", "started", "slurm_job", "restart", "since", "token")
+"""what a lease says of its owner"""
 SEEN_SECONDS = 10.0
 """for what one host has written to be seen by the others"""
 DIGITS = 12
@@ -223,7 +225,7 @@ class Owner:
             with _opened(path) as descriptor:
                 beat, _, text = os.read(descriptor, 1 << 16).decode().partition("\n")
             about = json.loads(text)
-            return cls(beat, {key: str(about[key]) for key in (*_identity(), "token")})
+            return cls(beat, {key: str(about[key]) for key in FIELDS})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
