@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from launch import ROOT, Case, work
 
 import hpcopt
 from hpcopt.config import load as load_config
+from jobs.studies.launch import ROOT, Case, work
 
 if TYPE_CHECKING:
     import xarray

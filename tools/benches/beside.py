@@ -11,7 +11,6 @@ import statistics
 import time
 from contextlib import ExitStack
 
-from common import spread
 from mpi4py import MPI
 
 from hpcopt.config import from_tables
@@ -21,6 +20,7 @@ from hpcopt.engine.assistance import assist
 from hpcopt.engine.build import Built
 from hpcopt.engine.job import build
 from hpcopt.engine.names import method_of
+from tools.benches.common import spread
 
 REFRESHES, PAUSE, REPEATS = 2, 200, 5
 AIM = 0.9

@@ -7,7 +7,7 @@ many), staleness of the slow worker's gradients and of the others', what the oth
 stopped for two seconds, and seconds of the optimisation clock to one training loss, each method at the best
 rate of one grid on a seed of its own.
 
-    mpirun -n 4 python -m mpi4py tools/benches/free.py [pace|lateness|stopped|race …]
+    mpirun -n 4 python -m mpi4py -m tools.benches.free [pace|lateness|stopped|race …]
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import on_the_first, ratios, spread
 from mpi4py import MPI
 
 import hpcopt
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import NotFinite
 from hpcopt.problems.base import Draw, Part, Problem, Recipe, Share
+from tools.benches.common import on_the_first, ratios, spread
 
 PAUSES, JITTER = (0.02, 0.02, 0.02, 0.08), 0.1
 BATCH, WINDOW = 16, 64

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from common import Call, sent_through
 from mpi4py import MPI
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 from hpcopt.math.graphs import doublings
 from hpcopt.math.mixing import mixing
+from tools.benches.common import Call, sent_through
 
 TOPOLOGIES = ("ring", "one_peer_exponential", "exponential")
 ELEMENTS = 1_000_000

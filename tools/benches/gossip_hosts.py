@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.distributed
-from common import Call, Mixes, hosts, in_turn, on_the_wire, ratios, sent_through, spread, start_gloo
 from gossip_bytes import DENSE, RING, TOPOLOGIES, TREE, in_a_row, vectors
 from mpi4py import MPI
 from torch import Tensor, nn
@@ -26,6 +25,17 @@ from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 from hpcopt.problems import models
+from tools.benches.common import (
+    Call,
+    Mixes,
+    hosts,
+    in_turn,
+    on_the_wire,
+    ratios,
+    sent_through,
+    spread,
+    start_gloo,
+)
 
 REPEATS = 7
 PINGS = 200

@@ -24,13 +24,13 @@ import time
 from typing import Any
 
 import torch
-from common import Call, Mixes, Steps, hosts, in_turn, ratios, spread
 from mpi4py import MPI
 
 import hpcopt
 from hpcopt.config.problems import NetworkTable
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Share
+from tools.benches.common import Call, Mixes, Steps, hosts, in_turn, ratios, spread
 
 REPEATS = 5
 ROWS = 32

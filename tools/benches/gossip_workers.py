@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from common import Call, Steps, in_turn, ratios, spread
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from hpcopt.math.streams import stream
 from hpcopt.problems import models
 from hpcopt.problems.base import Share
 from hpcopt.problems.network_problem import NetworkProblem
+from tools.benches.common import Call, Steps, in_turn, ratios, spread
 
 WORKERS = 128
 BATCH = 32

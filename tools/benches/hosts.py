@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import torch
 import torch.distributed
-from common import hosts, seconds, start_gloo
 from mpi4py import MPI
 
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
@@ -17,6 +16,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.config.problems import NetworkTable
 from hpcopt.ground.placement import Placement, sizes
 from hpcopt.problems.base import Draw, Share
+from tools.benches.common import hosts, seconds, start_gloo
 
 ELEMENTS = 11_000_000  # float32: 44 MB
 REPEATS = 5

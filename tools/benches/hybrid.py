@@ -13,7 +13,6 @@ import sys
 from functools import partial
 
 import torch
-from common import Call, Steps, in_turn, ratios, spread
 from mpi4py import MPI
 
 import hpcopt
@@ -21,6 +20,7 @@ from hpcopt.config.problems import NetworkTable
 from hpcopt.ground.placement import Placement
 from hpcopt.methods.parts.curvature import along
 from hpcopt.problems.base import Draw, Problem, Share
+from tools.benches.common import Call, Steps, in_turn, ratios, spread
 
 WORKERS, BATCHES, HIDDEN = 4, (64, 256), [1000, 210]
 PAIRS, PRODUCTS = 16, 24

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Given, hosts, in_turn, ratios, spread
 from mpi4py import MPI
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
@@ -36,6 +35,7 @@ from hpcopt.config.problems import NetworkTable
 from hpcopt.ground.placement import Placement
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.problems.base import Draw, Share
+from tools.benches.common import Given, hosts, in_turn, ratios, spread
 
 PAIRS, TOLERANCE, ROWS = 16, 1e-4, 256
 DIM, PRODUCTS, REPEATS = 1_000_000, 24, 5

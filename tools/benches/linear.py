@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from common import hosts, on_the_first, on_the_wire, ratios, spread
 from mpi4py import MPI
 from scipy.sparse import csr_matrix
 
@@ -43,6 +42,7 @@ from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.simulation import Memory
 from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Share
+from tools.benches.common import hosts, on_the_first, on_the_wire, ratios, spread
 
 if TYPE_CHECKING:
     from hpcopt.problems.linear_problem import LinearProblem

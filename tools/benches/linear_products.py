@@ -10,13 +10,13 @@ import statistics
 
 import numpy as np
 import torch
-from common import in_turn, ratios, spread
 from mpi4py import MPI
 from scipy.sparse import csr_matrix
 
 from hpcopt.math.matrix import Matrix, matrix_of
 from hpcopt.problems.base import Share
 from hpcopt.problems.linear import Logistic
+from tools.benches.common import in_turn, ratios, spread
 
 REPEATS = 15
 COPIED = 2**25

@@ -21,7 +21,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import hosts, in_turn, ratios, spread
 from mpi4py import MPI
 
 from hpcopt.comm.mailbox.choice import WIRES
@@ -32,6 +31,7 @@ from hpcopt.comm.mailbox.windows import Windows
 from hpcopt.comm.ports import Transport
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
+from tools.benches.common import hosts, in_turn, ratios, spread
 
 ORIGIN, TARGET = range(2)
 LINKS = [(ORIGIN, TARGET), (TARGET, ORIGIN)]

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from common import Given, Steps, hosts, in_turn, spread, start_gloo
 from mpi4py import MPI
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as hook
@@ -34,6 +33,7 @@ from hpcopt.problems import models
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.rows import WorkerRows
+from tools.benches.common import Given, Steps, hosts, in_turn, spread, start_gloo
 
 HIDDEN = [3072, 2752]
 DENSE_ROUNDS = 2

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import in_turn, ratios, spread
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.math.topk import largest
+from tools.benches.common import in_turn, ratios, spread
 
 ELEMENTS = 11_000_000
 REPEATS = 9

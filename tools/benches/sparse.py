@@ -8,7 +8,6 @@ import time
 
 import torch
 import torch.distributed
-from common import Given, Steps, hosts, in_turn, on_the_wire, ratios, seconds, spread, start_gloo
 from mpi4py import MPI
 
 import hpcopt
@@ -16,6 +15,17 @@ from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.sparse.costs import EXCHANGES, Shape
 from hpcopt.math.topk import take
 from hpcopt.problems.base import Draw
+from tools.benches.common import (
+    Given,
+    Steps,
+    hosts,
+    in_turn,
+    on_the_wire,
+    ratios,
+    seconds,
+    spread,
+    start_gloo,
+)
 
 ELEMENTS = 11_000_000  # float32: 44 MB
 DENSITY = 0.001

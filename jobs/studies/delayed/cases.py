@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common import Case, Study, crossing
+from jobs.studies.common import Case, Study, crossing
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 16

@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from cases import GRADIENTS, ITERATIONS, ROWS, TAUS, WORKERS, Group, Problem, Protocol
-from common import Study, paired, table
+
+from jobs.studies.common import Study, paired, table
+from jobs.studies.delayed.cases import GRADIENTS, ITERATIONS, ROWS, TAUS, WORKERS, Group, Problem, Protocol
 
 GAP = "generalisation_gap"
 PROTOCOLS: dict[Protocol, str] = {

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from common import Case, Study, spread, table
+
+from jobs.studies.common import Case, Study, spread, table
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing

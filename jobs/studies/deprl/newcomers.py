@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from common import Case, Study, paired, spread, table
-from personal import COLUMNS, CONFIG, METHODS, SEEDS
+from jobs.studies.common import Case, Study, paired, spread, table
+from jobs.studies.deprl.personal import COLUMNS, CONFIG, METHODS, SEEDS
 
 ROWS = ("deprl", "dpsgd", "fedavg", "local", "ours")
 SPLITS = ("rich-0.1", "poor-0.5")

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common import Study, interval, paired, spread, table
-from personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods, seeds
+
+from jobs.studies.common import Study, interval, paired, spread, table
+from jobs.studies.deprl.personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods, seeds
 
 BEFORE, GLOBAL = "before_mixing_", "global_"
 ONE_MODEL = ("dpsgd", "fedavg", "ours", "dpsgd-10")

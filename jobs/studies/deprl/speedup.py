@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import Case, Study, crossing, table
+
+from jobs.studies.common import Case, Study, crossing, table
 
 CONFIG = Path(__file__).resolve().parent / "speedup.toml"
 WORKERS, SEEDS = (4, 8, 16, 32, 64), (1, 2, 3)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from common import Case, Study, paired, spread, table
+
+from jobs.studies.common import Case, Study, paired, spread, table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,6 +1,6 @@
 """How many ranks to give to curvature: seconds to a loss against C, from parts measured on one core.
 
-    python jobs/studies/dho2/beside.py [PROBLEM] [--rounds 1000] [--lr 0.03]
+    python -m jobs.studies.dho2.beside [PROBLEM] [--rounds 1000] [--lr 0.03]
 
 What is measured: a round's gradients, the rest of a step with eigenpairs, and a product with the Hessian.
 What is simulated: P ranks, on which each of these takes as much less time as there are ranks that share it,
@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import torch
+
+import hpcopt
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.config import load
+from hpcopt.problems.base import Draw, Share
+from jobs.studies.common import table
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
-
-import torch  # noqa: E402  (the path comes first)
-from common import table  # noqa: E402
-
-import hpcopt  # noqa: E402
-from hpcopt.comm.local_ports import LocalPorts  # noqa: E402
-from hpcopt.config import load  # noqa: E402
-from hpcopt.problems.base import Draw, Share  # noqa: E402
 
 RANKS = (4, 8, 16, 32, 64)
 PARTS = (4, 8)

@@ -8,11 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import Case, Study
-from lines import AUTOMATIC, BASES, FIRST_ORDER, LBFGS, TUNED, Line
-from tuning import Tuning, tune
-
 from hpcopt.config import RunConfig, load
+from jobs.studies.common import Case, Study
+from jobs.studies.dho2.lines import AUTOMATIC, BASES, FIRST_ORDER, LBFGS, TUNED, Line
+from jobs.studies.tuning import Tuning, tune
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (1, 2, 3, 4, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tuning import Variant
+from jobs.studies.tuning import Variant
 
 FORGET = 0.5
 """part of the sum of displacements that an outer step forgets, ADMM's and outer momentum's"""

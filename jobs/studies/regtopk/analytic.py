@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common import Case, Study, paired, spread, table
+from jobs.studies.common import Case, Study, paired, spread, table
 
 HERE = Path(__file__).resolve().parent
 MU = {"toy": 1.0, "linear": 4.0}

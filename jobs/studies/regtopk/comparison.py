@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import Case, Study, paired, spread, table
-from fashion import (
+from jobs.studies.common import Case, Study, paired, spread, table
+from jobs.studies.regtopk.fashion import (
     CONFIG,
     DENSITIES,
     OTHER_MUS,
@@ -17,7 +17,7 @@ from fashion import (
     tuning,
     variants,
 )
-from tuning import Variant
+from jobs.studies.tuning import Variant
 
 SEEDS, ROUNDS, EVERY = (1, 2, 3), 1875, 625
 

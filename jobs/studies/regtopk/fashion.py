@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import Case, Study, table
-from tuning import Tuning, Variant
+from jobs.studies.common import Case, Study, table
+from jobs.studies.tuning import Tuning, Variant
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "fashion.toml"

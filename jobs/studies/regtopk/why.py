@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from analytic import linear_case
-from common import Case, Study, table
-from comparison import final_case
-from fashion import DENSITIES, variants
 
 from hpcopt.config import load
+from jobs.studies.common import Case, Study, table
+from jobs.studies.regtopk.analytic import linear_case
+from jobs.studies.regtopk.comparison import final_case
+from jobs.studies.regtopk.fashion import DENSITIES, variants
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """DHO2 against heavy ball, Adam, L-BFGS and outer momentum: runs what is missing and writes RESULTS.md.
 
-    python jobs/studies/dho2/study.py [PROBLEM …] [--ranks 1] [--quick 50] [--table-only]
+    python -m jobs.studies.dho2 [PROBLEM …] [--ranks 1] [--quick 50] [--table-only]
 
 The problems are least_squares, logistic, autoencoder, mlp and cnn; without one, all. Stop it at any time: the
 same command goes on. --quick 50 makes a fiftieth of the rounds on fewer seeds, and writes into its runs'
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import textwrap
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
+from jobs.studies.common import Case, Study, spread, table
+from jobs.studies.dho2 import gains
+from jobs.studies.dho2.cases import PROBLEMS, TARGETS, Plan, Problem
+from jobs.studies.dho2.lines import FIRST_ORDER, TUNED, Line
+from jobs.studies.figures import curves
 
-import gains  # noqa: E402  (the path comes first)
-from cases import PROBLEMS, TARGETS, Plan, Problem  # noqa: E402
-from common import Case, Study, spread, table  # noqa: E402
-from figures import curves  # noqa: E402
-from lines import FIRST_ORDER, TUNED, Line  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 PARTS = (0.1, 0.25, 0.5, 1.0)
 COSTS: dict[str, tuple[str, float, str]] = {"rounds": ("round", 1, ",.0f"), "s": ("seconds", 1, ".2f")}
@@ -30,7 +28,7 @@ COSTS |= {"10³ gradients": ("gradients", 1e3, ",.0f"), "MB": ("bytes_workers", 
 """head of a column -> metric, its unit, format"""
 HEAD = """# DHO2: what came out
 
-Written by `python jobs/studies/dho2/study.py`; do not edit. [README.md](README.md) says what it means.
+Written by `python -m jobs.studies.dho2`; do not edit. [README.md](README.md) says what it means.
 Numbers are means ± standard deviations over seeds, which nobody tuned on. Seconds are those of the
 optimisation clock: refreshes are on it, evaluations not. Gradients are of one row (a Hessian-vector product
 counts as two), MB what all workers send, had each a rank of its own."""
@@ -38,7 +36,9 @@ counts as two), MB what all workers send, had each a rank of its own."""
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.studies.dho2", description=(__doc__ or "").partition("\n")[0]
+    )
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
     parser.add_argument("--ranks", type=int, default=1, help="of each run (default 1)")

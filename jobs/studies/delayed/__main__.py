@@ -1,6 +1,6 @@
 """Delayed SGD: what delay does to the generalisation gap. Runs what is missing and writes RESULTS.md.
 
-    python jobs/studies/delayed/study.py [least_squares|network …] [--quick 20] [--table-only]
+    python -m jobs.studies.delayed [least_squares|network …] [--quick 20] [--table-only]
 
 Without a problem, both. Stop it at any time: the same command goes on. --quick 20 makes a twentieth of the
 rounds, with two seeds, and writes into its runs' folder.
@@ -9,29 +9,29 @@ rounds, with two seeds, and writes into its runs' folder.
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2])]
+from jobs.studies.common import Study
+from jobs.studies.delayed import tables
+from jobs.studies.delayed.cases import PROBLEMS, Group, Problem, groups
+from jobs.studies.figures import curves
 
-import tables  # noqa: E402  (the path comes first)
-from cases import PROBLEMS, Group, Problem, groups  # noqa: E402
-from common import Study  # noqa: E402
-from figures import curves  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 HEAD = """# Delayed SGD: what came out
 
-Written by `python jobs/studies/delayed/study.py`; do not edit. [README.md](README.md) says what it means.
+Written by `python -m jobs.studies.delayed`; do not edit. [README.md](README.md) says what it means.
 The gap is test loss minus training loss. In brackets: 95 % intervals over the seeds (Student's t), of
 differences seed by seed."""
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.studies.delayed", description=(__doc__ or "").partition("\n")[0]
+    )
     names = [problem.name for problem in PROBLEMS]
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
     parser.add_argument("--quick", type=int, default=1, help="a try with so many times fewer rounds")

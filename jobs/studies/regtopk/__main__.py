@@ -1,6 +1,6 @@
 """RegTop-k against dense SGD, Top-k, random-k and PowerSGD: runs what is missing and writes RESULTS.md.
 
-    python jobs/studies/regtopk/study.py [PART …] [--ranks 2] [--table-only]
+    python -m jobs.studies.regtopk [PART …] [--ranks 2] [--table-only]
 
 The parts are toy, linear, tune, fashion (which needs tune) and why; without one, all. Stop it at any time:
 the same command goes on.
@@ -9,31 +9,28 @@ the same command goes on.
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+from jobs.studies.common import Study
+from jobs.studies.regtopk import analytic, comparison, fashion, why
+from jobs.studies.tuning import tune
 
-import analytic  # noqa: E402  (the path comes first)
-import comparison  # noqa: E402
-import fashion  # noqa: E402
-import why  # noqa: E402
-from common import Study  # noqa: E402
-from tuning import tune  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 PARTS = ("toy", "linear", "tune", "fashion", "why")
 HEAD = """# RegTop-k: what came out
 
-Written by `python jobs/studies/regtopk/study.py`; do not edit. [README.md](README.md) says what it means.
+Written by `python -m jobs.studies.regtopk`; do not edit. [README.md](README.md) says what it means.
 Numbers are means ± standard deviations over seeds; intervals are 95 %, Student's t on differences between
 runs with the same seed (same data, start and mini-batches)."""
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.studies.regtopk", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
     parser.add_argument("--ranks", type=int, default=2, help="of the Fashion-MNIST runs (default 2)")
     parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")

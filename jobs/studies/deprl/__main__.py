@@ -1,6 +1,6 @@
 """DePRL against shared models and workers by themselves: runs what is missing and writes RESULTS.md.
 
-    python jobs/studies/deprl/study.py [PART …] [--table-only]
+    python -m jobs.studies.deprl [PART …] [--table-only]
 
 The parts are table16, table128, newcomers, speedup, weights and consensus; without one, all. Stop it at any
 time: the same command goes on.
@@ -9,25 +9,18 @@ time: the same command goes on.
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+from jobs.studies.common import Study
+from jobs.studies.deprl import consensus, newcomers, personal, personal_tables, speedup, weights
 
-import consensus  # noqa: E402  (the path comes first)
-import newcomers  # noqa: E402
-import personal  # noqa: E402
-import personal_tables  # noqa: E402
-import speedup  # noqa: E402
-import weights  # noqa: E402
-from common import Study  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 HEAD = """# DePRL: what came out
 
-Written by `python jobs/studies/deprl/study.py`; do not edit. [README.md](README.md) says what it means.
+Written by `python -m jobs.studies.deprl`; do not edit. [README.md](README.md) says what it means.
 Numbers are means ± standard deviations over seeds; intervals are 95 %, Student's t on differences between
 runs with the same seed (same data, start and mini-batches)."""
 
@@ -52,7 +45,9 @@ PARTS = {
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.studies.deprl", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
     parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
     arguments = parser.parse_args()

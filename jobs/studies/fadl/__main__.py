@@ -1,6 +1,6 @@
 """FADL and common directions against TRON, L-BFGS and CoCoA+: runs what is missing, writes RESULTS.md.
 
-    python jobs/studies/fadl/study.py [PROBLEM …] [--table-only]
+    python -m jobs.studies.fadl [PROBLEM …] [--table-only]
 
 A problem is DATA-LOSS-λ/n, such as text-logistic-1e-4; without one, all eight. Stop it at any time: the same
 command goes on. The text comes from tools/text_data, which is run where it is missing.
@@ -11,20 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hpcopt.config import load
+from hpcopt.engine.optimum import optimum
+from jobs.studies.common import Case, Study, table
+from jobs.studies.figures import curves
+from jobs.studies.launch import ROOT
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from common import Case, Study, table  # noqa: E402  (the path comes first)
-from figures import curves  # noqa: E402
-from launch import ROOT  # noqa: E402
-
-from hpcopt.config import load  # noqa: E402
-from hpcopt.engine.optimum import optimum  # noqa: E402
 
 WORKERS = (8, 32, 128)
 MOST_PASSES = 200
@@ -33,7 +30,7 @@ OPTIMA = "optima.json"
 CLASSES = {"text": 2, "fashion": 10}
 HEAD = """# FADL and common directions: what came out
 
-Written by `python jobs/studies/fadl/study.py`; do not edit. [README.md](README.md) says what it means.
+Written by `python -m jobs.studies.fadl`; do not edit. [README.md](README.md) says what it means.
 Passes (allreduces of d numbers) from w = 0 until f/f* − 1 is at most 1e-3, and at most 1e-6, in float64; a
 run ends there, or after 200 passes. Methods for which the split of the rows is of no importance were run with
 8 workers. Beside them, for N = 8 and until the first gap: what all sums handed over, in bytes of the passes
@@ -106,7 +103,9 @@ PROBLEMS = [
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.studies.fadl", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help="all if none is named")
     parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
     arguments = parser.parse_args()
