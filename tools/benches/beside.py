@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from mpi4py import MPI
 
@@ -48,7 +49,8 @@ TABLES = {
 
 def measure(built: Built) -> dict[str, list[float]]:
     """Seconds of rounds: during a refresh, without one, and those that begin and end one."""
-    state, times = built.state, {name: [] for name in ("during", "without", "asks", "takes over")}
+    state: Any = built.state
+    times: dict[str, list[float]] = {name: [] for name in ("during", "without", "asks", "takes over")}
     last = int(state.refreshes) + REFRESHES
     while int(state.refreshes) < last:
         before, asked = int(state.refreshes), int(state.asked) >= 0

@@ -14,6 +14,7 @@ from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 from hpcopt.math.flat import buffer
+from tools.benches.common import Call
 
 REPEATS = 21
 
@@ -33,10 +34,13 @@ def compare(comm: MPI.Comm, nbytes: int, count: int) -> tuple[list[float], list[
     placement = Placement.even(comm.size, comm.size, comm.rank)
     reducer = MPIReducer(comm, placement, Staging(torch.device("cpu")), tensor)
     array = np.zeros(nbytes // 4, dtype=np.float32)
-    calls = (lambda: comm.Allreduce(MPI.IN_PLACE, array), lambda: reducer.total(tensor))
+    calls: tuple[Call, Call] = (
+        lambda: comm.Allreduce(MPI.IN_PLACE, array),
+        lambda: reducer.total(tensor),
+    )
     for call in calls:
         once(comm, call, count)
-    bare, port = [], []
+    bare, port = list[float](), list[float]()
     for repeat in range(REPEATS):
         turns = [(bare, calls[0]), (port, calls[1])]
         for times, call in turns if repeat % 2 else reversed(turns):  # who goes first takes turns too

@@ -201,7 +201,8 @@ class Steps:
         placement = Placement.even(problem.share.total, comm.size, comm.rank)
         self.ports = MPIPorts(comm, placement, staging, like, reduction, False, remembered or {})
         method.prepare(problem)
-        self.method, self.state = method, method.start(problem, self.ports)
+        self.method: Any = method  # its parts are measured, too
+        self.state: Any = method.start(problem, self.ports)
 
     def step(self) -> None:
         """One round."""

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.distributed
-from gossip_bytes import DENSE, RING, TOPOLOGIES, TREE, in_a_row, vectors
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from tools.benches.common import (
     spread,
     start_gloo,
 )
+from tools.benches.gossip_bytes import DENSE, RING, TOPOLOGIES, TREE, in_a_row, vectors
 
 REPEATS = 7
 PINGS = 200

@@ -50,7 +50,7 @@ class Bench:
 
     def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
-        table = NetworkTable(comm.size, dataset="digits", model="resnet18", batch_size=ROWS)
+        table = NetworkTable(workers=comm.size, dataset="digits", model="resnet18", batch_size=ROWS)
         share = Share(range(comm.rank, comm.rank + 1), comm.size, seed=0, dtype=torch.float32)
         self._problem = table.recipe().bind(share)
         # on two hosts they are the same
@@ -103,7 +103,7 @@ class Bench:
             made[f"{topology}, overlap"] = self._steps(hpcopt.DPSGD(topology=topology, overlap=True, **kept))
         return made | {"fedavg": self._steps(hpcopt.FedAvg(**kept))}
 
-    def _steps(self, method: Method[Any]) -> Steps:
+    def _steps(self, method: Method[Any, Any]) -> Steps:
         return Steps(self._comm, method, self._problem, "ring")
 
     def _calibrate(self) -> tuple[float, dict[str, float], dict[str, float]]:

@@ -106,9 +106,11 @@ class Bare:
 
 def bind() -> NetworkProblem:
     """Fashion-MNIST, 468 rows per worker, mlp 784-256-128-10."""
-    table = NetworkTable(WORKERS, dataset="fashion-mnist", model="mlp", batch_size=BATCH)
+    table = NetworkTable(workers=WORKERS, dataset="fashion-mnist", model="mlp", batch_size=BATCH)
     share = Share(range(WORKERS), WORKERS, SEED, torch.float32)
-    return table.recipe().bind(share)
+    problem = table.recipe().bind(share)
+    assert isinstance(problem, NetworkProblem)
+    return problem
 
 
 def check(problem: NetworkProblem) -> None:

@@ -24,7 +24,7 @@ REPEATS = 5
 
 def overlapping(comm: MPI.Comm) -> list[tuple[float, float]]:
     """Seconds of a gradient of resnet18 (11 M parameters, 4 small images) and its sum: plain, overlapped."""
-    table = NetworkTable(comm.size, model="resnet18", batch_size=4)
+    table = NetworkTable(workers=comm.size, model="resnet18", batch_size=4)
     mine = range(comm.rank, comm.rank + 1)
     share = Share(mine, comm.size, seed=0, dtype=torch.float32)
     problem = table.recipe().bind(share)

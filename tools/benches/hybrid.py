@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -26,20 +27,27 @@ WORKERS, BATCHES, HIDDEN = 4, (64, 256), [1000, 210]
 PAIRS, PRODUCTS = 16, 24
 LR = 1e-3
 REPEATS, ROUNDS = 9, 4
-BASES = {"momentum": {"momentum": 0.9}, "adam": {"optimizer": "adam"}}
+BASES: dict[str, dict[str, Any]] = {"momentum": {"momentum": 0.9}, "adam": {"optimizer": "adam"}}
 AIM = 1.1
 
 
 def bind(comm: MPI.Comm, hidden: list[int], batch: int) -> Problem:
     """The workers of this rank."""
-    table = NetworkTable(WORKERS, dataset="fashion-mnist", model="mlp", hidden=hidden, batch_size=batch)
+    table = NetworkTable(
+        workers=WORKERS, dataset="fashion-mnist", model="mlp", hidden=hidden, batch_size=batch
+    )
     here = Placement.even(WORKERS, comm.size, comm.rank).here
     return table.recipe().bind(Share(here, WORKERS, seed=0, dtype=torch.float32))
 
 
 def hybrid(base: str) -> hpcopt.DHO2:
     """With pairs from the first round on; rough ones, for their quality costs no time in a step."""
-    keys = {"warmup": 0, "refresh_every": 10**9, "lanczos_iterations": PRODUCTS, "alpha": 0.01}
+    keys: dict[str, Any] = {
+        "warmup": 0,
+        "refresh_every": 10**9,
+        "lanczos_iterations": PRODUCTS,
+        "alpha": 0.01,
+    }
     return hpcopt.DHO2(base=base, lr=LR, largest=PAIRS, **keys)
 
 

@@ -78,8 +78,8 @@ def operators() -> dict[str, Operator]:
         "10 of 100 to 1, others below 1": torch.cat([torch.logspace(0, 2, 10).double(), spread_out[10:]]),
         "normal": torch.special.ndtri((i - 0.5) / d).double(),
     }
-    found = {name: Operator(lambda v, s=s: s * v, s) for name, s in spectra.items()}
-    table = NetworkTable(1, dataset="fashion-mnist", model="mlp", hidden=[256, 128], batch_size=ROWS)
+    found = {name: Operator(s.mul, s) for name, s in spectra.items()}
+    table = NetworkTable(workers=1, dataset="fashion-mnist", model="mlp", hidden=[256, 128], batch_size=ROWS)
     problem = table.recipe().bind(Share(range(1), 1, seed=0, dtype=torch.float32))
     x = problem.initial()
     product = lambda v: problem.total_hvp(x, v, Draw(0))  # noqa: E731
@@ -96,7 +96,7 @@ Solver = Callable[[Operator, Tensor, int, float, float], Pairs]
 def ours(operator: Operator, start: Tensor, basis: int, *_: float) -> Pairs:
     """This package's."""
     d = len(start)
-    keys = {"largest": PAIRS, "iterations": basis, "tolerance": TOLERANCE}
+    keys: dict[str, Any] = {"largest": PAIRS, "iterations": basis, "tolerance": TOLERANCE}
     found = lanczos(operator, operator.add, start[:, None], d, range(d), **keys)
     return found.values.numpy(), found.vectors.numpy()
 
@@ -125,17 +125,20 @@ def slepcs(operator: Operator, start: Tensor, basis: int, largest: float, _: flo
     # neither this environment's packages nor the name of its MPI job
     alien = ("PYTHON", "VIRTUAL_ENV", "OMPI_", "PMIX_", "PRTE_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(alien)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": env}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": env}
     with subprocess.Popen([*command, str(TOLERANCE * largest)], **pipes) as process:
-        process.stdin.write(start.double().numpy().tobytes())
-        process.stdin.flush()
-        while what := process.stdout.read(1):
-            numbers = np.frombuffer(process.stdout.read(8 * (d + (what == b"e")))).copy()
+        there, back = process.stdin, process.stdout
+        assert there
+        assert back
+        there.write(start.double().numpy().tobytes())
+        there.flush()
+        while what := back.read(1):
+            numbers = np.frombuffer(back.read(8 * (d + (what == b"e")))).copy()
             if what == b"e":
                 pairs.append(numbers)
             else:
-                process.stdin.write(operator.numpy(numbers).astype(np.float64).tobytes())
-                process.stdin.flush()
+                there.write(operator.numpy(numbers).astype(np.float64).tobytes())
+                there.flush()
     return np.array([pair[0] for pair in pairs]), np.stack([pair[1:] for pair in pairs], axis=1)
 
 

@@ -90,7 +90,9 @@ class Races:
     def __init__(self, comm: MPI.Comm, config: RunConfig) -> None:
         self._comm, self._ranks = comm, MPIRanks(comm)
         self._placement = Placement.even(config.run.workers, comm.size, comm.rank)
-        self.problem: LinearProblem = bind(self._ranks, self._placement, config, config.problem.recipe())
+        problem = bind(self._ranks, self._placement, config, config.problem.recipe())
+        assert isinstance(problem, LinearProblem)
+        self.problem = problem
         self._remembered: dict[str, Any] = {}
 
     @property
@@ -110,7 +112,7 @@ class Races:
         ports = MPIPorts(self._comm, self._placement, staging, like, "auto", False, self._remembered)
         self._remembered = ports.chosen
         built = begin(self._ranks, config, problem, ports, method_of(config), "cpu")
-        run, kept = Run.of(built, {}), Memory(Reporter(None, config.run.rounds, active=False))
+        run, kept = Run.of(built, {}), Memory(Reporter(None, config.run.rounds, active=False), lambda: None)
         self._comm.Barrier()
         loop(run, run.measure(), kept)
         last = kept.records[-1]
@@ -246,7 +248,7 @@ def main() -> None:
     for own in keys.values():  # what is compiled, or chosen by measuring, is then there
         races.run(load(CONFIG, [*own, "run.rounds=1"]))
     configs = {name: load(CONFIG, own) for name, own in keys.items()}
-    results = in_turn({name: lambda config=config: races.run(config) for name, config in configs.items()})
+    results = in_turn({name: partial(races.run, config) for name, config in configs.items()})
     count = hosts(comm)
     if comm.rank:
         return

@@ -123,7 +123,7 @@ class Puts:
 
     def _target(self) -> tuple[float, list[float]]:
         """Computes and takes; then tells that it is over."""
-        port, times = self._port, []
+        port, times = self._port, list[float]()
 
         def take() -> None:
             now = time.perf_counter_ns()
@@ -137,7 +137,7 @@ class Puts:
 
     def _origin(self) -> list[float]:
         """Puts until the target's work is over."""
-        port, times = self._port, []
+        port, times = self._port, list[float]()
         while not port.collect():
             start = time.perf_counter()
             port.put(ORIGIN, TARGET, self._vector, time.perf_counter_ns())

@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from hpcopt.problems import models
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.rows import WorkerRows
-from tools.benches.common import Given, Steps, hosts, in_turn, spread, start_gloo
+from tools.benches.common import Call, Given, Steps, hosts, in_turn, spread, start_gloo
 
 HIDDEN = [3072, 2752]
 DENSE_ROUNDS = 2
@@ -77,7 +78,7 @@ class Hooked:
         self._ddp = nn.parallel.DistributedDataParallel(mlp(seed), bucket_cap_mb=1000)
         state = hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=DENSE_ROUNDS)
         self._ddp.register_comm_hook(state, hook.powerSGD_hook)
-        self._parameters = list(self._ddp.parameters())
+        self._parameters: list[Tensor] = list(self._ddp.parameters())
         self._lr = lr
 
     def step(self, features: Tensor, targets: Tensor, communicate: bool = True) -> None:
@@ -87,7 +88,9 @@ class Hooked:
         with nullcontext() if communicate else self._ddp.no_sync():
             nn.functional.cross_entropy(self._ddp(features), targets).backward()
         with torch.no_grad():
-            torch._foreach_add_(self._parameters, [p.grad for p in self._parameters], alpha=-self._lr)
+            torch._foreach_add_(
+                self._parameters, [p.grad for p in self._parameters if p.grad is not None], alpha=-self._lr
+            )
 
     def point(self) -> Tensor:
         """All parameters, in the order of hpcopt's flat vector."""
@@ -99,15 +102,18 @@ class Recipe:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        table = NetworkTable(workers, dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS)
+        table = NetworkTable(
+            workers=workers, dataset="fashion-mnist", model="mlp", hidden=HIDDEN, batch_size=ROWS
+        )
         self._network = table.recipe()
 
     def bind(self, share: Share) -> NetworkProblem:
         """See `hpcopt.problems.base.Recipe`."""
         problem = self._network.bind(share)
+        assert isinstance(problem, NetworkProblem)
         few = copy.copy(problem)
         few._data = [WorkerRows(rows.train.at(slice(CHECKED)), None, None) for rows in problem._data]
-        problem.evaluate = few.evaluate
+        problem.evaluate = few.evaluate  # type: ignore[method-assign]  # on fewer rows
         return problem
 
 
@@ -155,7 +161,9 @@ def race_ours(comm: MPI.Comm, density: float, lr: float, seed: int, most: int) -
                 dtype="float32",
             )
         tree = hpcopt.load(out)
-        loss, took, rounds = (float(tree[f"metrics/{name}"][-1]) for name in ("loss", "seconds", "round"))
+        loss, took, rounds = (
+            float(tree["metrics"].dataset[name][-1]) for name in ("loss", "seconds", "round")
+        )
     except hpcopt.NotFinite:
         loss, took, rounds = math.inf, math.inf, most
     comm.Barrier()
@@ -171,7 +179,9 @@ def measure_steps(comm: MPI.Comm, limit: str) -> None:
     hooked = {rank: Hooked(rank, 0.01, SEED) for rank in RANKS}
     problem = Given(comm, len(hooked[1].point()))
     ours = Steps(comm, hpcopt.RegTopK(density=DENSITY), problem)
-    calls = {f"rank {rank}": lambda one=one: one.step(features, targets) for rank, one in hooked.items()}
+    calls: dict[str, Call] = {
+        f"rank {rank}": partial(one.step, features, targets) for rank, one in hooked.items()
+    }
     calls["alone"] = lambda: hooked[1].step(features, targets, communicate=False)
     calls["RegTop-k"] = ours.step
     times = in_turn(comm, calls, REPEATS, warm=DENSE_ROUNDS + 3)

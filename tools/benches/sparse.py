@@ -5,12 +5,17 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed
 from mpi4py import MPI
+from torch import Tensor
 
 import hpcopt
+from hpcopt.comm.ports import Aggregate
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.sparse.costs import EXCHANGES, Shape
 from hpcopt.math.topk import take
@@ -56,31 +61,31 @@ def pieces(comm: MPI.Comm, steps: Steps, problem: Given) -> dict[str, list[float
     """Seconds of the parts of `RegTopK.step`, all ranks beginning each part together."""
     method, state, port = steps.method, steps.state, steps.ports.counters()["sparse"]
     found: dict[str, list[float]] = {}
-    last: dict[str, object] = {}
+    last: dict[str, Any] = {}
 
-    def part(name: str, call) -> None:
+    def part(name: str, call: Callable[..., Any], *given: Any) -> None:
         def kept() -> None:
-            last[name] = call()
+            last[name] = call(*given)
 
         found.setdefault(name, []).append(seconds(comm, kept))
 
     for _ in range(QUICK):
-        part("accumulate", lambda: method._feedback.accumulate(state))
-        part("score and select", lambda: method._choose(state.e, state))
+        part("accumulate", method._feedback.accumulate, state)
+        part("score and select", method._choose, state.e, state)
         s = last["score and select"]
-        part("take", lambda s=s: take(state.e, s))
+        part("take", take, state.e, s)
         sent, before = last["take"], port.seconds
-        part("exchange", lambda s=s, sent=sent: method._exchange.sum(state, s, sent))
+        part("exchange", method._exchange.sum, state, s, sent)
         inside = comm.allreduce(port.seconds - before, MPI.MAX)
         found.setdefault("(in the port)", []).append(inside)
         g = last["exchange"]
-        part("remember", lambda s=s, sent=sent, g=g: remember(state, s, sent, g))
-        part("apply", lambda s=s, g=g: method._feedback.apply(state, g.dense, g.support, s.shape[1]))
+        part("remember", remember, state, s, sent, g)
+        part("apply", method._feedback.apply, state, g.dense, g.support, s.shape[1])
         state.round += 1
     return found
 
 
-def remember(state, s, sent, g) -> None:
+def remember(state: Any, s: Tensor, sent: Tensor, g: Aggregate) -> None:
     """What the next round's scores need."""
     k = s.shape[1]
     state.s[:, :k], state.sent[:, :k], state.back[:, :k] = s, sent, g.dense[s]
@@ -105,7 +110,7 @@ def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[st
         own = Steps(comm, hpcopt.RegTopK(density=DENSITY, exchange=plan), problem, "auto", steps.ports.chosen)
         port = own.method._exchange._port
         count = repeats if plan == "dense" else QUICK
-        times = in_turn(comm, {plan: lambda port=port: port.sum(s, sent, expected=entries)}, count)[plan]
+        times = in_turn(comm, {plan: partial(port.sum, s, sent, expected=entries)}, count)[plan]
         predicted = costs.exchange(plan, shape, k, entries)
         lines.append(
             f"    {plan:10} predicted {predicted:7.4f} s, measured {spread(times, 4)} s, "

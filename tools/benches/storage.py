@@ -23,7 +23,7 @@ ELEMENTS = 1 << 27  # float32: 512 MiB
 def posix(comm: MPI.Comm, path: Path, start: int, rows: np.ndarray) -> None:
     """Every rank writes its part of one file at its offset."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    view = memoryview(rows).cast("B")
+    view = memoryview(np.ascontiguousarray(rows).data).cast("B")
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done : done + (1 << 30)], start * rows.itemsize + done)

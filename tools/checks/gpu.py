@@ -32,7 +32,7 @@ from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
-from hpcopt.comm.ports import Full, Mailbox, Neighbours, Reducer, SparseSum
+from hpcopt.comm.ports import Full, Mailbox, Neighbours, Reducer, Select, SparseSum
 from hpcopt.comm.reduce.choice import Reduction
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
@@ -158,7 +158,8 @@ VERBS: dict[str, tuple[Call, bool]] = {
 def check_sparse_sum(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Every plan of `SparseSum`, selection included, against the twin on the CPU. Collective."""
     mine = _placement(comm).here
-    for exchange, select, size in product(EXCHANGES, ("local", "global"), (5, 1_000_003)):
+    selections: tuple[Select, ...] = ("local", "global")
+    for exchange, select, size in product(EXCHANGES, selections, (5, 1_000_003)):
         for dtype in ROUNDING:
             rows = torch.randn(WORKERS, size, dtype=dtype, generator=torch.Generator().manual_seed(size))
             k = max(1, size // 1000)
@@ -257,7 +258,7 @@ def check_runs(comm: MPI.Comm, staging: Staging, report: Report, folder: Path) -
     if not shared and comm.rank == 0:
         print("h5py is built without parallel HDF5: every rank makes its own run on one rank")
     ranks, own = (comm, folder) if shared else (MPI.COMM_SELF, folder / str(comm.rank))
-    quadratic = hpcopt.Quadratic(WORKERS, "geometric", dim=300)
+    quadratic = hpcopt.Quadratic(workers=WORKERS, eigenvalues="geometric", dim=300)
     cases: list[tuple[Method[Any, Any], Any, int]] = [(method, quadratic, ROUNDS) for method in METHODS]
     cases += [(method, data, FEW) for data in (_linear(True), _linear(False)) for method in FOR_MARGINS]
     for number, (method, recipe, rounds) in enumerate(cases):

@@ -56,7 +56,7 @@ def problem(
     model = build("mlp", SHAPE, CLASSES, hidden)
     initialise(model, seed)
     if not hidden:  # of a convex problem the start is 0
-        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.get_parameter("head.weight"))
     n, loss = workers * samples_per_worker, mse_loss if not hidden else cross_entropy
     order = stream(seed, "delayed study").permutation(TRAINING_ROWS)
     rows = order[:n]
@@ -66,8 +66,8 @@ def problem(
     others = rows.copy()
     others[twin_row] = order[n + twin_row]  # a row that is not in S
     both = [_rows("train", numbers, hidden) for numbers in (rows, others)]
-    train = tuple(np.stack(arrays, 1) for arrays in zip(*both, strict=True))
-    twins = _plain(Twins(model), _of_both(loss), train, None, workers, keys)
+    images, targets = (np.stack(arrays, 1) for arrays in zip(*both, strict=True))
+    twins = _plain(Twins(model), _of_both(loss), (images, targets), None, workers, keys)
     return _Remembering(twins, rows[twin_row], others[twin_row])
 
 
@@ -82,7 +82,7 @@ def _plain(
 def _rows(which: str, numbers: Array, hidden: list[int]) -> tuple[Array, Array]:
     """Standardised images with those numbers, and their labels, or 0 and 1 for each class."""
     split = getattr(_fashion(), which)
-    images, labels = np.float32(split.read(numbers)), split.labels[numbers]
+    images, labels = split.read(numbers).astype(np.float32), split.labels[numbers]
     return (images - MEAN) / DEVIATION, labels if hidden else np.eye(CLASSES, dtype=np.float32)[labels]
 
 
@@ -121,7 +121,7 @@ class _Remembering(hpcopt.Network):
     def bind(self, share: Any) -> Any:
         """See `hpcopt.Network`."""
         bound = super().bind(share)
-        bound.twin_rows = self._numbers
+        vars(bound)["twin_rows"] = self._numbers
         return bound
 
 

@@ -155,7 +155,7 @@ def _normal_equations(seed: int) -> list[tuple[NDArray[np.float64], NDArray[np.f
     from hpcopt.problems.base import Share
     from hpcopt.problems.linear_regression import LinearRegression
 
-    recipe = LinearRegression(N, **load(CONFIG, []).problem.model_dump(exclude={"kind"}))
+    recipe = LinearRegression(workers=N, **load(CONFIG, []).problem.model_dump(exclude={"kind"}))
     problem = recipe.bind(Share(range(N), N, seed, torch.float64))
     d, rows = problem.dim, problem.statistics()
     assert rows is not None  # d is small

@@ -24,7 +24,7 @@ import torch
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config import load
-from hpcopt.problems.base import Draw, Share
+from hpcopt.problems.base import Draw, Recipe, Share
 from jobs.studies.common import table
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +95,7 @@ def reached(losses: list[float], target: float) -> float:
     return math.inf
 
 
-def measured(method: hpcopt.DHO2, recipe: hpcopt.Network) -> tuple[float, float, float]:
+def measured(method: hpcopt.DHO2, recipe: Recipe) -> tuple[float, float, float]:
     """Seconds of a round's gradients, of the rest of it, and of a product, all workers on this core."""
     N = recipe.workers
     problem = recipe.bind(Share(range(N), N, seed=0, dtype=torch.float32))

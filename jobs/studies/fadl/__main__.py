@@ -243,7 +243,7 @@ def beside(study: Study, case: Case | None) -> list[str]:
     passes = study.series(case, "passes")
     at = reached(study.series(case, "relative_gap"), passes, GAPS[0])
     at = len(passes) - 1 if at is None else at
-    ports = data["ports"]
+    ports = data["ports"].dataset
     payload, calls = (ports[name].sel(port="reduce.scalars").values[at] for name in ("payload", "calls"))
     vectors = passes[at] * 8 * int(data.attrs["dim"])
     return [f"{1 + payload / vectors:.2f}" if vectors else "–", f"{calls:g}"]

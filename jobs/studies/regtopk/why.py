@@ -121,8 +121,14 @@ def _watch(case: Case) -> dict[str, Any]:
 
     config = load(case.config, case.overrides)
     ratios, changed, again, cosines = list[Any](), list[float](), list[float](), list[Any]()
-    keys = {"seed": config.run.seed, "dtype": config.run.dtype, "device": "cpu", "evaluate_every": ROUNDS}
-    hpcopt.simulate(Watched(config.method), config.problem.recipe(), ROUNDS, **keys)
+    keys: dict[str, Any] = {
+        "seed": config.run.seed,
+        "dtype": config.run.dtype,
+        "device": "cpu",
+        "evaluate_every": ROUNDS,
+    }
+    settings: Any = config.method
+    hpcopt.simulate(Watched(settings), config.problem.recipe(), ROUNDS, **keys)
     every = np.concatenate(ratios)
     return {
         "quantiles": np.quantile(every, (0.1, 0.5, 0.9)).tolist(),
