@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.studies.common import Case, Study
+from jobs.studies.study import Case, Study
 
 
 @dataclass(frozen=True)

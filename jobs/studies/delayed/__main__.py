@@ -13,10 +13,10 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.studies.common import Study
 from jobs.studies.delayed import tables
 from jobs.studies.delayed.cases import PROBLEMS, Group, Problem, groups
 from jobs.studies.figures import curves
+from jobs.studies.study import Study
 
 HERE = Path(__file__).resolve().parent
 

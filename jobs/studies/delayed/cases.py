@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.studies.common import Case, Study, crossing
+from jobs.studies.statistics import crossing
+from jobs.studies.study import Case, Study
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 16

@@ -7,10 +7,10 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
-
-from jobs.studies.common import Study, paired, table
 from jobs.studies.delayed.cases import GRADIENTS, ITERATIONS, ROWS, TAUS, WORKERS, Group, Problem, Protocol
+from jobs.studies.markdown import table
+from jobs.studies.statistics import paired, power
+from jobs.studies.study import Study
 
 GAP = "generalisation_gap"
 PROTOCOLS: dict[Protocol, str] = {
@@ -129,14 +129,9 @@ def _rows(study: Study, found: dict[str, Group]) -> str:
 
 def _power(pairs: Sequence[tuple[float, float]]) -> str:
     """b of y ∝ x^b with its 95 % interval."""
-    from scipy import stats
-
     if any(not y > 0 for _, y in pairs):  # also nan
         return "–"
-    x, y = np.log(np.array(pairs)).T
-    line = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.975, len(x) - 2)) * line.stderr
-    return f"{line.slope:+.2f} [{line.slope - half:+.2f}, {line.slope + half:+.2f}]"
+    return power(*zip(*pairs, strict=True))
 
 
 def _rates(study: Study, found: dict[str, Group]) -> str:

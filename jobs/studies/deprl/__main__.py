@@ -13,8 +13,8 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.studies.common import Study
 from jobs.studies.deprl import consensus, newcomers, personal, personal_tables, speedup, weights
+from jobs.studies.study import Study
 
 HERE = Path(__file__).resolve().parent
 

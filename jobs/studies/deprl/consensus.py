@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.studies.common import Case, Study, spread, table
+from jobs.studies.markdown import table
+from jobs.studies.statistics import spread
+from jobs.studies.study import Case, Study
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from jobs.studies.common import Case, Study, paired, spread, table
 from jobs.studies.deprl.personal import COLUMNS, CONFIG, METHODS, SEEDS
+from jobs.studies.markdown import table
+from jobs.studies.statistics import paired, spread
+from jobs.studies.study import Case, Study
 
 ROWS = ("deprl", "dpsgd", "fedavg", "local", "ours")
 SPLITS = ("rich-0.1", "poor-0.5")

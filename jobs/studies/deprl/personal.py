@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.studies.common import Case
+from jobs.studies.study import Case
 
 CONFIG = Path(__file__).resolve().with_name("personal.toml")
 SEEDS = (1, 2, 3)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.studies.common import Study, interval, paired, spread, table
 from jobs.studies.deprl.personal import COLUMNS, COMPARED, METHODS, ROUNDS, SEEDS, case, cases, methods, seeds
+from jobs.studies.markdown import table
+from jobs.studies.statistics import interval, paired, spread
+from jobs.studies.study import Study
 
 BEFORE, GLOBAL = "before_mixing_", "global_"
 ONE_MODEL = ("dpsgd", "fedavg", "ours", "dpsgd-10")

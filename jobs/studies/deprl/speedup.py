@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.studies.common import Case, Study, crossing, table
+from jobs.studies.markdown import table
+from jobs.studies.statistics import crossing, power
+from jobs.studies.study import Case, Study
 
 CONFIG = Path(__file__).resolve().parent / "speedup.toml"
 WORKERS, SEEDS = (4, 8, 16, 32, 64), (1, 2, 3)
@@ -166,8 +168,6 @@ def _mean(values: list[float], most: int) -> str:
 
 def exponent(per_n: dict[int, list[float]], which: Callable[[int], bool]) -> str:
     """b with its interval, and the N that had to be left out."""
-    from scipy import stats
-
     wanted = {N: values for N, values in per_n.items() if which(N)}
     if any(math.isnan(value) for values in wanted.values() for value in values):
         return "–"
@@ -176,8 +176,5 @@ def exponent(per_n: dict[int, list[float]], which: Callable[[int], bool]) -> str
     without = f" (without {', '.join(left)})" if left else ""
     if len(kept) < 2:
         return f"–{without}"
-    x = np.log([N for N, values in kept.items() for _ in values])
-    y = np.log([value for values in kept.values() for value in values])
-    line = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.975, len(x) - 2)) * line.stderr
-    return f"{line.slope:+.2f} [{line.slope - half:+.2f}, {line.slope + half:+.2f}]{without}"
+    pairs = [(N, value) for N, values in kept.items() for value in values]
+    return f"{power(*zip(*pairs, strict=True))}{without}"

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.studies.common import Case, Study, paired, spread, table
+from jobs.studies.markdown import table
+from jobs.studies.statistics import paired, spread
+from jobs.studies.study import Case, Study
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

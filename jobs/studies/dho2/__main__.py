@@ -14,11 +14,13 @@ import math
 import textwrap
 from pathlib import Path
 
-from jobs.studies.common import Case, Study, spread, table
 from jobs.studies.dho2 import gains
 from jobs.studies.dho2.cases import PROBLEMS, TARGETS, Plan, Problem
 from jobs.studies.dho2.lines import FIRST_ORDER, TUNED, Line
 from jobs.studies.figures import curves
+from jobs.studies.markdown import table
+from jobs.studies.statistics import spread
+from jobs.studies.study import Case, Study
 
 HERE = Path(__file__).resolve().parent
 

@@ -25,7 +25,7 @@ import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config import load
 from hpcopt.problems.base import Draw, Recipe, Share
-from jobs.studies.common import table
+from jobs.studies.markdown import table
 
 HERE = Path(__file__).resolve().parent
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.config import RunConfig, load
-from jobs.studies.common import Case, Study
 from jobs.studies.dho2.lines import AUTOMATIC, BASES, FIRST_ORDER, LBFGS, TUNED, Line
+from jobs.studies.study import Case, Study
 from jobs.studies.tuning import Tuning, tune
 
 HERE = Path(__file__).resolve().parent

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.studies.common import Case, Study, crossing, interval, spread, table
 from jobs.studies.dho2.cases import TARGETS, Plan, Problem
 from jobs.studies.dho2.lines import BASES, Line
+from jobs.studies.markdown import table
+from jobs.studies.statistics import crossing, interval, spread
+from jobs.studies.study import Case, Study
 
 TEXT = """Automatic lines against their bases on the same seed, at the base's learning rate: how many times
 fewer gradients, and seconds, until the base's own loss after a part of its rounds; means are geometric, with

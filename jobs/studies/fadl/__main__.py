@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from hpcopt.config import load
 from hpcopt.engine.optimum import optimum
-from jobs.studies.common import Case, Study, table
 from jobs.studies.figures import curves
 from jobs.studies.launch import ROOT
+from jobs.studies.markdown import table
+from jobs.studies.study import Case, Study
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,8 +12,8 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from jobs.studies.common import Study
 from jobs.studies.regtopk import analytic, comparison, fashion, why
+from jobs.studies.study import Study
 from jobs.studies.tuning import tune
 
 HERE = Path(__file__).resolve().parent

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jobs.studies.common import Case, Study, paired, spread, table
+from jobs.studies.markdown import table
+from jobs.studies.statistics import paired, spread
+from jobs.studies.study import Case, Study
 
 HERE = Path(__file__).resolve().parent
 MU = {"toy": 1.0, "linear": 4.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.studies.common import Case, Study, paired, spread, table
+from jobs.studies.markdown import table
 from jobs.studies.regtopk.fashion import (
     CONFIG,
     DENSITIES,
@@ -17,6 +17,8 @@ from jobs.studies.regtopk.fashion import (
     tuning,
     variants,
 )
+from jobs.studies.statistics import paired, spread
+from jobs.studies.study import Case, Study
 from jobs.studies.tuning import Variant
 
 SEEDS, ROUNDS, EVERY = (1, 2, 3), 1875, 625

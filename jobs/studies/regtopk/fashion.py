@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jobs.studies.common import Case, Study, table
+from jobs.studies.markdown import table
+from jobs.studies.study import Case, Study
 from jobs.studies.tuning import Tuning, Variant
 
 HERE = Path(__file__).resolve().parent

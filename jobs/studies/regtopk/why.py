@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.config import load
-from jobs.studies.common import Case, Study, table
+from jobs.studies.markdown import table
 from jobs.studies.regtopk.analytic import linear_case
 from jobs.studies.regtopk.comparison import final_case
 from jobs.studies.regtopk.fashion import DENSITIES, variants
+from jobs.studies.study import Case, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""What all studies share: cases run as MPI jobs, their metrics read back, and Markdown tables.
+"""What all studies share: cases that are run as MPI jobs, and one tidy table of their records.
 
 A case is a config with some keys changed; its run lives in runs/studies/STUDY/CASE. What is finished is never
 run again, what was stopped goes on from its checkpoint, so a study's one command may be stopped at any time
@@ -12,22 +12,20 @@ import json
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 import hpcopt
 from hpcopt.config import load as load_config
 from jobs.studies.launch import ROOT, Case, work
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
-__all__ = ["Case", "Study", "crossing", "interval", "paired", "spread", "table"]
+__all__ = ["Case", "Study"]
 
 
 class Study:
@@ -40,6 +38,7 @@ class Study:
     def __init__(self, name: str) -> None:
         self.directory = ROOT / "runs" / "studies" / name
         self._finished: dict[Case, xarray.DataTree] = {}
+        self._records: dict[Case, pandas.DataFrame] = {}
 
     def data(self, case: Case) -> xarray.DataTree | None:
         """A finished run's results; None while it is not finished.
@@ -74,10 +73,29 @@ class Study:
         found = [(case, self.data(case)) for case in cases]
         return [(case, data) for case, data in found if data is not None]
 
+    def records(self, cases: Iterable[Case]) -> pandas.DataFrame:
+        """The tidy table of which tables and figures are made: a row for every record of every finished case.
+
+        Columns: ``case``, its name; the keys in which it differs from its config ("method.lr", …);
+        ``record``, from 0; and the run's metrics by their names.
+        """
+        import pandas
+
+        frames = []
+        for case, data in self.finished(cases):
+            metrics = data["metrics"].to_dataset().to_dataframe().reset_index()
+            about = {"case": case.name} | {key: str(value) for key, value in case.settings.items()}
+            frames.append(pandas.concat([pandas.DataFrame(about, metrics.index), metrics], axis=1))
+        return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
+
     def series(self, case: Case, name: str) -> list[float]:
         """A metric at every record of a case; empty while it is not finished."""
-        data = self.data(case)
-        return [] if data is None else np.asarray(data[f"metrics/{name}"]).tolist()
+        if case not in self._records:
+            found = self.records([case])
+            if found.empty:
+                return []
+            self._records[case] = found
+        return self._records[case][name].astype(float).tolist()
 
     def column(self, cases: Sequence[Case], name: str, record: int = -1) -> list[float]:
         """A metric of every case at one of its records; nan where a run or its record is missing."""
@@ -140,53 +158,3 @@ def machine() -> str:
         f"{platform.system()} {platform.machine()}; {libraries}, {(mpi.splitlines() or [''])[0]}"
         + ("; the package had changes that were not committed yet." if changed else ".")
     )
-
-
-# --- tables ----------------------------------------------------------------------------------------------
-
-
-def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Mean ± standard deviation over the seeds; "–" where a run is missing."""
-    if not values or any(math.isnan(value) for value in values):
-        return "–"
-    mean = format(statistics.fmean(values), form)
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
-
-
-def paired(first: Sequence[float], second: Sequence[float], form: str = "+.2f") -> str:
-    """Mean of first − second, seed by seed, with its 95 % interval (Student's t)."""
-    found = interval(first, second)
-    if found is None:
-        return "–"
-    mean, low, high = found
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float] | None:
-    """The numbers of `paired`: mean, lower and upper end; None where runs are missing."""
-    from scipy import stats
-
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n = len(differences)
-    if n < 2 or any(math.isnan(value) for value in differences):
-        return None
-    mean = statistics.fmean(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def crossing(losses: Sequence[float], spent: Sequence[float], target: float) -> float:
-    """What was spent when the loss first was at a target, linear between records; inf: never, nan: no run."""
-    at = next((i for i, loss in enumerate(losses) if loss <= target), None)
-    if at is None:
-        return math.inf if losses else math.nan
-    if at == 0:
-        return spent[0]
-    part = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
-    return spent[at - 1] + part * (spent[at] - spent[at - 1])
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
