@@ -14,7 +14,7 @@ import torch
 from hpcopt.comm.staging import local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.engine.meter import uncounted
-from hpcopt.engine.origin import check_config, check_problem, check_state
+from hpcopt.engine.origin import check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
@@ -70,9 +70,8 @@ def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) 
 
     Raises:
         UserError: there is no such device, what the recipe describes cannot be had, or ranks have been given
-            different configs or problems.
+            different problems.
     """
-    check_config(ranks, config)
     run = config.run
     with ranks.agreed():
         made_for = getattr(recipe, "workers", run.workers)  # a recipe of the user's need not say

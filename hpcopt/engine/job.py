@@ -29,6 +29,7 @@ from hpcopt.engine.assistance import assist
 from hpcopt.engine.build import Built, attributes, begin, bind, cores, set_threads
 from hpcopt.engine.earlier import Earlier, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
+from hpcopt.engine.origin import check_config
 from hpcopt.engine.own_metrics import Metric, load
 from hpcopt.engine.record import Record, Recorder
 from hpcopt.engine.reporter import Reporter
@@ -65,6 +66,7 @@ def execute(
     with ExitStack() as opened, together(comm):
         watchdog = Watchdog(_name(comm), config.run.stall_seconds)
         opened.callback(watchdog.stop)
+        check_config(MPIRanks(comm), config)  # what follows waits for ranks that it names
         misfit = config.run.misfit(comm.size)
         agree(comm, not misfit, f"[run] {misfit}")
         crew = Crew(comm, config.run.curvature_ranks)

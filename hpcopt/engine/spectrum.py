@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
+from hpcopt.comm.mpi_ranks import MPIRanks
 from hpcopt.config import RunConfig, check_table
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.config.spectrum import SpectrumTable
@@ -19,6 +20,7 @@ from hpcopt.control.world import ranks_for
 from hpcopt.engine.build import attributes, set_threads
 from hpcopt.engine.job import build
 from hpcopt.engine.names import config_in_python, settled
+from hpcopt.engine.origin import check_config
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.engine.simulation import tree_of
 from hpcopt.errors import NotFinite, UserError
@@ -129,6 +131,7 @@ def measure(
 ) -> xarray.DataTree:
     """As `of_config`, for a recipe. Collective."""
     begun = now()
+    check_config(MPIRanks(comm), config)
     with ExitStack() as opened:
         directory = RunDirectory(comm, out, config) if out is not None else None
         if directory is not None:

@@ -150,6 +150,13 @@ def test_settings_that_are_others_on_the_last_rank(comm, mpi_tmp_path):
         hpcopt.run(PLAIN, network(), comm=comm, out=mpi_tmp_path / "b", rounds=3 if last else 2)
     words = r"\[run\] method: is 'allreduce_sgd' on rank 0, but 'dpsgd' on rank"
     refused(comm, words, hpcopt.DPSGD(lr=0.1) if last else PLAIN, network(), mpi_tmp_path / "c")
+    words = r"\[run\] out: is '.* on rank 0, but '.* on rank"
+    with pytest.raises(hpcopt.UserError, match=words):
+        hpcopt.run(PLAIN, network(), comm=comm, out=mpi_tmp_path / f"e{int(last)}", rounds=2)
+    assert not list(mpi_tmp_path.glob("e*"))
+    words = r"\[run\] curvature_ranks: is 0 on rank 0, but 1 on rank"
+    concurrent = hpcopt.DHO2(variant="concurrent")
+    refused(comm, words, concurrent, network(), mpi_tmp_path / "f", curvature_ranks=int(last))
     # one that is wrong there alone
     with pytest.raises(hpcopt.UserError, match="rounds"):
         hpcopt.run(PLAIN, network(), comm=comm, out=mpi_tmp_path / "d", rounds=-1 if last else 2)
