@@ -30,6 +30,15 @@ app.add_typer(data, name="data")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the config.")
 ]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TABLE.KEY=V1,V2,…", help="A key's values; 0:5 is 0 to 4. Every combination is a case."
+    ),
+]
+Zip = Annotated[bool, typer.Option("--zip", help="Pair the values of the keys.")]
+RanksEach = Annotated[int, typer.Option(min=1, help="Ranks of each case.")]
+AtOnce = Annotated[int | None, typer.Option(min=1, help="Cases at the same time, at most.")]
 
 
 @app.command()
@@ -61,6 +70,35 @@ def resume(
     from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The TOML file.")],
+    out: Annotated[Path, typer.Option(help="The sweep's directory.")],
+    over: Over = None,
+    zipped: Zip = False,
+    ranks_each: RanksEach = 1,
+    at_once: AtOnce = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run cases that failed again.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Many runs of one config in one job, on groups of its ranks; the same command goes on with them.
+
+    mpirun -n 4 hpcopt sweep CONFIG --over method.lr=0.01,0.1 --over run.seed=0:5 --out DIR
+    """
+    signals.catch()
+    from hpcopt.config import sweep as planning
+
+    def checked() -> planning.Plan:
+        plan = planning.plan(config, over or [], overrides or [], zipped)
+        plan.check(ranks_each)
+        return plan
+
+    comm, plan = _together(checked)
+    from hpcopt.api import sweep
+
+    sweep(comm, plan, out, ranks_each, at_once, retry)
 
 
 @app.command()
