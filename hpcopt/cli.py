@@ -184,8 +184,19 @@ def submit(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory (run.out).")] = None,
     array: Annotated[
-        str | None, typer.Option(metavar="TABLE.KEY=V1,V2,…", help="One run per value, as a job array.")
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE.KEY=V1,V2,…", help="One run per value, as a job array; every combination."
+        ),
     ] = None,
+    array_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Tasks of the array at the same time, at most.")
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Many runs in this one job: hpcopt sweep.")] = False,
+    over: Over = None,
+    zipped: Zip = False,
+    ranks_each: RanksEach = 1,
+    at_once: AtOnce = None,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB[,JOB]", help="Start when these jobs have succeeded.")
     ] = None,
@@ -204,8 +215,21 @@ def submit(
         "cpus_per_task": cpus_per_task,
         "time": time,
     }
-    settings, jobs = tuple(overrides or ()), tuple(after or ())
-    order = submission.Order(config, resources, settings, out, profile, job_name, array, jobs)
+    many = submission.Sweep(tuple(over or ()), zipped, ranks_each, at_once)
+    if not sweep and many != submission.Sweep(()):
+        raise UserError("--over, --zip, --ranks-each and --at-once are for --sweep; job arrays take --array")
+    order = submission.Order(
+        config,
+        resources,
+        tuple(overrides or ()),
+        out,
+        profile,
+        job_name,
+        tuple(array or ()),
+        tuple(after or ()),
+        array_at_once,
+        many if sweep else None,
+    )
     request, site = submission.prepare(order)
     if dry_run:
         typer.echo(render.render(request, site), nl=False)

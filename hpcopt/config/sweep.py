@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,9 +219,10 @@ def _differ(settings: Sequence[tuple[str, ...]], option: str) -> None:
 def _names(keys: Sequence[str], settings: Sequence[tuple[str, ...]]) -> list[str]:
     """Of the cases: safe in a file system, unique, and as short as tells them apart."""
     last = Counter(key.partition(".")[2] for key in keys)
-    label: Callable[[str], str] = lambda key: (
-        key if last[key.partition(".")[2]] > 1 else key.partition(".")[2]
-    )
+
+    def label(key: str) -> str:
+        short = key.partition(".")[2]
+        return key if last[short] > 1 else short
 
     def name(one: Iterable[str]) -> str:
         pairs = (setting.split("=", 1) for setting in one)

@@ -1,4 +1,4 @@
-"""Who is told of a failure that ends the process, before it does: a sweep, whose other cases go on later. No MPI."""
+"""Who is told of a failure before it ends the process: a sweep, which goes on with the rest later. No MPI."""
 
 from __future__ import annotations
 

@@ -112,6 +112,8 @@ def _abort(comm: MPI.Comm, why: str, code: int) -> NoReturn:
     who = f"rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}"
     _tell(f"hpcopt: {who} failed{last_words.place()}:\n{why}")
     last_words.speak(code, f"{who}: {why.strip()}")
+    if last_words.place():
+        code = 1  # that of one run of several is not the job's
     sys.stdout.flush()
     MPI.COMM_WORLD.Abort(code)
     os._exit(code)

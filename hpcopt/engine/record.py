@@ -148,7 +148,7 @@ def _table(group: str, rows: Mapping[str, Mapping[str, float]], keys: tuple[str,
 
 
 def forget_peak() -> None:
-    """From here on `peak_memory` is of what comes, where the system can tell; of several runs in a process."""
+    """From here on `peak_memory` is of what comes, where the system tells; a process may make many runs."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

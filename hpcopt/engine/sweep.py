@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -262,14 +261,13 @@ class _Asked:
 
 
 class _Surroundings:
-    """What a process begins with, which a run may leave otherwise: every case finds it as if it were alone."""
+    """What a run may leave otherwise than it was: every case finds the process as if it were alone."""
 
     def __init__(self) -> None:
-        self._seed, self._dtype = torch.initial_seed(), torch.get_default_dtype()
+        self._dtype = torch.get_default_dtype()
 
     def restore(self) -> None:
         """As it was, and without what the last case needed."""
-        torch.manual_seed(self._seed)
         torch.set_default_dtype(self._dtype)
         gc.collect()
         forget_peak()

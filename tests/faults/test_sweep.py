@@ -84,33 +84,33 @@ def test_stopped_killed_and_broken_off_the_same_command_goes_on(
     config: Path, tmp_path: Path, examiner: Examiner
 ) -> None:
     out = tmp_path / "out"
-    over = ["--zip", "--over", "run.seed=0:6", "--over", f"problem.what={'nothing,' * 4}raise,nothing"]
+    over = ["--zip", "--over", "run.seed=0:8", "--over", f"problem.what={'nothing,' * 6}raise,nothing"]
     command = ["hpcopt", "sweep", config, *over, "--set", "problem.pause=0.02", "--out", out]
-    cases = [f"seed={seed},what={'raise' if seed == 4 else 'nothing'}" for seed in range(6)]
+    cases = [f"seed={seed},what={'raise' if seed == 6 else 'nothing'}" for seed in range(8)]
     both = [*command, "--ranks-each", "2"]
 
-    def work(job: Started, ended: int) -> None:
-        """Until so many cases have ended in this job, and another one has a checkpoint."""
+    def at_work(job: Started, ended: int) -> None:
+        """Until so many cases have ended in this job, and each group has one."""
         end = time.monotonic() + 120
-        while job.printed().count("/6] ") < ended or not any(
-            (out / "cases" / name / "checkpoints").exists() and f"] {name}:" not in job.printed()
-            for name in cases
+        while (taken := os.listdir(next((out / "claims").glob("*"), HERE))) and (
+            job.printed().count("/8] ") < ended
+            or sum(name.isdigit() and f"{name}.ended" not in taken for name in taken) < 2
         ):
             assert job.process.poll() is None, job.wait(0)
             assert time.monotonic() < end, job.printed()
             time.sleep(0.02)
 
     with Started(both, 4, cwd=HERE) as job:
-        work(job, 1)
+        at_work(job, 1)
         os.kill(job.ranks()[2], signal.SIGUSR1)  # to one rank of one group
         stopped = job.wait(240)
     assert stopped.code == 75, stopped
     assert "hpcopt: error: stopped by a signal; " in stopped.err, stopped
-    assert "of 6 cases are done. The same command goes on" in stopped.err
+    assert "of 8 cases are done. The same command goes on" in stopped.err
     assert failures(out) == {}
 
     with Started(both, 4, cwd=HERE) as job:
-        work(job, 0)
+        at_work(job, 0)
         os.kill(job.ranks()[3], signal.SIGKILL)
         killed = job.wait(240)
     assert killed.code not in (None, 0, 1, 2, 3, 4, 75), killed
@@ -119,24 +119,24 @@ def test_stopped_killed_and_broken_off_the_same_command_goes_on(
 
     broken = launch(both, 4, cwd=HERE)
     assert broken.code == 1, broken
-    assert re.search(rf"hpcopt: rank 1 of 2 on \S+ failed in case {cases[4]}:\nTraceback", broken.err), broken
+    assert re.search(rf"hpcopt: rank 1 of 2 on \S+ failed in case {cases[6]}:\nTraceback", broken.err), broken
     ((name, (code, message)),) = failures(out).items()
-    assert (name, code) == (cases[4], 1)
+    assert (name, code) == (cases[6], 1)
     assert message.startswith("rank 1 of 2 on ")
     assert message.endswith("ArithmeticError: worker 1 does not like round 5")
     assert (out / "claims").exists()
 
     rest = launch(command, 3, cwd=HERE)  # in groups of one rank each
     assert rest.code == 1, rest
-    assert "hpcopt: error: 1 of 6 cases failed; --retry runs them again" in rest.err
-    assert re.search(r"hpcopt: 6 cases \(\d done before, 1 failed before\)", rest.err), rest
+    assert "hpcopt: error: 1 of 8 cases failed; --retry runs them again" in rest.err
+    assert re.search(r"hpcopt: 8 cases \(\d done before, 1 failed before\)", rest.err), rest
     for name in cases:
         found = examiner(out / "cases" / name)
         assert found.faults == []
         assert (found.stopped_by, found.rounds) == (
-            ("rounds", list(range(0, 31, 5))) if name != cases[4] else ("", [0])
+            ("rounds", list(range(0, 31, 5))) if name != cases[6] else ("", [0])
         )
 
     again = launch([*command, "--retry"], cwd=HERE)
     assert again.code == 1, again
-    assert failures(out)[cases[4]][1] == "ArithmeticError: worker 1 does not like round 5"
+    assert failures(out)[cases[6]][1] == "ArithmeticError: worker 1 does not like round 5"

@@ -10,7 +10,7 @@ import pytest
 
 from hpcopt.cluster import follow, jobs, registry
 from hpcopt.cluster.slurm import SEPARATOR, NoAnswer, call
-from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, prepare, split, submit
+from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, prepare, submit
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
 
@@ -117,11 +117,11 @@ def test_everything_is_checked_before(here):
     assert "workers = 8, but --nodes 5 times --ntasks-per-node 2 makes 10 ranks" in refusal(
         here, resources=RESOURCES | {"nodes": 5}
     )
-    assert "[method] lr = -1" in refusal(here, array="method.lr=0.1,-1.0")
-    assert "workers = 2" in refusal(here, array="run.workers=8,2")
-    assert "must be TABLE.KEY=VALUE" in refusal(here, array="lr=1")
-    assert "of its own anyway" in refusal(here, array="run.out=a,b")
-    assert "share the directory" in refusal(here, array="run.rounds=5,5")
+    assert "[method] lr = -1" in refusal(here, array=("method.lr=0.1,-1.0",))
+    assert "workers = 2" in refusal(here, array=("run.workers=8,2",))
+    assert "must be TABLE.KEY=VALUE" in refusal(here, array=("lr=1",))
+    assert "of its own anyway" in refusal(here, array=("run.out=a,b",))
+    assert "two cases are the same" in refusal(here, array=("run.rounds=5,5",))
     assert "--nodes = -1" in refusal(here, resources=RESOURCES | {"nodes": -1})
     assert "--after" in refusal(here, after=("12,x",))
     assert "--job-name" in refusal(here, job_name="a\nb")
@@ -131,20 +131,13 @@ def test_everything_is_checked_before(here):
 
 
 def test_an_array_has_a_directory_per_value(here):
-    request, _ = prepare(order(here, array="problem.eigenvalues=[1.0, 2.0],outliers", after=("3,4", "5")))
-    assert [element.setting for element in request.array] == [
-        "problem.eigenvalues=[1.0, 2.0]",
-        "problem.eigenvalues=outliers",
+    request, _ = prepare(order(here, array=("problem.eigenvalues=[1.0, 2.0],outliers",), after=("3,4", "5")))
+    assert [element.settings for element in request.array] == [
+        ("problem.eigenvalues=[1.0, 2.0]",),
+        ("problem.eigenvalues=outliers",),
     ]
     assert request.array[0].directory == str(here / "run" / "problem.eigenvalues=_1.0,_2.0_")
     assert request.after == ("3", "4", "5")
-
-
-def test_splitting():
-    assert split("""1,[2,3],"a,b",'c,d',e""") == ["1", "[2,3]", '"a,b"', "'c,d'", "e"]
-    for text in ("", ",", "1,", ",1", "1,,2", "[1", "1]"):
-        with pytest.raises(UserError, match="one comma between"):
-            split(text)
 
 
 def test_dry_run_needs_nothing_and_writes_nothing(here):
