@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from hpcopt.cluster import follow, jobs, registry
 from hpcopt.cluster.slurm import SEPARATOR, NoAnswer, call
-from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, prepare, submit
+from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, Sweep, prepare, submit
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
 
@@ -138,6 +139,46 @@ def test_an_array_has_a_directory_per_value(here):
     ]
     assert request.array[0].directory == str(here / "run" / "problem.eigenvalues=_1.0,_2.0_")
     assert request.after == ("3", "4", "5")
+
+
+def test_an_array_of_several_keys_and_more_than_the_site_allows(here):
+    program(here, "sbatch", "echo 4711")
+    program(here, "scontrol", "echo 'Configuration data'; echo 'MaxArraySize            = 5'")
+    keys = ("method.lr=0.1,0.2", "run.seed=0:3")
+    request, site = prepare(order(here, array=keys, array_at_once=2))
+    assert [element.settings for element in request.array[:2]] == [
+        ("method.lr=0.1", "run.seed=0"),
+        ("method.lr=0.1", "run.seed=1"),
+    ]
+    assert request.array[5].directory == str(here / "run" / "method.lr=0.2,run.seed=2")
+    told = r"--array: makes 6 tasks, and an array has at most 5 at this site \(MaxArraySize\); `--sweep"
+    with pytest.raises(UserError, match=told):
+        submit(request, site)
+    assert not (here / "run").exists()
+    program(here, "scontrol", "echo 'slurm_load_ctl_conf error: no' >&2; exit 1")  # sbatch will tell
+    assert submit(request, site) == "4711"
+    assert "--array-at-once: is for --array" in refusal(here, array_at_once=2)
+
+
+def test_a_sweep_is_one_job(here):
+    program(here, "sbatch", "echo 4711")
+    many = Sweep(("method.lr=0.1,0.2", "run.seed=0:3"), ranks_each=4)
+    request, site = prepare(order(here, sweep=many, settings=("run.rounds=5",)))
+    assert submit(request, site) == "4711"
+    (entry,) = registry.entries()
+    assert (entry.directories, entry.array) == ([str(here / "run")], False)
+    with pytest.raises(UserError, match=r"already holds job\.sbatch"):
+        submit(request, site)
+    assert "case lr=-1,seed=0: [method] lr = -1" in refusal(
+        here, sweep=replace(many, over=("method.lr=-1", "run.seed=0"))
+    )
+    assert "--ranks-each 5: --nodes 2 times --ntasks-per-node 2 makes 4" in refusal(
+        here, sweep=replace(many, ranks_each=5)
+    )
+    assert "each case has 9 ranks (--ranks-each)" in refusal(here, sweep=replace(many, ranks_each=9))
+    assert "--over: is missing" in refusal(here, sweep=Sweep(()))
+    assert "--sweep: needs a directory: --out DIR" in refusal(here, sweep=many, out=None)
+    assert "take one of them" in refusal(here, sweep=many, array=("run.seed=0:2",))
 
 
 def test_dry_run_needs_nothing_and_writes_nothing(here):
