@@ -12,7 +12,7 @@ from hpcopt.cluster.profile import SiteProfile
 from hpcopt.cluster.template import MPIRUN, ONE_RUN, SCRIPT, SRUN, SWEEP, BatchScript
 from hpcopt.cluster.words import JobId, Line, Name, Time, array, directive, file_pattern, seconds
 from hpcopt.config.base import Count, Table
-from hpcopt.config.sweep import MAX_CASES
+from hpcopt.config.values import MOST
 from hpcopt.errors import UserError
 
 
@@ -56,7 +56,7 @@ class Submission(Table):
     """cores, and so threads, per rank"""
     time: Time
     """the time limit"""
-    array: Annotated[tuple[Element, ...], Field(max_length=MAX_CASES)] = ()
+    array: Annotated[tuple[Element, ...], Field(max_length=MOST)] = ()
     """one run each"""
     array_at_once: Count | None = None
     """tasks of the array at the same time, at most"""

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.config.io import RunConfig, from_tables, override, parse
+from hpcopt.config.values import MOST, axis
 from hpcopt.errors import UserError
 
-MAX_CASES = 10_000
 MAX_NAME = 100
 """characters; a file system takes 255 bytes, and a name gets endings"""
 FILE = "sweep.toml"
-_RANGE = re.compile(r"([+-]?\d{1,15}):([+-]?\d{1,15})(?::([+-]?\d{1,15}))?", re.ASCII)
-_OPENING, _CLOSING = "[{(", "]})"
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def plan(config: Path, over: Sequence[str], overrides: Sequence[str] = (), zippe
 
     Raises:
         UserError: a value is missing, keys to be paired have different numbers of values, a key is named
-            twice, two cases are the same, or there are more than `MAX_CASES`.
+            twice, two cases are the same, or there are more than `MOST`.
     """
     tables = parse(config)
     for setting in overrides:
@@ -136,72 +134,12 @@ def combined(over: Sequence[str], zipped: bool, option: str = "--over") -> tuple
         told = ", ".join(f"{key} has {size}" for key, size in zip(keys, sizes, strict=True))
         raise UserError(f"--zip: needs as many values of each key, but {told}")
     count = sizes[0] if zipped else math.prod(sizes)
-    if count > MAX_CASES:
-        raise UserError(f"{option}: makes {count} cases, and {MAX_CASES} are allowed")
+    if count > MOST:
+        raise UserError(f"{option}: makes {count} cases, and {MOST} are allowed")
     rows = zip(*columns, strict=True) if zipped else itertools.product(*columns)
     settings = [tuple(f"{key}={value}" for key, value in zip(keys, row, strict=True)) for row in rows]
     _differ(settings, option)
     return tuple(itertools.starmap(Case, zip(_names(keys, settings), settings, strict=True)))
-
-
-def axis(text: str, option: str = "--over") -> tuple[str, list[str] | range]:
-    """A key and its values, in TOML's notation; raises `UserError`.
-
-    >>> axis("method.lr=0.01,0.1"), axis("run.seed=0:3")
-    (('method.lr', ['0.01', '0.1']), ('run.seed', range(0, 3)))
-    """
-    key, equals, values = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+\.\w+", key := key.strip(), re.ASCII):
-        raise UserError(f"{option} {text}: must be TABLE.KEY=VALUE,VALUE,…, like method.lr=0.1,0.2")
-    if key == "run.out":
-        raise UserError(f"{option} run.out: every run gets a directory of its own anyway")
-    parts = [_range(part, f"{option} {text}") or [part] for part in split(values, f"{option} {key}")]
-    if len(parts) == 1:
-        return key, parts[0]
-    if sum(map(len, parts)) > MAX_CASES:
-        raise UserError(f"{option} {key}: has more than {MAX_CASES} values")
-    return key, [str(value) for part in parts for value in part]
-
-
-def split(text: str, where: str) -> list[str]:
-    """A list's elements between commas, where those inside brackets and quotes do not count.
-
-    Args:
-        text: the list.
-        where: the option, for messages.
-
-    Raises:
-        UserError: an element is empty, or a bracket or a quote is not closed.
-    """
-    parts, quote, depth = [""], "", 0
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        else:
-            depth += (letter in _OPENING) - (letter in _CLOSING)
-        if letter == "," and not quote and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-        if depth < 0:
-            break
-    parts = [part.strip() for part in parts]
-    if quote or depth or not all(parts):
-        raise UserError(f"{where}={text}: must be values, with one comma between two of them")
-    return parts
-
-
-def _range(text: str, where: str) -> range | None:
-    """The whole numbers of FIRST:END or FIRST:END:STEP; None for another value."""
-    found = _RANGE.fullmatch(text)
-    if found is None:
-        return None
-    first, end, step = (int(part) if part else 1 for part in found.groups())
-    if not step or not (numbers := range(first, end, step)):
-        raise UserError(f"{where}: {text} has no number in it; 0:5 is 0 to 4, and 0:10:2 every other one")
-    return numbers
 
 
 def _differ(settings: Sequence[tuple[str, ...]], option: str) -> None:

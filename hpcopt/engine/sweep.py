@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from mpi4py import MPI
 
 from hpcopt.config import RunConfig
@@ -19,15 +16,14 @@ from hpcopt.control import last_words, signals
 from hpcopt.control.agree import agree, agree_same, agreed
 from hpcopt.control.groups import groups, meet, split
 from hpcopt.control.world import together
-from hpcopt.engine.record import forget_peak
+from hpcopt.engine.as_alone import Surroundings, quiet
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.sweep_directory import DONE, FAILED, OPEN, Failure, SweepDirectory
+from hpcopt.engine.sweep_words import beginning, first_line, table
 from hpcopt.errors import Failed, HpcoptError, Interrupted
 
 ASK_SECONDS = 0.5
 """between two looks whether another group was told to stop"""
-WIDEST = 100
-"""letters of a message in the last table"""
 
 RunCase = Callable[[MPI.Comm, Callable[[], RunConfig], Path], object]
 
@@ -81,19 +77,11 @@ def sweep(
         every = groups(comm.allgather(MPI.Get_processor_name()), ranks_each, at_once)
         directory = SweepDirectory(out, plan)
         opened.callback(directory.release)
-        states: list[str] = []
-        token = ""
-        with agreed(comm):
-            if comm.rank == 0:
-                token = directory.open()
-                states = [directory.state(case) for case in plan.cases]
-        token, states = comm.bcast((token, states))
-        with agreed(comm):
-            directory.join(token)
+        states = _open(comm, directory)
         todo = [n for n, state in enumerate(states) if state == OPEN or (retry and state == FAILED)]
         reporter = Reporter(out, len(states), active=True)
         if comm.rank == 0:
-            reporter.say(_beginning(states, len(todo), every, comm.size))
+            reporter.say(beginning(states, len(todo), every, comm.size))
         ended = _on_groups(comm, every, Job(directory, plan, reporter, todo, run))
         _end(comm, directory, plan, states, dict(ended))
         if comm.rank == 0:
@@ -101,12 +89,26 @@ def sweep(
             reporter.event("end", done=len(states))
 
 
+def _open(comm: MPI.Comm, directory: SweepDirectory) -> list[str]:
+    """The states of all cases. Collective; rank 0 owns the directory from then on."""
+    states: list[str] = []
+    token = ""
+    with agreed(comm):
+        if comm.rank == 0:
+            token = directory.open()
+            states = [directory.state(case) for case in directory.plan.cases]
+    token, states = comm.bcast((token, states))
+    with agreed(comm):
+        directory.join(token)
+    return states
+
+
 def _on_groups(comm: MPI.Comm, every: list[list[int]], job: Job) -> list[tuple[int, int]]:
     """The numbers of the cases that ended in this job with their exit codes, on every rank. Collective."""
     group = split(comm, every)
     mine: list[tuple[int, int]] = []
     if group is not None:
-        with _quiet(), signals.heard(_Asked(job.directory)):
+        with quiet(), signals.heard(_Asked(job.directory)):
             mine = _work(group, job)
         if group.rank:
             mine = []  # its first rank tells
@@ -119,7 +121,7 @@ def _work(group: MPI.Comm, job: Job) -> list[tuple[int, int]]:
     """Takes cases until there are none, or the job is told to stop. Collective over the group."""
     ended: list[tuple[int, int]] = []
     left = iter(job.todo)
-    surroundings = _Surroundings()
+    surroundings = Surroundings()
     while (number := _next(group, job, left)) is not None:
         case, since = job.plan.cases[number], time.monotonic()
         surroundings.restore()
@@ -180,7 +182,7 @@ def _note(job: Job, number: int, failure: Failure | None, seconds: float) -> Non
     else:
         directory.failed(case, failure)
     ended = len(job.plan.cases) - len(job.todo) + directory.ended(number)
-    how = f"exit code {failure.code}: {_first_line(failure.message)}" if failure else f"{seconds:.1f} s"
+    how = f"exit code {failure.code}: {first_line(failure.message)}" if failure else f"{seconds:.1f} s"
     told = f"[{ended}/{len(job.plan.cases)}] {case.name}: {how}"
     job.reporter.say(f"{told}\n{failure.traceback.rstrip()}" if failure and failure.traceback else told)
 
@@ -191,12 +193,11 @@ def _end(
     """Raises what the job comes to where not all is done. Collective; see `sweep`."""
     for number, code in ended.items():
         states[number] = {0: DONE, Interrupted.exit_code: OPEN}.get(code, FAILED)
-    table = ""
+    told = ""
     if comm.rank == 0:
         directory.close()
-        table = _table(
-            directory, [case for case, state in zip(plan.cases, states, strict=True) if state == FAILED]
-        )
+        failures = [case for case, state in zip(plan.cases, states, strict=True) if state == FAILED]
+        told = table(directory, failures)
     done, failed, total = states.count(DONE), states.count(FAILED), len(states)
     if OPEN in states:
         also = f", {failed} failed" if failed else ""
@@ -204,48 +205,7 @@ def _end(
             f"stopped by a signal; {done} of {total} cases are done{also}. The same command goes on"
         )
     if failed:
-        raise HpcoptError(f"{failed} of {total} cases failed; --retry runs them again\n{comm.bcast(table)}")
-
-
-def _table(directory: SweepDirectory, cases: Sequence[Case]) -> str:
-    rows = [("case", "exit code", "directory", "message")]
-    for case in cases:
-        told = directory.failure(case)
-        message = _first_line(str(told.get("message", "")))
-        rows.append((case.name, str(told.get("exit_code", "")), str(directory.run(case)), message))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]])
-        for row in rows
-    )
-
-
-def _first_line(message: str) -> str:
-    line = message.partition("\n")[0]
-    return line if len(line) <= WIDEST else line[: WIDEST - 1] + "…"
-
-
-def _beginning(states: list[str], todo: int, every: list[list[int]], ranks: int) -> str:
-    """The first line: what there is to do, and who does it."""
-    each, idle = len(every[0]), ranks - sum(map(len, every))
-    who = f"{len(every)} group{'s' * (len(every) > 1)} of {each} rank{'s' * (each > 1)}"
-    rest = f"; {idle} rank{'s' * (idle > 1)} left over, idle" if idle else ""
-    before = ", ".join(f"{states.count(state)} {state} before" for state in (DONE, FAILED) if state in states)
-    return f"{len(states)} cases{f' ({before})' if before else ''}, {todo} to run, {who}{rest}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, runs write to their log.jsonl only: many at once would not be read."""
-    before = os.environ.get("HPCOPT_PROGRESS")
-    os.environ["HPCOPT_PROGRESS"] = "off"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HPCOPT_PROGRESS"]
-        else:
-            os.environ["HPCOPT_PROGRESS"] = before
+        raise HpcoptError(f"{failed} of {total} cases failed; --retry runs them again\n{comm.bcast(told)}")
 
 
 class _Asked:
@@ -258,16 +218,3 @@ class _Asked:
         if not self._found and time.monotonic() - self._looked > ASK_SECONDS:
             self._looked, self._found = time.monotonic(), self._directory.stops()
         return self._found
-
-
-class _Surroundings:
-    """What a run may leave otherwise than it was: every case finds the process as if it were alone."""
-
-    def __init__(self) -> None:
-        self._dtype = torch.get_default_dtype()
-
-    def restore(self) -> None:
-        """As it was, and without what the last case needed."""
-        torch.set_default_dtype(self._dtype)
-        gc.collect()
-        forget_peak()

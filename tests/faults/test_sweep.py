@@ -105,8 +105,9 @@ def test_stopped_killed_and_broken_off_the_same_command_goes_on(
         os.kill(job.ranks()[2], signal.SIGUSR1)  # to one rank of one group
         stopped = job.wait(240)
     assert stopped.code == 75, stopped
-    assert "hpcopt: error: stopped by a signal; " in stopped.err, stopped
-    assert "of 8 cases are done. The same command goes on" in stopped.err
+    told = re.search(r"error: stopped by a signal; (\d) of 8 cases are done. The same command", stopped.err)
+    assert told, stopped
+    assert 1 <= int(told[1]) <= 5, stopped  # the other group did not go on to the end
     assert failures(out) == {}
 
     with Started(both, 4, cwd=HERE) as job:

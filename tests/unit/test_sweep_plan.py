@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcopt.config import sweep as planning
-from hpcopt.config.sweep import MAX_NAME, axis, combined, plan, split
+from hpcopt.config.sweep import MAX_NAME, combined, plan
+from hpcopt.config.values import axis, split
 from hpcopt.control.groups import groups
 from hpcopt.engine.sweep_directory import DONE, FAILED, OPEN, Failure, SweepDirectory
 from hpcopt.errors import UserError
