@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from mpi4py import MPI
 
 from hpcopt.config import RunConfig, resumable
 from hpcopt.config.problems import IN_PYTHON
+from hpcopt.config.sweep import Plan
 from hpcopt.control.agree import agreed
 from hpcopt.control.world import ranks_for
+from hpcopt.engine import sweep as sweeping
 from hpcopt.engine.job import execute
 from hpcopt.engine.names import (
     check_class,
@@ -112,6 +114,27 @@ def start(comm: MPI.Comm, config: RunConfig) -> Path:
         recipe, method = config.problem.recipe(), method_of(config)
         config = settled(config, recipe)
     return execute(comm, config, Path(config.run.out or "."), method, recipe)
+
+
+def sweep(
+    comm: MPI.Comm,
+    plan: Plan,
+    out: Path,
+    ranks_each: int = 1,
+    at_once: int | None = None,
+    retry: bool = False,
+) -> None:
+    """Runs the cases of a checked plan, or goes on with them; see `hpcopt.engine.sweep`. Collective."""
+
+    def run_case(group: MPI.Comm, config: Callable[[], RunConfig], directory: Path) -> None:
+        with agreed(group):
+            checked = config()
+        if group.bcast((directory / "config.toml").is_file()):
+            resume(directory, comm=group)
+        else:
+            start(group, checked)
+
+    sweeping.sweep(comm, plan, out, run_case, ranks_each, at_once, retry)
 
 
 def _way(config: RunConfig, method: type[Method[Any, Any]] | Method[Any, Any] | None) -> Method[Any, Any]:

@@ -30,6 +30,15 @@ app.add_typer(data, name="data")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the config.")
 ]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TABLE.KEY=V1,V2,…", help="A key's values; 0:5 is 0 to 4. Every combination is a case."
+    ),
+]
+Zip = Annotated[bool, typer.Option("--zip", help="Pair the values of the keys.")]
+RanksEach = Annotated[int, typer.Option(min=1, help="Ranks of each case.")]
+AtOnce = Annotated[int | None, typer.Option(min=1, help="Cases at the same time, at most.")]
 
 
 @app.command()
@@ -61,6 +70,35 @@ def resume(
     from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The TOML file.")],
+    out: Annotated[Path, typer.Option(help="The sweep's directory.")],
+    over: Over = None,
+    zipped: Zip = False,
+    ranks_each: RanksEach = 1,
+    at_once: AtOnce = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run cases that failed again.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Many runs of one config in one job, on groups of its ranks; the same command goes on with them.
+
+    mpirun -n 4 hpcopt sweep CONFIG --over method.lr=0.01,0.1 --over run.seed=0:5 --out DIR
+    """
+    signals.catch()
+    from hpcopt.config import sweep as planning
+
+    def checked() -> planning.Plan:
+        plan = planning.plan(config, over or [], overrides or [], zipped)
+        plan.check(ranks_each)
+        return plan
+
+    comm, plan = _together(checked)
+    from hpcopt.api import sweep
+
+    sweep(comm, plan, out, ranks_each, at_once, retry)
 
 
 @app.command()
@@ -146,8 +184,19 @@ def submit(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory (run.out).")] = None,
     array: Annotated[
-        str | None, typer.Option(metavar="TABLE.KEY=V1,V2,…", help="One run per value, as a job array.")
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE.KEY=V1,V2,…", help="One run per value, as a job array; every combination."
+        ),
     ] = None,
+    array_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Tasks of the array at the same time, at most.")
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Many runs in this one job: hpcopt sweep.")] = False,
+    over: Over = None,
+    zipped: Zip = False,
+    ranks_each: RanksEach = 1,
+    at_once: AtOnce = None,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB[,JOB]", help="Start when these jobs have succeeded.")
     ] = None,
@@ -166,8 +215,21 @@ def submit(
         "cpus_per_task": cpus_per_task,
         "time": time,
     }
-    settings, jobs = tuple(overrides or ()), tuple(after or ())
-    order = submission.Order(config, resources, settings, out, profile, job_name, array, jobs)
+    many = submission.Sweep(tuple(over or ()), zipped, ranks_each, at_once)
+    if not sweep and many != submission.Sweep(()):
+        raise UserError("--over, --zip, --ranks-each and --at-once are for --sweep; job arrays take --array")
+    order = submission.Order(
+        config,
+        resources,
+        tuple(overrides or ()),
+        out,
+        profile,
+        job_name,
+        tuple(array or ()),
+        tuple(after or ()),
+        array_at_once,
+        many if sweep else None,
+    )
     request, site = submission.prepare(order)
     if dry_run:
         typer.echo(render.render(request, site), nl=False)

@@ -29,3 +29,13 @@ class Interrupted(HpcoptError):
     """A signal asked the job to stop; a checkpoint was written, and running again goes on from it."""
 
     exit_code = 75
+
+
+class Failed(HpcoptError):
+    """One run of several failed in a way that is not the end of the others: the user's code raised something.
+
+    Attributes:
+        traceback: of that, as text.
+    """
+
+    traceback = ""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from hpcopt.cluster.profile import SiteProfile
-from hpcopt.cluster.template import MPIRUN, SCRIPT, SRUN, BatchScript
+from hpcopt.cluster.template import MPIRUN, ONE_RUN, SCRIPT, SRUN, SWEEP, BatchScript
 from hpcopt.cluster.words import JobId, Line, Name, Time, array, directive, file_pattern, seconds
 from hpcopt.config.base import Count, Table
+from hpcopt.config.values import MOST
 from hpcopt.errors import UserError
 
 
@@ -27,8 +29,8 @@ Path = Annotated[Line, AfterValidator(_absolute)]
 class Element(Table):
     """One task of a job array."""
 
-    setting: Line
-    """what differs: TABLE.KEY=VALUE"""
+    settings: tuple[Line, ...]
+    """what differs: TABLE.KEY=VALUE, of the same keys in all tasks"""
     directory: Path
     """its run's directory"""
 
@@ -54,8 +56,18 @@ class Submission(Table):
     """cores, and so threads, per rank"""
     time: Time
     """the time limit"""
-    array: Annotated[tuple[Element, ...], Field(max_length=1000)] = ()
+    array: Annotated[tuple[Element, ...], Field(max_length=MOST)] = ()
     """one run each"""
+    array_at_once: Count | None = None
+    """tasks of the array at the same time, at most"""
+    over: tuple[Line, ...] = ()
+    """a sweep in one job: the keys and their values"""
+    zip: bool = False
+    """of a sweep: pair the values"""
+    ranks_each: Count = 1
+    """of a sweep: ranks of each case"""
+    at_once: Count | None = None
+    """of a sweep: cases at the same time, at most"""
     after: tuple[JobId, ...] = ()
     """jobs that must have succeeded before"""
     workdir: Path
@@ -67,8 +79,8 @@ class Submission(Table):
 
     @model_validator(mode="after")
     def _directories_differ(self) -> Submission:
-        directories = [element.directory for element in self.array]
-        twice = next((name for name in directories if directories.count(name) > 1), None)
+        often = Counter(element.directory for element in self.array)
+        twice = next((name for name, times in often.items() if times > 1), None)
         if twice:
             raise ValueError(f"--array: two values share the directory {twice}")
         return self
@@ -94,6 +106,7 @@ def render(request: Submission, profile: SiteProfile) -> str:
         max_retries=profile.max_retries,
         environment="\n".join(_environment(request, profile)),
         launch=_launch(request, profile),
+        **(SWEEP if request.over else ONE_RUN),
     )
 
 
@@ -118,7 +131,7 @@ def _directives(request: Submission, profile: SiteProfile) -> list[str]:
         "open-mode": "append",
         "chdir": request.workdir,
         "output": f"{file_pattern(request.directory)}/{log}",
-        "array": f"0-{len(request.array) - 1}" if request.array else None,
+        "array": f"0-{len(request.array) - 1}{_throttle(request)}" if request.array else None,
         "dependency": f"afterok:{':'.join(request.after)}" if request.after else None,
         "kill-on-invalid-dep": "yes" if request.after else None,  # or it would wait for ever
     }
@@ -127,20 +140,35 @@ def _directives(request: Submission, profile: SiteProfile) -> list[str]:
     return [*lines, directive("requeue"), *extra]
 
 
+def _throttle(request: Submission) -> str:
+    return f"%{request.array_at_once}" if request.array_at_once else ""
+
+
 def _what(request: Submission) -> list[str]:
     """Which run in which directory."""
     lines = [f"config={shlex.quote(request.config)}"]
     settings = array("settings", request.settings, before="--set ")
     if not request.array:
-        return [*lines, f"directory={shlex.quote(request.directory)}", settings]
+        lines += [f"directory={shlex.quote(request.directory)}", settings]
+        return lines + (_cases(request) if request.over else [])
+    # of each key an array with its values
+    keys = list(zip(*(element.settings for element in request.array), strict=True))
+    names = ["values", *(f"values_{number}" for number in range(2, len(keys) + 1))]
     return [
         *lines,
-        array("values", (element.setting for element in request.array)),
+        *(array(name, values) for name, values in zip(names, keys, strict=True)),
         array("directories", (element.directory for element in request.array)),
         "directory=${directories[SLURM_ARRAY_TASK_ID]}",
         settings,
-        'settings+=(--set "${values[SLURM_ARRAY_TASK_ID]}")',
+        *(f'settings+=(--set "${{{name}[SLURM_ARRAY_TASK_ID]}}")' for name in names),
     ]
+
+
+def _cases(request: Submission) -> list[str]:
+    """The options of the sweep."""
+    more = [*(["--zip"] if request.zip else []), f"--ranks-each {request.ranks_each}"]
+    more += [f"--at-once {request.at_once}"] if request.at_once else []
+    return [array("cases", request.over, before="--over "), f"cases+=({' '.join(more)})"]
 
 
 def _environment(request: Submission, profile: SiteProfile) -> list[str]:

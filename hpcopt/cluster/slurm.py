@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -102,6 +103,16 @@ def queue(limit: float = LIMIT_SECONDS) -> list[QueuedJob]:
     lines = call([*command, f"--format={SEPARATOR.join(FIELDS)}"], limit).splitlines()
     rows = (line.split(SEPARATOR) for line in lines)
     return [QueuedJob(*(field.strip() for field in row)) for row in rows if len(row) == len(FIELDS)]
+
+
+def array_limit(limit: float = LIMIT_SECONDS) -> int | None:
+    """How many tasks a job array may have at this site; None where that cannot be told."""
+    with suppress(UserError):
+        found = re.search(
+            r"^MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"], limit), re.MULTILINE
+        )
+        return int(found[1]) if found else None
+    return None
 
 
 def _environment() -> dict[str, str]:

@@ -8,20 +8,31 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpcopt.cluster import registry
 from hpcopt.cluster.profile import SiteProfile, find, load_profile
 from hpcopt.cluster.render import Submission, render
-from hpcopt.cluster.slurm import LIMIT_SECONDS, NoAnswer, call
+from hpcopt.cluster.slurm import LIMIT_SECONDS, NoAnswer, array_limit, call
 from hpcopt.config import RunConfig, check_table, load
+from hpcopt.config import sweep as planning
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
 
 SCRIPT, CONFIG = "job.sbatch", "submitted.toml"
 SOURCE = "hpcopt submit"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Many runs in one job, as typed."""
+
+    over: tuple[str, ...]
+    zip: bool = False
+    ranks_each: int = 1
+    at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,10 @@ class Order:
     out: Path | None = None
     profile: Path | None = None
     job_name: str | None = None
-    array: str | None = None
+    array: tuple[str, ...] = ()
     after: tuple[str, ...] = field(default=())
+    array_at_once: int | None = None
+    sweep: Sweep | None = None
 
 
 def prepare(order: Order) -> tuple[Submission, SiteProfile]:
@@ -46,20 +59,24 @@ def prepare(order: Order) -> tuple[Submission, SiteProfile]:
         UserError: the config (with each of the array's values), an option or the profile is wrong.
     """
     profile = load_profile(find(order.profile, order.config))
-    config = _checked(order, order.settings)
     here = Path.cwd()
-    top = here / (order.out or Path(config.run.out or "."))
+    top = here / _top(order)
+    if order.array_at_once is not None and not order.array:
+        raise UserError("--array-at-once: is for --array")
     values = order.resources | {
         "job_name": order.job_name if order.job_name is not None else order.config.stem,
         "directory": os.path.normpath(top),
         "config": str(here / order.config),
         "settings": order.settings,
-        "array": tuple(_elements(order, top)) if order.array is not None else (),
+        "array": tuple(_elements(order, top)) if order.array else (),
+        "array_at_once": order.array_at_once,
         "after": tuple(job for jobs in order.after for job in jobs.split(",")),
         "workdir": str(here),
         "env_file": _env_file(),
         "virtual_env": sys.prefix if sys.prefix != sys.base_prefix else None,
     }
+    if order.sweep is not None:
+        values |= _sweep(order, order.sweep)
     # messages name the option of the command line, which is the field's alias
     named = {Submission.model_fields[key].alias or key: value for key, value in values.items()}
     return check_table(Submission, named, SOURCE), profile
@@ -72,6 +89,12 @@ def submit(request: Submission, profile: SiteProfile, limit: float = LIMIT_SECON
         UserError: the directory holds a run, or Slurm refuses: then nothing is left behind.
         NoAnswer: Slurm may have the job or not; the directory stays.
     """
+    tasks = len(request.array)
+    if tasks > 1 and (most := array_limit(limit)) is not None and tasks > most:
+        raise UserError(
+            f"--array: makes {tasks} tasks, and an array has at most {most} at this site (MaxArraySize); "
+            "`--sweep --over …` in place of --array runs all of them in one job"
+        )
     top = Path(request.directory)
     kept = request.model_copy(update={"config": str(top / CONFIG)})
     text = render(kept, profile)
@@ -83,43 +106,59 @@ def submit(request: Submission, profile: SiteProfile, limit: float = LIMIT_SECON
     return job
 
 
+def _top(order: Order) -> Path:
+    """The directory of the run, or of all runs; the config without what differs between these is checked."""
+    if order.sweep is None:
+        config = _checked(order, order.settings)
+        return order.out or Path(config.run.out or ".")
+    if order.out is None:
+        raise UserError("--sweep: needs a directory: --out DIR")
+    return order.out
+
+
 def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
     config = load(order.config, settings)
-    nodes, tasks = order.resources["nodes"], order.resources["ntasks_per_node"]
-    ranks = nodes * tasks
-    told = f"--nodes {nodes} times --ntasks-per-node {tasks} makes {ranks} ranks"
-    # what is no number of nodes is told with the other resources
-    if min(nodes, tasks) > 0 and (misfit := config.run.misfit(ranks, told)):
+    ranks, told = _ranks(order)
+    if ranks and (misfit := config.run.misfit(ranks, told)):
         raise UserError(f"{order.config}: [run] {misfit}")
     return config
 
 
+def _ranks(order: Order) -> tuple[int, str]:
+    """How many there are, and that in words; 0 for what is no number: it is told with the other resources."""
+    nodes, tasks = order.resources["nodes"], order.resources["ntasks_per_node"]
+    ranks = nodes * tasks
+    told = f"--nodes {nodes} times --ntasks-per-node {tasks} makes {ranks} ranks"
+    return (ranks if min(nodes, tasks) > 0 else 0), told
+
+
+def _sweep(order: Order, sweep: Sweep) -> dict[str, Any]:
+    """The keys of `Submission` for a sweep, all of whose cases are checked."""
+    if order.array:
+        raise UserError("--sweep: is one job, and --array many; take one of them")
+    planning.plan(order.config, sweep.over, order.settings, sweep.zip).check(sweep.ranks_each)
+    ranks, told = _ranks(order)
+    if ranks and ranks < sweep.ranks_each:
+        raise UserError(f"--ranks-each {sweep.ranks_each}: {told}")
+    return asdict(sweep)
+
+
 def _elements(order: Order, top: Path) -> Iterator[dict[str, Any]]:
-    key, equals, text = (order.array or "").partition("=")
-    if not equals or not re.fullmatch(r"\w+\.\w+", key, re.ASCII):
-        raise UserError(f"--array {order.array}: must be TABLE.KEY=VALUE,VALUE,…, like method.lr=0.1,0.2")
-    if key == "run.out":
-        raise UserError("--array run.out: every run of an array gets a directory of its own anyway")
-    for value in split(text):
-        setting = f"{key}={value}"
-        _checked(order, (*order.settings, setting))
+    for case in planning.combined(order.array, zipped=False, option="--array"):
+        _checked(order, (*order.settings, *case.settings))
         # a value may be a path or a list: what is not plain in a file's name becomes _
-        name = re.sub(r"[^\w.+=,-]", "_", setting)
-        yield {"setting": setting, "directory": os.path.normpath(top / name)}
-
-
-def split(text: str) -> list[str]:
-    """A list's elements between commas, where those inside brackets and quotes do not count."""
-    parts = re.findall(r"""((?:\[[^][]*\]|"[^"]*"|'[^']*'|[^,\[\]"'])+)(?:,|$)""", text)
-    if not parts or ",".join(parts) != text:
-        raise UserError(f"--array …={text}: must be values, with one comma between two of them")
-    return parts
+        name = re.sub(r"[^\w.+=,-]", "_", ",".join(case.settings))
+        yield {"settings": case.settings, "directory": os.path.normpath(top / name)}
 
 
 @contextmanager
 def _written(top: Path, config: Path, text: str) -> Iterator[None]:
     """The directory with the script and the config; taken back where Slurm did not take the job."""
-    held = [name for name in (SCRIPT, "config.toml", "run.h5", "checkpoints") if (top / name).exists()]
+    held = [
+        name
+        for name in (SCRIPT, "config.toml", "run.h5", "checkpoints", planning.FILE)
+        if (top / name).exists()
+    ]
     if held:
         again = f"`sbatch {top / SCRIPT}` goes on with it, or " if SCRIPT in held else ""
         raise UserError(f"{top}: already holds {held[0]}; {again}choose another directory with --out")

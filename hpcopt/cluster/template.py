@@ -35,11 +35,7 @@ job=$SLURM_JOB_ID
 # the number of an array's last task is also that of the whole array
 [ -z "$SLURM_ARRAY_TASK_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-newest() {
-  local files=("$directory"/checkpoints/round-*.h5)
-  # by number: names are longer from round 100,000,000 on
-  [ ! -e "${files[0]}" ] || printf '%s\n' "${files[@]##*/}" | sort -V | tail -n 1
-}
+@@{newest}
 
 record() { # STATE CODE
   {
@@ -72,11 +68,7 @@ if ! command -v hpcopt >/dev/null; then
   exit 127
 fi
 record started null
-if [ -e "$directory/config.toml" ]; then
-  command=(hpcopt resume "$directory" "${settings[@]}")
-else
-  command=(hpcopt run "$config" --out "$directory" "${settings[@]}")
-fi
+@@{command}
 @@{launch}
 
 # --- how it ended
@@ -90,7 +82,7 @@ case $code in
   *) # a lost rank or node, or a bug; one that shows before the run has begun is not tried again
     same="\"job\": \"$job\", .*\"state\": \"retried\", .*\"checkpoint\": \"$(newest)\""
     retries=$(grep -c "$same" "$directory/status")
-    if [ -e "$directory/config.toml" ] || [ "$code" -gt 128 ]; then
+    if @@{begun} || [ "$code" -gt 128 ]; then
       [ "$retries" -ge "$max_retries" ] || requeue retried
     fi
     record failed "$code"
@@ -99,6 +91,31 @@ esac
 exit "$code"
 """
 )
+
+ONE_RUN = {
+    "newest": r"""newest() {
+  local files=("$directory"/checkpoints/round-*.h5)
+  # by number: names are longer from round 100,000,000 on
+  [ ! -e "${files[0]}" ] || printf '%s\n' "${files[@]##*/}" | sort -V | tail -n 1
+}""",
+    "command": """\
+if [ -e "$directory/config.toml" ]; then
+  command=(hpcopt resume "$directory" "${settings[@]}")
+else
+  command=(hpcopt run "$config" --out "$directory" "${settings[@]}")
+fi""",
+    "begun": '[ -e "$directory/config.toml" ]',
+}
+
+# A sweep that comes to its end leaves no claims: whatever failed in it, it does not go on by itself.
+SWEEP = {
+    "newest": r"""newest() { # a number that tells how far all cases are
+  find "$directory" \( -name 'round-*.h5' -o -path '*/failed/*.json' \) | sort | cksum | cut -d ' ' -f 1
+}""",
+    "command": """\
+command=(hpcopt sweep "$config" --out "$directory" "${settings[@]}" "${cases[@]}")""",
+    "begun": '[ -e "$directory/claims" ]',
+}
 
 # Slurm sends the signal to the ranks (no B: in --signal). srun does not end before they do, and bash runs the
 # trap after srun; the shell only has to survive. Ranks end together: who is left a minute later waits for a

@@ -64,8 +64,8 @@ def load(path: Path, overrides: Iterable[str] = (), method_table: type[Table] | 
         UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
     """
     tables = parse(path)
-    for override in overrides:
-        _override(tables, override)
+    for setting in overrides:
+        override(tables, setting)
     return from_tables(tables, str(path), method_table)
 
 
@@ -193,11 +193,16 @@ def parse(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
-def _override(tables: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def override(tables: dict[str, Any], setting: str) -> None:
+    """Changes one key of parsed tables; "TABLE.KEY=VALUE", the value in TOML's notation.
+
+    Raises:
+        UserError: it is not written so.
+    """
+    key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
-        raise UserError(f"--set {override}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
+        raise UserError(f"--set {setting}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,6 +14,7 @@ STOPPING = (signal.SIGUSR1, signal.SIGTERM)
 # signals belong to the process, and so does what came of them
 _previous: dict[signal.Signals, Any] = {}
 _received: list[int] = []
+_others: list[Callable[[], bool]] = []
 
 
 def catch() -> bool:
@@ -29,8 +32,18 @@ def catch() -> bool:
 
 
 def received() -> bool:
-    """Whether one came since `catch`."""
-    return bool(_received)
+    """Whether one came since `catch`, here or where somebody else listens."""
+    return bool(_received) or any(other() for other in _others)
+
+
+@contextmanager
+def heard(elsewhere: Callable[[], bool]) -> Iterator[None]:
+    """Within, a signal that came to another process counts, too; asked from any thread, and often."""
+    _others.append(elsewhere)
+    try:
+        yield
+    finally:
+        _others.remove(elsewhere)
 
 
 def release() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from hpcopt.control import last_words
 from hpcopt.control.pulse import Pulse, Sign
 
 GRACE_SECONDS = 2.0
@@ -72,11 +73,13 @@ class Watchdog:
                 self._bark()
 
     def _bark(self) -> None:
+        stalled = f"{self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in {self._where}"
         os.write(
             2,
-            f"hpcopt: {self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in "
-            f"{self._where}; the stacks of its threads follow, then the job ends\n".encode(),
+            f"hpcopt: {stalled}{last_words.place()}; the stacks of its threads follow, then the job ends\n"
+            "".encode(),
         )
+        last_words.speak(1, stalled)
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         time.sleep(GRACE_SECONDS)
         for line in self._pulse.verdict() if self._pulse is not None else ():

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
+from hpcopt.control import last_words
 from hpcopt.control.launcher import expected_size
-from hpcopt.errors import HpcoptError, UserError
+from hpcopt.errors import Failed, HpcoptError, UserError
 
 GRACE = 5.0
 """seconds that the other ranks have to come to an error that was agreed on"""
@@ -53,7 +54,8 @@ def together(comm: MPI.Comm) -> Iterator[None]:
     """Lets an error of ours, or an exit, out if all ranks come to one; else ends them, its message first.
 
     What was agreed on comes to all at once. What a user's code does to one rank alone, between agreements,
-    would leave the others waiting for it.
+    would leave the others waiting for it. Of one run of several (`last_words.heard`) any other exception
+    becomes one of ours, too, where all ranks come to it.
     """
     try:
         yield
@@ -63,7 +65,18 @@ def together(comm: MPI.Comm) -> Iterator[None]:
                 _abort(comm, f"{error}\n", error.exit_code)
             code = error.code if isinstance(error.code, int) and error.code else 1
             _abort(comm, f"sys.exit({error.code!r}) was called here alone\n", code)
+        if isinstance(error, SystemExit) and last_words.place():
+            raise Failed(f"sys.exit({error.code!r}) was called") from error
         raise
+    except Exception as error:
+        if not last_words.place():
+            raise
+        trace = "".join(traceback.format_exception(error))
+        if comm.size > 1 and not _all_here(comm):
+            _abort(comm, trace, 1)
+        failed = Failed("".join(traceback.format_exception_only(error)).strip())
+        failed.traceback = trace
+        raise failed from error
 
 
 def _guard() -> None:
@@ -96,9 +109,13 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 
 def _abort(comm: MPI.Comm, why: str, code: int) -> NoReturn:
-    _tell(f"hpcopt: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()} failed:\n{why}")
+    who = f"rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}"
+    _tell(f"hpcopt: {who} failed{last_words.place()}:\n{why}")
+    last_words.speak(code, f"{who}: {why.strip()}")
+    if last_words.place():
+        code = 1  # that of one run of several is not the job's
     sys.stdout.flush()
-    comm.Abort(code)
+    MPI.COMM_WORLD.Abort(code)
     os._exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +147,14 @@ def _table(group: str, rows: Mapping[str, Mapping[str, float]], keys: tuple[str,
     return {f"{group}/{key}": [row[key] for row in rows.values()] for key in keys}
 
 
+def forget_peak() -> None:
+    """From here on `peak_memory` is of what comes, where the system tells; a process may make many runs."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory() -> float:
-    """The most memory that this process ever had, in bytes."""
+    """The most memory that this process ever had, or since `forget_peak`, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage: or that of whoever started this one, if it had more
         return float(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hpcopt.errors import UserError
 from hpcopt.problems.objective_problem import ObjectiveProblem
 from hpcopt.problems.quadratic import Quadratic
@@ -55,9 +57,9 @@ class TroubleProblem(ObjectiveProblem):
             with (Path(trouble.tally) / str(self.share.workers[i])).open("a") as file:
                 file.write(".")
         if self._is_time(i, draw):
-            if trouble.what == "raise":
+            if trouble.what.startswith("raise"):
                 raise ArithmeticError(f"worker {trouble.worker} does not like round {draw.round + 1}")
-            if trouble.what == "user error":
+            if trouble.what.startswith("user error"):
                 raise UserError(f"worker {trouble.worker} does not like its rows")
             if trouble.what == "exit":
                 sys.exit(7)
@@ -74,7 +76,8 @@ class TroubleProblem(ObjectiveProblem):
 
     def _is_time(self, i: int, draw: Any) -> bool:
         """For the trouble: a refresh counts as a round, for its products have a draw of their own."""
-        return (self.share.workers[i], draw.round + 1) == (self.objective.worker, self.objective.round)
+        worker = i if self.objective.what.endswith("everywhere") else self.share.workers[i]
+        return (worker, draw.round + 1) == (self.objective.worker, self.objective.round)
 
 
 def factory(
@@ -86,7 +89,12 @@ def factory(
     fourth: float = 0.0,
     tally: str = "",
 ) -> Trouble:
-    """The recipe."""
+    """The recipe; where it is "rounded", by the precision that a process begins with."""
+    if what == "no recipe":
+        raise ArithmeticError("there is no such problem")
+    if what == "rounded":
+        fourth = float(torch.tensor(0.1))
+        torch.set_default_dtype(torch.float64)
     keys = {"what": what, "worker": worker, "round": round, "pause": pause, "fourth": fourth}
     keys |= {"tally": tally}
     return Trouble(workers, eigenvalues="power", dim=10, **keys)

@@ -320,6 +320,9 @@ def test_the_scripts_in_jobs(customer):
     preempted, long = sbatch("preemptible", slow)
     plain, short = sbatch("cpu", quick)
     rates, sweep = sbatch("sweep", quick)
+    packed, many = sbatch("sweep-packed", quick)
+    seeds = ("--sweep", "--over", "run.seed=0:3", "--ranks-each", 2)
+    own = customer.submit(quick, *seeds, out="own sweep", nodes=1)
     # the box has GPUs in name only, so this run uses the CPU
     gpu, asked = sbatch("gpu", quick, "--cpus-per-task=1")
     log = preempted / "log.jsonl"
@@ -329,6 +332,8 @@ def test_the_scripts_in_jobs(customer):
     customer.complete(short, limit=120)
     customer.complete(sweep, limit=120)
     customer.complete(asked, limit=120)
+    customer.complete(many, limit=120)
+    customer.complete(own, limit=120)
     record = customer.complete(long, limit=120)
     assert record["Restarts"] == "1"
     assert [(line["code"], line["restart"]) for line in status(preempted)] == [(75, 0), (0, 1)]
@@ -338,8 +343,16 @@ def test_the_scripts_in_jobs(customer):
     assert [job["slurm_restart"] for job in found[0]["jobs"]] == ["", "1"]
     assert found[0]["rounds"] == list(range(0, 101, 5))
     assert [run["config"]["method"]["lr"] for run in found[2:-1]] == [0.01, 0.03, 0.1, 0.3]
+    cases = [
+        packed / f"cases/lr={rate},seed={seed}" for rate in ("0.01", "0.03", "0.1", "0.3") for seed in (0, 1)
+    ]
+    cases += [customer.home / f"own sweep/cases/seed={seed}" for seed in range(3)]
+    ended = customer.look(*cases)
+    assert all((run["stopped_by"], run["ranks"], len(run["hosts"])) == ("rounds", 2, 1) for run in ended)
+    assert {host for run in ended[:8] for host in run["hosts"]} == {"n1", "n2"}
+    assert states(customer.home / "own sweep") == ["started", "done"]
     table = customer.table()
-    assert all("COMPLETED" in table[job] for job in (short, long, f"{sweep}_3"))
+    assert all("COMPLETED" in table[job] for job in (short, long, many, own, f"{sweep}_3"))
 
 
 # --- a controller that does not answer -----------------------------------------------------------

@@ -28,7 +28,7 @@ PLAIN = {
     "env_file": "/home/me/hpcopt/jobs/env.sh",
 }
 ARRAY = tuple(
-    Element(setting=f"method.lr={lr}", directory=f"/scratch/me/runs/rates/method.lr={lr}")
+    Element(settings=(f"method.lr={lr}",), directory=f"/scratch/me/runs/rates/method.lr={lr}")
     for lr in ("0.1", "0.3")
 )
 CASES = {
@@ -63,6 +63,31 @@ CASES = {
             "environment": {"NOTE": "`it's` $HOME"},
             "interface": "ib0,eth0",
         },
+    ),
+    "grid": (
+        PLAIN
+        | {
+            "array": tuple(
+                Element(
+                    settings=(f"method.lr={lr}", f"run.seed={seed}"),
+                    directory=f"/scratch/me/runs/rates/method.lr={lr},run.seed={seed}",
+                )
+                for lr in ("0.1", "0.3")
+                for seed in (0, 1)
+            ),
+            "array_at_once": 2,
+        },
+        {},
+    ),
+    "sweep": (
+        PLAIN
+        | {
+            "over": ("method.lr=0.1,0.3", "problem.dataset=$(rm x).h5"),
+            "ranks_each": 2,
+            "at_once": 3,
+            "zip": True,
+        },
+        {},
     ),
     "mpirun": (PLAIN | {"cpus_per_task": 2}, {"launcher": "mpirun", "modules": ["mpich"]}),
 }

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from hpcopt.cluster import follow, jobs, registry
 from hpcopt.cluster.slurm import SEPARATOR, NoAnswer, call
-from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, prepare, split, submit
+from hpcopt.cluster.submit import CONFIG, SCRIPT, Order, Sweep, prepare, submit
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
 
@@ -117,11 +118,11 @@ def test_everything_is_checked_before(here):
     assert "workers = 8, but --nodes 5 times --ntasks-per-node 2 makes 10 ranks" in refusal(
         here, resources=RESOURCES | {"nodes": 5}
     )
-    assert "[method] lr = -1" in refusal(here, array="method.lr=0.1,-1.0")
-    assert "workers = 2" in refusal(here, array="run.workers=8,2")
-    assert "must be TABLE.KEY=VALUE" in refusal(here, array="lr=1")
-    assert "of its own anyway" in refusal(here, array="run.out=a,b")
-    assert "share the directory" in refusal(here, array="run.rounds=5,5")
+    assert "[method] lr = -1" in refusal(here, array=("method.lr=0.1,-1.0",))
+    assert "workers = 2" in refusal(here, array=("run.workers=8,2",))
+    assert "must be TABLE.KEY=VALUE" in refusal(here, array=("lr=1",))
+    assert "of its own anyway" in refusal(here, array=("run.out=a,b",))
+    assert "two cases are the same" in refusal(here, array=("run.rounds=5,5",))
     assert "--nodes = -1" in refusal(here, resources=RESOURCES | {"nodes": -1})
     assert "--after" in refusal(here, after=("12,x",))
     assert "--job-name" in refusal(here, job_name="a\nb")
@@ -131,20 +132,53 @@ def test_everything_is_checked_before(here):
 
 
 def test_an_array_has_a_directory_per_value(here):
-    request, _ = prepare(order(here, array="problem.eigenvalues=[1.0, 2.0],outliers", after=("3,4", "5")))
-    assert [element.setting for element in request.array] == [
-        "problem.eigenvalues=[1.0, 2.0]",
-        "problem.eigenvalues=outliers",
+    request, _ = prepare(order(here, array=("problem.eigenvalues=[1.0, 2.0],outliers",), after=("3,4", "5")))
+    assert [element.settings for element in request.array] == [
+        ("problem.eigenvalues=[1.0, 2.0]",),
+        ("problem.eigenvalues=outliers",),
     ]
     assert request.array[0].directory == str(here / "run" / "problem.eigenvalues=_1.0,_2.0_")
     assert request.after == ("3", "4", "5")
 
 
-def test_splitting():
-    assert split("""1,[2,3],"a,b",'c,d',e""") == ["1", "[2,3]", '"a,b"', "'c,d'", "e"]
-    for text in ("", ",", "1,", ",1", "1,,2", "[1", "1]"):
-        with pytest.raises(UserError, match="one comma between"):
-            split(text)
+def test_an_array_of_several_keys_and_more_than_the_site_allows(here):
+    program(here, "sbatch", "echo 4711")
+    program(here, "scontrol", "echo 'Configuration data'; echo 'MaxArraySize            = 5'")
+    keys = ("method.lr=0.1,0.2", "run.seed=0:3")
+    request, site = prepare(order(here, array=keys, array_at_once=2))
+    assert [element.settings for element in request.array[:2]] == [
+        ("method.lr=0.1", "run.seed=0"),
+        ("method.lr=0.1", "run.seed=1"),
+    ]
+    assert request.array[5].directory == str(here / "run" / "method.lr=0.2,run.seed=2")
+    told = r"--array: makes 6 tasks, and an array has at most 5 at this site \(MaxArraySize\); `--sweep"
+    with pytest.raises(UserError, match=told):
+        submit(request, site)
+    assert not (here / "run").exists()
+    program(here, "scontrol", "echo 'slurm_load_ctl_conf error: no' >&2; exit 1")  # sbatch will tell
+    assert submit(request, site) == "4711"
+    assert "--array-at-once: is for --array" in refusal(here, array_at_once=2)
+
+
+def test_a_sweep_is_one_job(here):
+    program(here, "sbatch", "echo 4711")
+    many = Sweep(("method.lr=0.1,0.2", "run.seed=0:3"), ranks_each=4)
+    request, site = prepare(order(here, sweep=many, settings=("run.rounds=5",)))
+    assert submit(request, site) == "4711"
+    (entry,) = registry.entries()
+    assert (entry.directories, entry.array) == ([str(here / "run")], False)
+    with pytest.raises(UserError, match=r"already holds job\.sbatch"):
+        submit(request, site)
+    assert "case lr=-1,seed=0: [method] lr = -1" in refusal(
+        here, sweep=replace(many, over=("method.lr=-1", "run.seed=0"))
+    )
+    assert "--ranks-each 5: --nodes 2 times --ntasks-per-node 2 makes 4" in refusal(
+        here, sweep=replace(many, ranks_each=5)
+    )
+    assert "each case has 9 ranks (--ranks-each)" in refusal(here, sweep=replace(many, ranks_each=9))
+    assert "--over: is missing" in refusal(here, sweep=Sweep(()))
+    assert "--sweep: needs a directory: --out DIR" in refusal(here, sweep=many, out=None)
+    assert "take one of them" in refusal(here, sweep=many, array=("run.seed=0:2",))
 
 
 def test_dry_run_needs_nothing_and_writes_nothing(here):
