@@ -80,6 +80,9 @@ def sweep(
     zipped: Zip = False,
     ranks_each: RanksEach = 1,
     at_once: AtOnce = None,
+    cases: Annotated[
+        Path | None, typer.Option(help="A TOML file that lists the cases: [NAME] and TABLE.KEY = VALUE.")
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run cases that failed again.")] = False,
     overrides: Overrides = None,
 ) -> None:
@@ -91,7 +94,7 @@ def sweep(
     from hpcopt.config import sweep as planning
 
     def checked() -> planning.Plan:
-        plan = planning.plan(config, over or [], overrides or [], zipped)
+        plan = planning.plan(config, over or [], overrides or [], zipped, cases)
         plan.check(ranks_each)
         return plan
 

@@ -1,4 +1,4 @@
-"""The plan of a sweep: one config, keys that take several values, and the cases that this makes."""
+"""The plan of a sweep: one config, and cases that are listed or that the values of some keys make."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         source: the config file, for messages.
         tables: its tables, with what all cases change of them.
-        over: as typed, "TABLE.KEY=VALUES".
+        over: as typed, "TABLE.KEY=VALUES"; empty where cases are listed, of which there may be more later.
         zipped: the keys' values are paired; else every combination is a case.
         cases: in the order in which they are begun.
     """
@@ -91,6 +91,10 @@ class Plan:
             if begun.get(key) != now
         ]
         then, here = _flat(begun.get("tables", {})), _flat(self.tables)
+        if not self.over:
+            then |= {f"case {case['name']}": case["settings"] for case in begun.get("cases", [])}
+            here |= {f"case {case.name}": list(case.settings) for case in self.cases}
+            here = {key: value for key, value in here.items() if key in then or not key.startswith("case ")}
         return found + [
             f"{key} = {_shown(here.get(key))}, begun with {_shown(then.get(key))}"
             for key in sorted(then.keys() | here.keys())
@@ -98,7 +102,13 @@ class Plan:
         ]
 
 
-def plan(config: Path, over: Sequence[str], overrides: Sequence[str] = (), zipped: bool = False) -> Plan:
+def plan(
+    config: Path,
+    over: Sequence[str],
+    overrides: Sequence[str] = (),
+    zipped: bool = False,
+    cases: Path | None = None,
+) -> Plan:
     """The plan of a sweep; its cases are not checked yet.
 
     Args:
@@ -107,15 +117,45 @@ def plan(config: Path, over: Sequence[str], overrides: Sequence[str] = (), zippe
             without the end.
         overrides: what all cases change, "TABLE.KEY=VALUE".
         zipped: pair the values; else every combination.
+        cases: a TOML file that lists them instead, see `listed`.
 
     Raises:
         UserError: a value is missing, keys to be paired have different numbers of values, a key is named
             twice, two cases are the same, or there are more than `MOST`.
     """
+    if cases is not None and (over or zipped):
+        raise UserError(f"--cases {cases}: lists the cases, so that there is nothing for --over and --zip")
     tables = parse(config)
     for setting in overrides:
         override(tables, setting)
-    return Plan(str(config), tables, tuple(over), zipped, combined(over, zipped))
+    found = combined(over, zipped) if cases is None else listed(cases)
+    return Plan(str(config), tables, tuple(over), zipped, found)
+
+
+def listed(file: Path) -> tuple[Case, ...]:
+    """The cases of a TOML file: a table for each, with what it changes of the config.
+
+    >>> [small]
+    ... method.lr = 0.01
+    ... run.seed = 3
+
+    Raises:
+        UserError: it is none, two cases are the same, or a name is no directory's.
+    """
+    found = []
+    for name, tables in parse(file).items():
+        if len(name) > MAX_NAME or name != _plain(name) or name.startswith("."):
+            raise UserError(
+                f"{file}: [{name}]: a case's name has at most {MAX_NAME} letters, digits and signs of _.+,=-"
+            )
+        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+            raise UserError(f"{file}: [{name}]: must have lines TABLE.KEY = VALUE, like method.lr = 0.1")
+        keys = _flat(tables).items()
+        found.append(Case(name, tuple(f"{key}={json.dumps(value, default=str)}" for key, value in keys)))
+    _differ([case.settings for case in found], str(file))
+    if not 0 < len(found) <= MOST:
+        raise UserError(f"{file}: has {len(found)} cases, allowed are 1 to {MOST}")
+    return tuple(found)
 
 
 def combined(over: Sequence[str], zipped: bool, option: str = "--over") -> tuple[Case, ...]:
@@ -179,7 +219,7 @@ def _names(keys: Sequence[str], settings: Sequence[tuple[str, ...]]) -> list[str
 def _plain(value: str) -> str:
     """A value without quotes, and without what is not plain in a file's name."""
     value = value[1:-1] if value[:1] == value[-1:] and value[:1] in ("'", '"') else value
-    return re.sub(r"[^\w.+,-]", "_", value, flags=re.ASCII)
+    return re.sub(r"[^\w.+,=-]", "_", value, flags=re.ASCII)
 
 
 def _flat(tables: Any) -> dict[str, Any]:

@@ -72,11 +72,11 @@ class SweepDirectory:
         if held:
             raise UserError(f"{self.path}: holds a run ({held[0]}); choose another directory with --out")
         file = self.path / planning.FILE
-        if file.exists():
-            if differs := self.plan.differences(planning.read(file)):
-                lines = "\n  ".join(differs)
-                raise UserError(f"{self.path}: holds another sweep; choose another directory\n  {lines}")
-        else:
+        begun = planning.read(file) if file.exists() else None
+        if begun is not None and (differs := self.plan.differences(begun)):
+            lines = "\n  ".join(differs)
+            raise UserError(f"{self.path}: holds another sweep; choose another directory\n  {lines}")
+        if begun is None or begun["cases"] != self.plan.written()["cases"]:
             self._write(file)
         with files.refusals(self._claims):
             shutil.rmtree(self._claims, ignore_errors=True)  # of a job that was killed

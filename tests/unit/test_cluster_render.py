@@ -259,7 +259,7 @@ def accepted(values, profile=None):
         return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
 def test_whatever_is_accepted_reaches_the_shell_as_it_was(tmp_path_factory, name, path, setting, variable):
     folder = tmp_path_factory.mktemp("shell")

@@ -31,7 +31,7 @@ def ascent(kind, before, y, z, q):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0, 1), st.sampled_from([-1.0, 1.0]), st.floats(-30, 30), st.floats(-3, 3))
 def test_a_step_is_the_maximum(kind, a, y, z, size):
     q = 10.0**size

@@ -147,7 +147,7 @@ def test_the_minimum_over_the_span(kind):
         assert end - lowest <= 0.03 * (start - lowest) + 1e-9 * start
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     seed=st.integers(0, 1000),

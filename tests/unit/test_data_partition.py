@@ -31,7 +31,7 @@ def covers(parts, rows):
     return np.array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=40),
     test=st.none() | st.lists(st.integers(0, 5), max_size=15),

@@ -83,7 +83,7 @@ def random_rows(rows=300, features=40, density=0.1):
     return x, RNG.integers(0, 3, rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(
@@ -119,7 +119,7 @@ def test_any_rows_are_read_as_they_are(tmp_path_factory, rows, gaps, end, size):
     assert values.tolist() == [v for _, pairs in oracle for v in pairs.values()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("019+-.e:# \n\tnaif", max_size=30).map(str.encode))
 def test_fast_and_slow_readers_agree_on_what_is_wrong(text):
     place, fault = first_fault(text, 1000)

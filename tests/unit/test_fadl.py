@@ -243,7 +243,7 @@ def test_steps_that_are_no_descent_are_replaced():
     assert not local.direction(problem.margins(0 * g), g, 3).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(sorted(KINDS)),

@@ -93,7 +93,7 @@ def test_both_ends_of_a_dense_spectrum_with_every_copy(name, dtype):
     assert_honest(dense, found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(st.integers(-4, 4), min_size=1, max_size=30),
     largest=st.integers(0, 6),
@@ -234,7 +234,7 @@ def test_what_cannot_be(keys):
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_random_vectors_do_not_depend_on_how_they_are_cut(cuts):
     ends = sorted({0, 10_000, *cuts})
     whole = random_start(range(10_000), 5, torch.float32, CPU)

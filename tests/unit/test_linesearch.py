@@ -22,7 +22,7 @@ SHAPES = {
 positive = st.floats(-3, 3).map(lambda e: 10.0**e)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(SHAPES)), positive, positive, positive)
 def test_both_conditions_hold_where_it_ends(shape, a, b, first):
     def along(t):
@@ -42,7 +42,6 @@ def test_both_conditions_hold_where_it_ends(shape, a, b, first):
     assert found.trials <= 30
 
 
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 8))
 def test_never_above_the_start_whatever_the_function_says(random, most):
     asked = []

@@ -249,7 +249,7 @@ def connected_graphs(draw):
     return N, sorted(tree | set(draw(st.lists(st.sampled_from(pairs)))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(connected_graphs(), st.sampled_from(["metropolis", "uniform", "laplacian"]))
 def test_weights_on_any_connected_graph(tmp_path_factory, made, kind):
     N, edges = made

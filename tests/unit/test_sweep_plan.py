@@ -172,3 +172,59 @@ def test_groups_are_on_one_host_where_that_is_possible(hosts, size, most):
     assert len(found) == min(len(hosts) // size, most or 99)
     whole = sum(hosts.count(host) // size for host in set(hosts))
     assert sum(len({hosts[rank] for rank in group}) == 1 for group in found) >= min(whole, len(found))
+
+
+CASES = """
+[small]
+method.lr = 0.01
+problem.eigenvalues = [1.0, 2.0]
+["seed=3"]
+run.seed = 3
+"""
+
+
+def cases_of(folder, text):
+    (folder / "cases.toml").write_text(text)
+    return folder / "cases.toml"
+
+
+def test_listed_cases(config, tmp_path):
+    small, other = plan(config, [], cases=cases_of(tmp_path, CASES)).cases
+    assert small == planning.Case("small", ("method.lr=0.01", "problem.eigenvalues=[1.0, 2.0]"))
+    assert other == planning.Case("seed=3", ("run.seed=3",))
+    assert plan(config, [], cases=cases_of(tmp_path, CASES)).config(small, tmp_path).method.lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "has 0 cases"),
+        ("['a/b']\nrun.seed = 1\n", "a case's name has at most"),
+        ("['..']\nrun.seed = 1\n", "a case's name has at most"),
+        ("lr = 1\n", "must have lines TABLE.KEY = VALUE"),
+        ("[a]\nlr = 1\n", "must have lines TABLE.KEY = VALUE"),
+        ("[a]\nrun.seed = 1\n[b]\nrun.seed = 1\n", "two cases are the same"),
+        ("[a]\nrun.seed = = 1\n", "not valid TOML"),
+    ],
+)
+def test_wrong_lists_of_cases(config, tmp_path, text, words):
+    assert words in refusal(plan, config, [], cases=cases_of(tmp_path, text))
+
+
+def test_list_and_values_together_are_refused(config, tmp_path):
+    assert "nothing for --over" in refusal(plan, config, ["run.seed=0:2"], cases=cases_of(tmp_path, CASES))
+
+
+def test_more_cases_may_be_listed_later_but_none_changed(config, tmp_path):
+    def opened(text):
+        directory = SweepDirectory(tmp_path / "out", plan(config, [], cases=cases_of(tmp_path, text)))
+        try:
+            directory.open()
+        finally:
+            directory.release()
+        return [case["name"] for case in planning.read(tmp_path / "out" / planning.FILE)["cases"]]
+
+    assert opened(CASES) == ["small", "seed=3"]
+    assert opened(CASES + "[more]\nrun.seed = 4\n") == ["small", "seed=3", "more"]
+    assert "case small = " in refusal(opened, CASES.replace("0.01", "0.02"))
+    assert "case small = nothing, begun with" in refusal(opened, "[more]\nrun.seed = 4\n")

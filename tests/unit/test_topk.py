@@ -52,7 +52,7 @@ def test_the_largest_are_those_of_a_sort(kind, k):
         assert np.array_equal(indices.numpy(), by_sorting(row, k))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=200),
     st.data(),

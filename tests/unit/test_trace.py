@@ -71,7 +71,7 @@ def test_it_goes_on_where_the_run_never_rested(tmp_path, delay):
 
 
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_what_a_round_has(data):
     """Each gradient once, none before its versions or after it is applied; a round no more than it needs."""
     table = data.draw(st.lists(st.integers(0, 40), min_size=13, max_size=13))
