@@ -1,13 +1,12 @@
 """What all studies share: cases that are run as MPI jobs, and one tidy table of their records.
 
-A case is a config with some keys changed; its run lives in runs/studies/STUDY/CASE. What is finished is never
-run again, what was stopped goes on from its checkpoint, so a study's one command may be stopped at any time
-and started again.
+A case is a config with some keys changed; its run lives in runs/studies/STUDY/SWEEP/cases/CASE. What is
+finished is never run again, what was stopped goes on from its checkpoint, so a study's one command may be
+stopped at any time and started again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -49,7 +48,7 @@ class Study:
         if case in self._finished:
             return self._finished[case]
         try:
-            data = hpcopt.load(self.directory / case.name)
+            data = hpcopt.load(self.directory / case.path)
         except hpcopt.UserError:
             return None
         if not data.attrs["end"]:
@@ -63,7 +62,7 @@ class Study:
         ]
         if other:
             sys.exit(
-                f"{self.directory / case.name}: was run with {'; '.join(other)}. Remove it to run it anew"
+                f"{self.directory / case.path}: was run with {'; '.join(other)}. Remove it to run it anew"
             )
         self._finished[case] = data
         return data
@@ -112,16 +111,11 @@ class Study:
         if not waiting:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                sys.exit(f"{self.directory}: this study runs already")
-            (self.directory / "machine.json").write_text(json.dumps(machine()))
-            failed = work(self.directory, waiting, lock.fileno())
-        failed += [case.name for case in waiting if case.name not in failed and self.data(case) is None]
+        (self.directory / "machine.json").write_text(json.dumps(machine()))
+        work(self.directory, waiting)
+        failed = [case.path for case in waiting if self.data(case) is None]
         if failed:
-            sys.exit(f"failed, see their .log files in {self.directory}: {', '.join(failed)}")
+            sys.exit(f"{self.directory}: {len(failed)} runs are not finished: {', '.join(map(str, failed))}")
 
     def about(self, cases: Sequence[Case]) -> str:
         """A sentence on when, from which commit and on how many ranks the cases were run."""

@@ -38,7 +38,7 @@ def study(tmp_path_factory):
     study.directory = tmp_path_factory.mktemp("study")
     (study.directory / "study.toml").write_text(CONFIG)
     for case in map(make(study), RATES):
-        out = f"run.out={json.dumps(str(study.directory / case.name))}"
+        out = f"run.out={json.dumps(str(study.directory / case.path))}"
         start(MPI.COMM_SELF, load(case.config, [*case.overrides, out]))
     return study
 
@@ -56,7 +56,7 @@ def test_tidy_table_has_a_row_for_every_record_of_every_finished_case(study):
     assert len(table) == 4 + 5 + 4 + 4
     assert {"method.lr", "run.rounds", "record", "round", "loss", "seconds", "bytes_workers"} <= set(table)
     for case in cases[:-1]:
-        data = hpcopt.load(study.directory / case.name)
+        data = hpcopt.load(study.directory / case.path)
         mine = table[table["case"] == case.name]
         np.testing.assert_array_equal(mine["loss"], data["metrics/loss"])
         np.testing.assert_array_equal(mine["record"], np.arange(len(data["metrics/loss"])))

@@ -96,7 +96,7 @@ def case(workers: int, column: str, method: str, seed: int) -> Case:
     """A run."""
     settings = METHODS[method].settings | COLUMNS[column].settings
     settings |= {"run.workers": workers, "run.rounds": ROUNDS[workers], "run.seed": seed}
-    return Case(f"{column}/{method}-seed{seed}", CONFIG, settings, limit=3600.0)
+    return Case(f"{column}/{method}-seed{seed}", CONFIG, settings)
 
 
 def seeds(workers: int, column: str) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def toy_cases() -> dict[str, Case]:
         "RegTop-k": {"run.method": "regtopk", "method.k": 1, "method.mu": MU["toy"]},
     }
     return {
-        label: Case(f"toy/{settings['run.method']}", HERE / "toy.toml", settings, limit=120)
+        label: Case(f"toy/{settings['run.method']}", HERE / "toy.toml", settings)
         for label, settings in methods.items()
     }
 
@@ -71,7 +71,7 @@ def linear_case(label: str, density: float | None, seed: int) -> Case:
     """One run; dense if there is no density."""
     settings = SPARSIFIERS[label] | {"method.density": density} if density else {}
     name = f"{label.lower().replace(', ', '-')}-{density}" if density else "dense"
-    return Case(f"linear/{name}-seed{seed}", HERE / "linear.toml", {**settings, "run.seed": seed}, limit=300)
+    return Case(f"linear/{name}-seed{seed}", HERE / "linear.toml", {**settings, "run.seed": seed})
 
 
 def linear_cases() -> list[Case]:
