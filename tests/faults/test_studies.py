@@ -1,5 +1,7 @@
 """A study's cases are run by `hpcopt sweep`."""
 
+from pathlib import Path
+
 import pytest
 
 from jobs.studies.study import Case, Study
