@@ -72,11 +72,7 @@ if ! command -v hpcopt >/dev/null; then
   exit 127
 fi
 record started null
-if [ -e "$directory/config.toml" ]; then
-  command=(hpcopt resume "$directory" "${settings[@]}")
-else
-  command=(hpcopt run "$config" --out "$directory" "${settings[@]}")
-fi
+@@{command}
 @@{launch}
 
 # --- how it ended
@@ -100,6 +96,13 @@ exit "$code"
 """
 )
 
+RUN = """\
+if [ -e "$directory/config.toml" ]; then
+  command=(hpcopt resume "$directory" "${settings[@]}")
+else
+  command=(hpcopt run "$config" --out "$directory" "${settings[@]}")
+fi"""
+
 # Slurm sends the signal to the ranks (no B: in --signal). srun does not end before they do, and bash runs the
 # trap after srun; the shell only has to survive. Ranks end together: who is left a minute later waits for a
 # lost one. --kill-on-bad-exit would kill ranks that are about to end with 75 by themselves, and hide the 75.
@@ -117,4 +120,15 @@ mpirun -n $((SLURM_JOB_NUM_NODES * @@{tasks}))@@{options} "${command[@]}" &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done # a signal ends wait too early
 wait "$launcher"
+code=$?"""
+
+
+# A command that starts its ranks itself, in the batch script's own step: as under mpirun the signal is for
+# the shell (B:), which tells it, and it tells its launcher.
+ITSELF = """\
+trap 'kill -USR1 "$study"' USR1 TERM
+"${command[@]}" &
+study=$!
+while kill -0 "$study" 2>/dev/null; do wait "$study"; done # a signal ends wait too early
+wait "$study"
 code=$?"""
