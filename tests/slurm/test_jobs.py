@@ -347,12 +347,24 @@ def test_the_scripts_in_jobs(customer):
 
 
 def test_a_scaling_study_is_a_chain_of_jobs(customer):
-    """One for each point, and a last one that collects."""
+    """One for each point, and a last one that collects; and meanwhile as ReFrame has it."""
     config, top = customer.write("points", QUICK), customer.home / "points"
     options = ["--mode", "weak", "--ranks", "1,2", "--repeats", "1", "--out", top]
     queue = ["--submit", "--ntasks-per-node", 1, "--time", 5]
     jobs = customer.succeed("hpcopt", "scale", config, *options, *queue).split()
     assert len(jobs) == 3
+    reframe = ["reframe", "-C", ROOT / "jobs/reframe/settings.py", "-c", ROOT / "jobs/reframe/scaling.py"]
+    where = [f"--prefix={customer.home}/reframe", f"--report-file={customer.home}/reframe.json"]
+    what = ["--system=box", "-E", 'mode == "weak"', "-S", "settings=run.rounds=40", "--run"]
+    said = customer.succeed(*reframe, *where, *what, env={"HPCOPT_RANKS": "1,2"}, limit=LONG)
+    assert "Ran 2/2 test case(s) from 2 check(s) (0 failure(s)" in said
+    seen = json.loads((customer.home / "reframe.json").read_text())["runs"][0]["testcases"]
+    assert [case["result"] for case in seen] == ["pass", "pass"]
+    assert {name.split(":")[-1] for case in seen for name in case["perfvalues"]} == {
+        "seconds_per_round",
+        "speedup",
+        "efficiency",
+    }
     customer.complete(jobs[-1], limit=180)
     assert scaled(customer, top) == {"1": 5, "2": 5}
     # the order of the plan, one after the other
