@@ -196,7 +196,9 @@ def scale(
     ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory.")] = None,
-    points: Annotated[str | None, typer.Option(metavar="P1,…", help="Only launches of these, now.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--points", metavar="P1,…", help="Only launches of these, now.")
+    ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Launch nothing; collect.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Launches that failed, too.")] = False,
     submit: Annotated[bool, typer.Option("--submit", help="Queue a Slurm job for each point.")] = False,
@@ -213,21 +215,21 @@ def scale(
 
     options = {"mode": mode, "ranks": numbers("--ranks", ranks), "repeats": repeats, "rounds": rounds}
     options |= {"warm_up": warm_up, "launcher": launcher}
-    wish, only = Wish(source, tuple(overrides or ()), options, out), numbers("--points", points)
+    wish, these = Wish(source, tuple(overrides or ()), options, out), numbers("--points", only)
     if submit:
         from hpcopt.cluster.scale import prepare
 
         resources = {"ntasks_per_node": ntasks_per_node, "cpus_per_task": cpus_per_task, "time": time}
-        chain = prepare(wish, resources, profile, retry)
+        chain = prepare(wish, resources, profile, these, retry)
         typer.echo("\n".join(chain.scripts() if dry_run else chain.submit()))
         return
     signals.catch()
     plan = wish.plan(usual_launcher()).keep(wish.directory)
+    points = plan.points(these)
     typer.echo(plan.said())
     from hpcopt.engine.scale import Study
 
-    study = Study(wish.directory, plan, typer.echo)
-    if not study.run([] if collect else only or plan.table.ranks, retry):
+    if not Study(wish.directory, plan, typer.echo).run([] if collect else points, retry):
         raise typer.Exit(1)
 
 

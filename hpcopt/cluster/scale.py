@@ -88,13 +88,16 @@ class Chain:
         return render(job.request.model_copy(update={"after_any": before}), self.profile)
 
 
-def prepare(wish: Wish, resources: dict[str, Any], profile: Path | None, retry: bool) -> Chain:
+def prepare(
+    wish: Wish, resources: dict[str, Any], profile: Path | None, only: list[int] | None, retry: bool
+) -> Chain:
     """Checks everything and reads the site's profile; writes nothing, needs no Slurm.
 
     Args:
         wish: the study.
         resources: ntasks_per_node, cpus_per_task, time.
         profile: the site's, if it is not in its usual place.
+        only: these points; all if None.
         retry: also what failed.
 
     Raises:
@@ -102,7 +105,7 @@ def prepare(wish: Wish, resources: dict[str, Any], profile: Path | None, retry: 
     """
     site = load_profile(find(profile, wish.source))
     plan = wish.plan(_launcher(site, resources["cpus_per_task"]), by_point=True)
-    jobs = list(_jobs(plan, wish.directory, resources, ["--retry"] if retry else []))
+    jobs = list(_jobs(plan, plan.points(only), wish.directory, resources, ["--retry"] if retry else []))
     return Chain(wish.directory, plan, jobs, site)
 
 
@@ -114,9 +117,11 @@ def _launcher(profile: SiteProfile, cpus_per_task: int) -> str:
     return f"srun --mpi={profile.mpi} --kill-on-bad-exit=0 --wait=60{bound} -n {RANKS}"
 
 
-def _jobs(plan: Plan, directory: Path, resources: dict[str, Any], more: list[str]) -> Iterator[Job]:
+def _jobs(
+    plan: Plan, points: list[int], directory: Path, resources: dict[str, Any], more: list[str]
+) -> Iterator[Job]:
     start = ("hpcopt", "scale", str(directory))
-    for ranks in dict.fromkeys(launch.ranks for launch in plan.order):
+    for ranks in dict.fromkeys(launch.ranks for launch in plan.order if launch.ranks in points):
         command = (*start, "--points", str(ranks), *more)
         yield Job(f"p{ranks:05d}", _request(directory, resources, ranks, f"{ranks}", command))
     yield Job(COLLECT, _request(directory, resources, 1, COLLECT, (*start, "--collect")))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +60,7 @@ class ScaleTable(Table):
     def _with_ranks(cls, launcher: str) -> str:
         if RANKS not in launcher or not launcher.isprintable():
             raise ValueError(f'must be a command with {RANKS} in it, like "srun -n {RANKS}"')
+        shlex.split(launcher)  # a ValueError where a quotation does not end
         return launcher
 
 
@@ -97,6 +99,18 @@ class Plan:
         tables["run"] |= {"workers": self.config.run.workers * ranks // self.table.ranks[0]}
         return from_tables(tables, f"{SOURCE}: {ranks} ranks")
 
+    def points(self, only: Sequence[int] | None) -> list[int]:
+        """Those that are asked for, or all.
+
+        Raises:
+            UserError: the study does not have one of them.
+        """
+        for ranks in only or ():
+            if ranks not in self.table.ranks:
+                have = ",".join(map(str, self.table.ranks))
+                raise UserError(f"--points {ranks}: the study has {have}")
+        return sorted(only) if only else self.table.ranks
+
     def said(self) -> str:
         """What is kept and what is not, in a sentence."""
         table, workers = self.table, self.config.run.workers
@@ -113,14 +127,14 @@ class Plan:
             UserError: it holds another plan, or something else, or cannot be written.
         """
         path = directory / PLAN
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, it takes any name
             stored = read(directory)
             if different := _differences(stored, self):
                 raise UserError(
                     "\n".join([f"{directory}: holds another study; choose another directory", *different])
                 )
             return stored
-        held = next((name for name in OTHER if (directory / name).exists()), None)
+        held = next((name for name in OTHER if os.path.exists(directory / name)), None)
         if held:
             raise UserError(f"{directory}: already holds {held}; choose another directory with --out")
         with files.refusals(directory):
@@ -166,9 +180,14 @@ class Wish:
     out: Path | None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the source is a study."""
+        return os.path.isdir(self.source)
+
+    @property
     def directory(self) -> Path:
         """Of the study, absolute; raises `UserError` where it is not named."""
-        if self.source.is_dir():
+        if self.goes_on:
             return self.source.absolute()
         if self.out is None:
             raise UserError("--out: is missing; it names the study's directory")
@@ -185,7 +204,7 @@ class Wish:
             UserError: as `plan`; or the directory has a plan, and something else was asked for.
         """
         given = {key: value for key, value in self.options.items() if value is not None}
-        if not self.source.is_dir():
+        if not self.goes_on:
             return plan(self.source, self.overrides, {"launcher": launcher} | given, by_point=by_point)
         if given or self.overrides or self.out:
             named = [f"--{key.replace('_', '-')}" for key in given]
@@ -235,7 +254,7 @@ def read(directory: Path) -> Plan:
     path = directory / PLAN
     found = parse(path)
     tables = found.pop("config", {})
-    order = [tuple(pair) for pair in found.pop("order", [])]
+    order = [tuple(pair) if isinstance(pair, list) else pair for pair in found.pop("order", [])]
     table = check_table(ScaleTable, found, str(path))
     launches = {(ranks, repeat) for ranks in table.ranks for repeat in range(table.repeats)}
     if len(order) != len(launches) or set(order) != launches:

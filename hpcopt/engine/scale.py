@@ -130,12 +130,15 @@ class Study:
 
     def _make(self, launch: Launch) -> None:
         """One launch, to its end; a failure is kept and told."""
+        stopped = Interrupted(
+            f"stopped by a signal at {launch.name}; go on with: hpcopt scale {self.directory}"
+        )
+        if signals.received():
+            raise stopped
         self._clear(launch)
         code, printed = self._start(launch)
         if code == Interrupted.exit_code or signals.received():
-            raise Interrupted(
-                f"stopped by a signal during {launch.name}; go on with: hpcopt scale {self.directory}"
-            )
+            raise stopped
         place = f"{1 + self.plan.order.index(launch)}/{len(self.plan.order)}"
         told = f"{place}: {launch.ranks} ranks, repeat {launch.repeat}"
         try:

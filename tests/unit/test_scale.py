@@ -134,6 +134,7 @@ OWN = "def factory(workers, rows_per_worker=None):\n    return None\n"
         (LEAST_SQUARES, {"warm_up": 7}, "--warm-up 7: must be a multiple of 5"),
         (LEAST_SQUARES, {"warm_up": 30}, "leaves none to time"),
         (LEAST_SQUARES, {"launcher": "srun -n 4"}, "must be a command with {ranks} in it"),
+        (LEAST_SQUARES, {"launcher": "srun -n '{ranks}"}, "no closing quotation"),
         ({"kind": "logistic", "positive": 3}, {}, "samples_per_worker: must be set"),
     ],
 )
@@ -324,7 +325,7 @@ def test_what_was_cut_off_is_made_again(study, monkeypatch):
     (study.directory / "runs" / cut.name).mkdir(parents=True)
     (study.directory / "runs" / cut.name / "config.toml").write_text("half a run")
     # a signal during the next one: not a failure
-    monkeypatch.setattr(signals, "received", lambda: True)
+    monkeypatch.setattr(signals, "received", lambda: Counter(calls(study))[cut.name] > 0)
     with pytest.raises(Interrupted, match=r"go on with: hpcopt scale "):
         study.run([1, 2])
     assert not list(study.directory.glob("failed/*"))
@@ -376,7 +377,7 @@ def chain(write, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     options = {"mode": "strong", "ranks": [1, 2, 4], "repeats": 2}
     wish = Wish(write(), (), options, tmp_path / "study")
-    return prepare(wish, RESOURCES, None, retry=False)
+    return prepare(wish, RESOURCES, None, None, retry=False)
 
 
 def slurm(tmp_path, name, body):
@@ -422,6 +423,8 @@ def test_a_site_says_how_ranks_are_started(write, tmp_path):
         ),
     }.items():
         site.write_text(text)
-        assert prepare(wish, RESOURCES, site, retry=False).plan.table.launcher == launcher
+        assert prepare(wish, RESOURCES, site, None, retry=False).plan.table.launcher == launcher
     with pytest.raises(UserError, match=r"hpcopt scale: --ntasks-per-node = -1"):
-        prepare(wish, RESOURCES | {"ntasks_per_node": -1}, None, retry=False)
+        prepare(wish, RESOURCES | {"ntasks_per_node": -1}, None, None, retry=False)
+    with pytest.raises(UserError, match=r"--points 2: the study has 1"):
+        prepare(wish, RESOURCES, None, [1, 2], retry=False)
