@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpcopt.control import signals
-from hpcopt.control.launcher import expected_rank, expected_size
+from hpcopt.control.launcher import expected_rank, expected_size, launcher_name
 from hpcopt.errors import HpcoptError, UserError
 
 if TYPE_CHECKING:
@@ -241,6 +241,64 @@ def submit(
 
 
 @app.command()
+def scale(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG|STUDY", help="A TOML file, or a study's directory.")
+    ],
+    mode: Annotated[
+        str | None, typer.Option(help="strong: the same problem; weak: workers in proportion to the ranks.")
+    ] = None,
+    ranks: Annotated[str | None, typer.Option(metavar="P1,P2,…", help="The points of the study.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Launches of each point (5).")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds that are timed (run.rounds less the warm-up).")
+    ] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(help="Rounds before these, left out (those between two records).")
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="What starts {ranks} ranks (mpirun; srun in an allocation).")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The study's directory.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--points", metavar="P1,…", help="Only launches of these, now.")
+    ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Launch nothing; collect.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Launches that failed, too.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="Queue a Slurm job for each point.")] = False,
+    ntasks_per_node: Annotated[int, typer.Option(help="--submit: ranks per node.")] = 1,
+    cpus_per_task: Annotated[int, typer.Option(help="--submit: cores, and threads, per rank.")] = 1,
+    time: Annotated[str, typer.Option(help="--submit: time limit of each job.")] = "1:00:00",
+    profile: Annotated[Path | None, typer.Option(help="--submit: the site's profile.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="--submit: print the scripts.")] = False,
+) -> None:
+    """How far does a config scale? Launches it on several numbers of ranks, again and again."""
+    if launcher_name() == "mpirun" or expected_size() > 1:
+        _together(_launches_itself)
+    from hpcopt.config.scale import Wish, numbers, usual_launcher
+
+    options = {"mode": mode, "ranks": numbers("--ranks", ranks), "repeats": repeats, "rounds": rounds}
+    options |= {"warm_up": warm_up, "launcher": launcher}
+    wish, these = Wish(source, tuple(overrides or ()), options, out), numbers("--points", only)
+    if submit:
+        from hpcopt.cluster.scale import prepare
+
+        resources = {"ntasks_per_node": ntasks_per_node, "cpus_per_task": cpus_per_task, "time": time}
+        chain = prepare(wish, resources, profile, these, retry)
+        typer.echo("\n".join(chain.scripts() if dry_run else chain.submit()))
+        return
+    signals.catch()
+    plan = wish.plan(usual_launcher()).keep(wish.directory)
+    points = plan.points(these)
+    typer.echo(plan.said())
+    from hpcopt.engine.scale import Study
+
+    if not Study(wish.directory, plan, typer.echo).run([] if collect else points, retry):
+        raise typer.Exit(1)
+
+
+@app.command()
 def jobs(
     follow: Annotated[
         str | None, typer.Option(metavar="JOB|DIR", help="Show this job's progress until it has ended.")
@@ -325,6 +383,10 @@ def main() -> None:
         _fail("hpcopt: aborted", 1)
     finally:
         signals.ignore()
+
+
+def _launches_itself() -> None:
+    raise UserError("hpcopt scale launches the ranks itself; start it without mpirun and srun")
 
 
 def _fail(message: str, code: int) -> None:

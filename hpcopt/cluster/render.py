@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from hpcopt.cluster.profile import SiteProfile
-from hpcopt.cluster.template import MPIRUN, ONE_RUN, SCRIPT, SRUN, SWEEP, BatchScript
+from hpcopt.cluster.template import ITSELF, MPIRUN, ONE_RUN, SCRIPT, SRUN, SWEEP, BatchScript
 from hpcopt.cluster.words import JobId, Line, Name, Time, array, directive, file_pattern, seconds
 from hpcopt.config.base import Count, Table
 from hpcopt.config.values import MOST
@@ -70,6 +70,10 @@ class Submission(Table):
     """of a sweep: cases at the same time, at most"""
     after: tuple[JobId, ...] = ()
     """jobs that must have succeeded before"""
+    after_any: tuple[JobId, ...] = ()
+    """jobs that must have ended before, however"""
+    command: tuple[Line, ...] = ()
+    """in place of the run: a command that starts its ranks itself"""
     workdir: Path
     """where relative paths begin"""
     env_file: Path | None = None
@@ -98,6 +102,9 @@ def render(request: Submission, profile: SiteProfile) -> str:
             "before the limit, which would be at once; ask for more time, or for less signal_seconds in the "
             "site's profile"
         )
+    words = SWEEP if request.over else ONE_RUN
+    if request.command:
+        words = words | {"command": array("command", request.command)}
     return SCRIPT.substitute(
         top=shlex.quote(request.directory),
         directives="\n".join(_directives(request, profile)),
@@ -106,14 +113,15 @@ def render(request: Submission, profile: SiteProfile) -> str:
         max_retries=profile.max_retries,
         environment="\n".join(_environment(request, profile)),
         launch=_launch(request, profile),
-        **(SWEEP if request.over else ONE_RUN),
+        **words,
     )
 
 
 def _directives(request: Submission, profile: SiteProfile) -> list[str]:
     log = "slurm-%A_%a.out" if request.array else "slurm-%j.out"
     gpus = profile.gpus_per_task * request.ntasks_per_node
-    shell_only = "B:" if profile.launcher == "mpirun" else ""  # see MPIRUN
+    shell_only = "B:" if profile.launcher == "mpirun" or request.command else ""  # see MPIRUN, ITSELF
+    before = [f"{how}:{':'.join(jobs)}" for how, jobs in _before(request).items() if jobs]
     options = {
         "job-name": request.job_name,
         "comment": "hpcopt",  # by which `hpcopt jobs` knows it
@@ -132,8 +140,8 @@ def _directives(request: Submission, profile: SiteProfile) -> list[str]:
         "chdir": request.workdir,
         "output": f"{file_pattern(request.directory)}/{log}",
         "array": f"0-{len(request.array) - 1}{_throttle(request)}" if request.array else None,
-        "dependency": f"afterok:{':'.join(request.after)}" if request.after else None,
-        "kill-on-invalid-dep": "yes" if request.after else None,  # or it would wait for ever
+        "dependency": ",".join(before) or None,
+        "kill-on-invalid-dep": "yes" if before else None,  # or it would wait for ever
     }
     lines = [directive(option, value) for option, value in options.items() if value is not None]
     extra = [directive(*option.removeprefix("--").split("=", 1)) for option in profile.extra]
@@ -144,8 +152,14 @@ def _throttle(request: Submission) -> str:
     return f"%{request.array_at_once}" if request.array_at_once else ""
 
 
+def _before(request: Submission) -> dict[str, tuple[str, ...]]:
+    return {"afterok": request.after, "afterany": request.after_any}
+
+
 def _what(request: Submission) -> list[str]:
     """Which run in which directory."""
+    if request.command:
+        return [f"directory={shlex.quote(request.directory)}"]
     lines = [f"config={shlex.quote(request.config)}"]
     settings = array("settings", request.settings, before="--set ")
     if not request.array:
@@ -191,6 +205,8 @@ def _environment(request: Submission, profile: SiteProfile) -> list[str]:
 
 
 def _launch(request: Submission, profile: SiteProfile) -> str:
+    if request.command:
+        return ITSELF
     if profile.launcher == "mpirun":
         # mpirun gives a rank one core unless told otherwise
         free = " --bind-to none" if request.cpus_per_task > 1 else ""

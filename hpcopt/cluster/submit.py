@@ -72,7 +72,7 @@ def prepare(order: Order) -> tuple[Submission, SiteProfile]:
         "array_at_once": order.array_at_once,
         "after": tuple(job for jobs in order.after for job in jobs.split(",")),
         "workdir": str(here),
-        "env_file": _env_file(),
+        "env_file": env_file(),
         "virtual_env": sys.prefix if sys.prefix != sys.base_prefix else None,
     }
     if order.sweep is not None:
@@ -99,10 +99,16 @@ def submit(request: Submission, profile: SiteProfile, limit: float = LIMIT_SECON
     kept = request.model_copy(update={"config": str(top / CONFIG)})
     text = render(kept, profile)
     with _written(top, Path(request.config), text):
-        job = call(["sbatch", "--parsable", str(top / SCRIPT)], limit).strip().partition(";")[0]
-        if not re.fullmatch(r"[0-9]+", job):
-            raise UserError(f"sbatch: its answer is not a job's number: {job[:200]!r}")
-    _note(request, job)
+        job = sbatch(top / SCRIPT, limit)
+    note(request, job, top / SCRIPT)
+    return job
+
+
+def sbatch(script: Path, limit: float) -> str:
+    """Queues a script and gives the job's number; raises as `hpcopt.cluster.slurm.call`."""
+    job = call(["sbatch", "--parsable", str(script)], limit).strip().partition(";")[0]
+    if not re.fullmatch(r"[0-9]+", job):
+        raise UserError(f"sbatch: its answer is not a job's number: {job[:200]!r}")
     return job
 
 
@@ -192,16 +198,16 @@ def _make(top: Path) -> list[Path]:
     return missing
 
 
-def _env_file() -> str | None:
-    """jobs/env.sh, where hpcopt runs from its source tree."""
+def env_file() -> str | None:
+    """The place of jobs/env.sh, where hpcopt runs from its source tree."""
     path = Path(__file__).resolve().parents[2] / "jobs" / "env.sh"
     return str(path) if path.is_file() else None
 
 
-def _note(request: Submission, job: str) -> None:
+def note(request: Submission, job: str, script: Path) -> None:
+    """Remembers a job for `hpcopt jobs`."""
     directories = [element.directory for element in request.array] or [request.directory]
-    script = str(Path(request.directory) / SCRIPT)
-    entry = registry.Entry(job, request.job_name, script, directories, bool(request.array), now())
+    entry = registry.Entry(job, request.job_name, str(script), directories, bool(request.array), now())
     try:
         registry.note(entry)
     except OSError as error:  # the job is queued all the same

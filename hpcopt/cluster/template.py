@@ -135,3 +135,14 @@ launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done # a signal ends wait too early
 wait "$launcher"
 code=$?"""
+
+
+# A command that starts its ranks itself, in the batch script's own step: as under mpirun the signal is for
+# the shell (B:), which tells it, and it tells its launcher.
+ITSELF = """\
+trap 'kill -USR1 "$study"' USR1 TERM
+"${command[@]}" &
+study=$!
+while kill -0 "$study" 2>/dev/null; do wait "$study"; done # a signal ends wait too early
+wait "$study"
+code=$?"""

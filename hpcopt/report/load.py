@@ -16,10 +16,10 @@ SMALL_BYTES = 16 << 20
 
 
 def load(path: str | Path) -> xarray.DataTree:
-    """A run's results, also while it runs or after it was killed.
+    """A run's results, also while it runs or after it was killed; or the samples of a scaling study.
 
     Args:
-        path: the run's directory, or its run.h5.
+        path: the run's directory, or its run.h5; a study's directory, or its scaling.h5.
 
     Returns:
         The groups of run.h5, cut to what is valid when it is called: ``load("runs/mine")["metrics/loss"]``.
@@ -31,13 +31,17 @@ def load(path: str | Path) -> xarray.DataTree:
         file. A copy of it, in another process too, has the numbers in memory.
 
     Raises:
-        UserError: there is no run.h5 that this hpcopt can read.
+        UserError: there is no run.h5 or scaling.h5 that this hpcopt can read.
     """
     from hpcopt.report.lazy import tree_of
+    from hpcopt.storage import scaling
     from hpcopt.storage.records import Records
 
     path = Path(path)
     file = path / "run.h5" if path.is_dir() else path
+    study = path / scaling.NAME if path.is_dir() and not file.exists() else path
+    if study.is_file() and scaling.is_scaling(study):
+        return _study(study)
     if not file.is_file():
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
     tree = tree_of(Records(file))
@@ -45,3 +49,24 @@ def load(path: str | Path) -> xarray.DataTree:
         tree.load()
         tree.close()
     return tree
+
+
+def _study(path: Path) -> xarray.DataTree:
+    """The samples of a scaling study, which are few."""
+    import numpy as np
+    import xarray
+
+    from hpcopt.storage import scaling
+
+    attributes, columns, phases = scaling.read(path)
+    dims = {name: (scaling.SAMPLE, scaling.PHASE)[: column.ndim] for name, column in columns.items()}
+    variables = {
+        name: (dims[name], column, {"units": scaling.unit_of(name)}) for name, column in columns.items()
+    }
+    count = len(columns["seconds"])
+    coordinates = {
+        scaling.SAMPLE: (scaling.SAMPLE, np.arange(count), {"units": "1"}),
+        scaling.PHASE: (scaling.PHASE, phases, {"units": "1"}),
+    }
+    samples = xarray.Dataset(variables, coordinates)
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), scaling.GROUP: samples})

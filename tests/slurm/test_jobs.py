@@ -4,6 +4,7 @@ What takes long happens at the same time: the scenarios began with the session a
 """
 
 import itertools
+import json
 import os
 import shlex
 import signal
@@ -310,10 +311,10 @@ def test_hostile_names_run(customer):
 def test_the_scripts_in_jobs(customer):
     quick, slow = customer.write("quick", QUICK), customer.write("pauses", SLOW, run={"rounds": 100})
 
-    def sbatch(script, config, *more):
+    def sbatch(script, config, *more, **env):
         out = customer.home / script
         options = ("--parsable", f"--output={customer.home}/{script}-%j.out", *more)
-        where = {"CONFIG": str(config), "OUT": str(out)}
+        where = {"CONFIG": str(config), "OUT": str(out)} | env
         printed = customer.succeed("sbatch", *options, ROOT / f"jobs/{script}.sbatch", env=where)
         return out, printed.strip()
 
@@ -325,6 +326,7 @@ def test_the_scripts_in_jobs(customer):
     own = customer.submit(quick, *seeds, out="own sweep", nodes=1)
     # the box has GPUs in name only, so this run uses the CPU
     gpu, asked = sbatch("gpu", quick, "--cpus-per-task=1")
+    scaling, points = sbatch("scale", quick, RANKS="1,2", REPEATS="1")
     log = preempted / "log.jsonl"
     customer.until(lambda: log.is_file() and log.read_text().count('"record"') > 1, "two records", 120, long)
     customer.succeed("scancel", "--signal=USR1", long)
@@ -334,8 +336,10 @@ def test_the_scripts_in_jobs(customer):
     customer.complete(asked, limit=120)
     customer.complete(many, limit=120)
     customer.complete(own, limit=120)
+    customer.complete(points, limit=120)
     record = customer.complete(long, limit=120)
     assert record["Restarts"] == "1"
+    assert scaled(customer, scaling) == {"1": 5, "2": 5}
     assert [(line["code"], line["restart"]) for line in status(preempted)] == [(75, 0), (0, 1)]
     runs = [rates / f"method.lr={rate}" for rate in ("0.01", "0.03", "0.1", "0.3")]
     found = customer.look(preempted, plain, *runs, gpu)
@@ -353,6 +357,46 @@ def test_the_scripts_in_jobs(customer):
     assert states(customer.home / "own sweep") == ["started", "done"]
     table = customer.table()
     assert all("COMPLETED" in table[job] for job in (short, long, many, own, f"{sweep}_3"))
+
+
+def test_a_scaling_study_is_a_chain_of_jobs(customer):
+    """One for each point, and a last one that collects; and meanwhile as ReFrame has it."""
+    config, top = customer.write("points", QUICK), customer.home / "points"
+    options = ["--mode", "weak", "--ranks", "1,2", "--repeats", "1", "--out", top]
+    queue = ["--submit", "--ntasks-per-node", 1, "--time", 5]
+    jobs = customer.succeed("hpcopt", "scale", config, *options, *queue).split()
+    assert len(jobs) == 3
+    reframe = ["reframe", "-C", ROOT / "jobs/reframe/settings.py", "-c", ROOT / "jobs/reframe/scaling.py"]
+    where = [f"--prefix={customer.home}/reframe", f"--report-file={customer.home}/reframe.json"]
+    what = ["--system=box", "-E", 'mode == "weak"', "-S", "settings=run.rounds=40", "--run"]
+    said = customer.succeed(*reframe, *where, *what, env={"HPCOPT_RANKS": "1,2"}, limit=LONG)
+    assert "Ran 2/2 test case(s) from 2 check(s) (0 failure(s)" in said
+    seen = json.loads((customer.home / "reframe.json").read_text())["runs"][0]["testcases"]
+    assert [case["result"] for case in seen] == ["pass", "pass"]
+    assert {name.split(":")[-1] for case in seen for name in case["perfvalues"]} == {
+        "seconds_per_round",
+        "speedup",
+        "efficiency",
+    }
+    customer.complete(jobs[-1], limit=180)
+    assert scaled(customer, top) == {"1": 5, "2": 5}
+    # the order of the plan, one after the other
+    lines = [line for line in status(top) if line["state"] in ("started", "done")]
+    assert [line["job"] for line in lines] == [job for job in jobs for _ in range(2)]
+    runs = [top / "runs" / f"p0000{ranks}-r00" for ranks in (1, 2)]
+    assert [(run["ranks"], len(run["hosts"])) for run in customer.look(*runs)] == [(1, 1), (2, 2)]
+    table = customer.table()
+    assert all("COMPLETED" in table[job] and "done (0)" in table[job] for job in jobs)
+
+
+def scaled(customer, directory):
+    """Number of ranks -> samples of a study."""
+    look = (
+        "import collections, json, sys, hpcopt\n"
+        "ranks = hpcopt.load(sys.argv[1])['samples/ranks'].values.tolist()\n"
+        "print(json.dumps(collections.Counter(ranks)))"
+    )
+    return json.loads(customer.succeed("python", "-c", look, directory))
 
 
 # --- a controller that does not answer -----------------------------------------------------------
