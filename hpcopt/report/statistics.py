@@ -1,8 +1,8 @@
 """What measured times say: medians with intervals, speed-up, efficiency, serial fraction.
 
-The rules of Hoefler and Belli (Scientific Benchmarking of Parallel Computing Systems, SC '15): medians, because
-times have long tails; an interval beside each (rule 5), without supposing a distribution; ratios of medians, never
-a mean of ratios (rule 4).
+The rules of Hoefler and Belli (Scientific Benchmarking of Parallel Computing Systems, SC '15): medians,
+because times have long tails; an interval beside each (rule 5), without supposing a distribution; ratios of
+medians, never a mean of ratios (rule 4).
 
 | name | symbol | what |
 |---|---|---|
@@ -11,7 +11,7 @@ a mean of ratios (rule 4).
 | p | P / P₀ | what would be the speed-up if ranks cost nothing |
 | speedup | S | T(P₀) / T(P) with the same work; with work in proportion to the ranks (weak), p times that |
 | efficiency | E | S / p |
-| serial | e | (1/S - 1/p) / (1 - 1/p): Karp and Flatt (CACM 33(5), 1990); constant where a serial part is what limits |
+| serial | e | (1/S - 1/p) / (1 - 1/p): Karp and Flatt (CACM 33(5), 1990) |
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Point:
         time: of a round [s].
         speedup, efficiency: relative to the fewest ranks.
         serial: the fraction of Karp and Flatt; NaN for the fewest ranks, and where the work grows with P.
-        beyond: the speed-up is above the ideal one with all of its interval: more cache, or another algorithm.
+        beyond: the speed-up is above the ideal one with all of its interval: more cache, say.
     """
 
     ranks: int
@@ -157,7 +157,7 @@ def scaling(times: Mapping[int, ArrayLike], mode: Literal["strong", "weak"]) -> 
 
 
 def seconds_of_a_round(seconds: ArrayLike, rounds: ArrayLike) -> NDArray[np.float64]:
-    """Blocks of rounds as seconds of one round: the cost, not its inverse, so that means and medians are right."""
+    """Blocks of rounds as seconds of one round."""
     return np.asarray(seconds, dtype=np.float64) / np.asarray(rounds, dtype=np.float64)
 
 
