@@ -78,7 +78,8 @@ class Run:
 
     def last(self, column: str) -> Any:
         """A column's last row; None where there is no such column or no record."""
-        return np.asarray(self.tree[column][-1]) if self.records and self.has(column) else None
+        group, _, name = column.partition("/")
+        return self.tree[group].variables[name][-1].values if self.records and self.has(column) else None
 
     def labels(self, group: str, dim: str) -> list[Any]:
         """The coordinate of a dimension: names of ports, of phases, numbers of workers; [] where absent."""
@@ -310,5 +311,5 @@ def _common(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return runs[0].name
     bare = {SEED.sub("", run.name) for run in runs}
-    start = bare.pop() if len(bare) == 1 else commonprefix([run.name for run in runs])
+    start = bare.pop() if len(bare) == 1 else commonprefix([run.name for run in runs])  # noqa: RUF071
     return start.strip(",/-_. ") or runs[0].name
