@@ -21,7 +21,7 @@ Rows = list[list[str]]
 
 
 def write(tables: Iterable[Table], console: Console | None = None) -> None:
-    """Writes tables. One that is too wide lies on its side where that fits, else its columns come in turns."""
+    """Writes tables; one that is too wide lies on its side where that fits, else its columns take turns."""
     console = console or Console()
     width = console.width if console.is_terminal else WIDE
     if not console.is_terminal:  # nothing there is cut or broken
