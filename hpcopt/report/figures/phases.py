@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from hpcopt.report.figures import drawing
 from hpcopt.report.figures.conditions import OVERCOMMITTED, conditions, overcommitted
 from hpcopt.report.figures.drawing import Figure
-from hpcopt.report.runs import Run
+from hpcopt.report.runs import Run, plain
 from hpcopt.report.tables.costs import COMPUTE, NO_PORTS, times
 
 RUNS = 24
@@ -64,9 +64,9 @@ def phases(runs: Sequence[Run]) -> list[Figure]:
         sheet.legend([first[one] for one in order], order, loc="lower center", ncols=3, handlelength=2.5)
     caption = (
         "Time per phase, stacked. Communication of a port is the smallest of the ranks' seconds in it, for "
-        "the last one to come waits for nobody; waiting is the mean over the ranks less that; imbalance is the "
-        "computing of the slowest rank over the mean, less 1; shares are of the slowest rank's clock, which "
-        "stands still for evaluation and files. "
+        "the last one to come waits for nobody; waiting is the mean over the ranks less that; imbalance is "
+        "the computing of the slowest rank over the mean, less 1; shares are of the slowest rank's clock, "
+        "which stands still for evaluation and files. "
         + (f"The first {RUNS} of {len(having)} runs. " if len(having) > RUNS else "")
         + conditions(drawn, [1])
     )
@@ -118,4 +118,4 @@ def _bar(axis: Axes, at: int, run: Run, parts: Sequence[Part]) -> None:
 
 
 def _names(run: Run) -> list[str]:
-    return [str(name) for name in run.labels("phases", "phase")]
+    return [plain(str(name)) for name in run.labels("phases", "phase")]

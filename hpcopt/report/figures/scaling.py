@@ -115,6 +115,7 @@ def _times(
             ha="center",
             transform=axes[3].transAxes,
         )
+    axes[2].set_ylim(0, None)
     for point in points:
         if point.beyond:
             at = (point.ranks, point.speedup.value)
@@ -141,7 +142,7 @@ def _shares(
     for at, name in enumerate(SHARES):
         look = drawing.style(at + 1)
         _medians(axis, ranks, [known[name][count].times(100) for count in ranks.tolist()], look, set())
-        handles[name if name == "imbalance" else f"{name}, of the clock"] = Line2D([], [], **look)
+        handles[name if name == "imbalance" else f"{name} share"] = Line2D([], [], **look)
     axis.set_ylim(0, None)
     return handles
 

@@ -1,0 +1,63 @@
+"""A report as one HTML page that needs nothing else: no other file, no network, no JavaScript."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcopt.ground import files
+from hpcopt.report import figures, tables
+from hpcopt.report.runs import Found
+
+if TYPE_CHECKING:
+    from hpcopt.report.figures import Figure
+    from hpcopt.report.tables import Table
+
+FIRST = ("troubles", "summary", "medians", "scaling", "shares")
+"""the tables that stand before the figures"""
+
+
+def write(found: Found, file: Path) -> None:
+    """Writes the page of a report, all of it or nothing."""
+    text = render(found, figures.for_report(found), tables.for_report(found))
+    with files.replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def render(found: Found, drawn: list[Figure], known: list[Table]) -> str:
+    """The page. All text is escaped; figures are what `figures` made, where text is escaped, too."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("hpcopt.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    first = [table for name in FIRST for table in known if table.name == name]
+    return environment.get_template("page.html").render(
+        title=", ".join([run.name for run in [*found.runs, *found.scalings]][:3]),
+        about=_about(found),
+        first=first,
+        figures=drawn,
+        svg={figure.name: Markup(figure.svg) for figure in drawn},
+        rest=[table for table in known if table not in first],
+        shown=tables.shown,
+        version=version("hpcopt"),
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _about(found: Found) -> str:
+    """What the report is about, in a line."""
+    states = Counter(run.status for run in found.runs)
+    parts = [f"{len(found.runs)} runs ({', '.join(f'{n} {state}' for state, n in states.items())})"]
+    parts = parts if found.runs else []
+    parts += [f"{len(found.scalings)} scaling studies"] if found.scalings else []
+    parts += [f"{len(found.troubles)} not in here, see the first table"] if found.troubles else []
+    return "; ".join(parts)
