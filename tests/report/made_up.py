@@ -62,7 +62,9 @@ def run(directory, records=11, seed=0, settings=None, about=ENDED, change=None, 
         "metrics/loss": np.exp(-rounds / 50) + 0.01 * random.random(records),
         "metrics/accuracy": 1 - np.exp(-rounds / 50) * random.random(records),
         "workers/loss": random.random((records, 4)),
-        **{f"ports/{name}": np.outer(rounds, [1.0, 2.0]) for name in ("calls", "bytes", "payload", "seconds")},
+        **{
+            f"ports/{name}": np.outer(rounds, [1.0, 2.0]) for name in ("calls", "bytes", "payload", "seconds")
+        },
     }
     each = np.outer(rounds * 0.01, [0.5, 0.2, 0.3, 0.1, 0.05])
     columns |= {"phases/seconds": 1.2 * each, "phases/seconds_mean": each, "phases/seconds_min": 0.7 * each}
@@ -75,9 +77,7 @@ def run(directory, records=11, seed=0, settings=None, about=ENDED, change=None, 
     for name, (names, array) in (arrays or {}).items():
         columns[name], dims[name] = array, names
         capacity[names[0]] = len(array)
-        dimensions |= {
-            dim: list(range(size)) for dim, size in zip(names[1:], array.shape[1:], strict=True)
-        }
+        dimensions |= {dim: list(range(size)) for dim, size in zip(names[1:], array.shape[1:], strict=True)}
     directory.mkdir(parents=True, exist_ok=True)
     attributes = ABOUT | {"seed": seed, "config": json.dumps(config(seed, **(settings or {})))} | about
     image.write(directory / "run.h5", Schema(dims, capacity, dimensions), attributes, columns, copies=1)

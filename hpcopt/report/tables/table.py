@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.runs import plain
+from hpcopt.report.naming import plain
 
 Cell = str | float | int | None
 """text, a number in its column's unit, or what there is not"""
