@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hpcopt.ground import files
 from hpcopt.report import figures, tables
-from hpcopt.report.runs import Found
+from hpcopt.report.runs import Found, Run, Scaling
 
 if TYPE_CHECKING:
     from hpcopt.report.figures import Figure
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 FIRST = ("troubles", "summary", "medians", "scaling", "shares")
 """the tables that stand before the figures"""
+
+ACROSS = 10
+"""columns of a table that a page is wide enough for, besides the first"""
+NAMED = 3
+"""runs in the title"""
 
 
 def write(found: Found, file: Path) -> None:
@@ -41,16 +47,28 @@ def render(found: Found, drawn: list[Figure], known: list[Table]) -> str:
     )
     first = [table for name in FIRST for table in known if table.name == name]
     return environment.get_template("page.html").render(
-        title=", ".join([run.name for run in [*found.runs, *found.scalings]][:3]),
+        title=_title([*found.runs, *found.scalings]),
         about=_about(found),
         first=first,
         figures=drawn,
         svg={figure.name: Markup(figure.svg) for figure in drawn},
         rest=[table for table in known if table not in first],
         shown=tables.shown,
+        parts=_parts,
         version=version("hpcopt"),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _title(shown: Sequence[Run | Scaling]) -> str:
+    names = [one.name for one in shown]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _parts(table: Table) -> list[list[int]]:
+    """The columns of a table, a page's width at a time; the first, which names the rows, in all of them."""
+    others = range(1, len(table.columns))
+    return [[0, *others[at : at + ACROSS]] for at in range(0, max(len(others), 1), ACROSS)]
 
 
 def _about(found: Found) -> str:

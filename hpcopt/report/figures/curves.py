@@ -108,7 +108,7 @@ def _figure(name: str, title: str, groups: Sequence[Group], panels: Sequence[tup
             "from the smallest to the largest."
         )
     repeats = [len(group.runs) for group in groups]
-    caption = " ".join([f"{title}.", *dict.fromkeys(drawn.notes), conditions(runs, repeats)])
+    caption = " ".join([*dict.fromkeys(drawn.notes), conditions(runs, repeats)])
     return Figure(name, title, caption, sheet)
 
 

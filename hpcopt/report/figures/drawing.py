@@ -85,9 +85,10 @@ class Figure:
         return _within_a_page(text.getvalue(), self.name, self.title)
 
     def save_png(self, file: Path) -> None:
-        """Writes it to a file, all of it or nothing."""
+        """Writes it to a file, all of it or nothing; its caption is in the file."""
         with _look(), files.replacing(file) as partial:
-            self.sheet.savefig(partial, format="png", dpi=DOTS)
+            about = {"Title": self.title, "Description": self.caption}
+            self.sheet.savefig(partial, format="png", dpi=DOTS, metadata=about)
 
 
 @contextmanager

@@ -86,6 +86,8 @@ def workers(runs: Sequence[Run]) -> list[Figure]:
     with drawing.sheet(len(names), columns, height, left) as (sheet, axes):
         for axis, name in zip(axes, names, strict=False):
             draw(axis, [run for run in having if run.has(f"workers/{name}")][:BOXES], name)
+            if len(having) > 1:
+                axis.set_ylim(min(len(having), BOXES) + 0.5, 0.5)
     what = (
         "Of the workers, over rounds: the median (line), the middle half (dark) and all (light)."
         if len(having) == 1
@@ -121,7 +123,6 @@ def _at_the_end(axis: Axes, runs: Sequence[Run], name: str) -> None:
         medianprops={"color": drawing.COLOURS[1]},
     )
     axis.set_yticks(range(1, len(runs) + 1), [drawing.label(run.name, 22) for run in runs])
-    axis.invert_yaxis()
     axis.set_xlabel(drawing.label(f"{name.replace('_', ' ')} of a worker", 40))
 
 
