@@ -6,7 +6,8 @@ A rank that waits for a slower one spends that time inside a port. The last one 
     waiting                     the mean of the ranks' seconds in it, less that
     imbalance                   the largest of the ranks' seconds of computing over the mean, less 1
 
-A rank that is slowed down raises imbalance and waiting, and not the communication.
+A rank that is slowed down raises imbalance and waiting, and not the communication. These are sums over
+rounds: where the ranks take turns at being slow, much of the waiting counts as communication.
 """
 
 from __future__ import annotations

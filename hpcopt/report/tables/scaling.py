@@ -54,8 +54,8 @@ def shares(studies: Sequence[Scaling]) -> Table:
     for study in studies:
         samples = study.tree["samples"]
         phases = [str(phase) for phase in np.asarray(samples["phase"])]
-        largest, smallest, mean = (
-            np.asarray(samples[f"phase_seconds{which}"]) for which in ("", "_min", "_mean")
+        largest, smallest, mean = (  # a phase that a launch does not have took it no time
+            np.nan_to_num(np.asarray(samples[f"phase_seconds{which}"])) for which in ("", "_min", "_mean")
         )
         ranks, seconds = np.asarray(samples["ranks"]), np.asarray(samples["seconds"])
         for count in np.unique(ranks):
