@@ -7,6 +7,7 @@ marker beside each do so on grey paper.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure as Sheet
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from hpcopt.ground import files
-from hpcopt.report.runs import plain
+from hpcopt.report.naming import plain
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
@@ -201,6 +202,8 @@ def _within_a_page(svg: str, name: str, title: str) -> str:
             elif key.endswith("}href"):
                 del element.attrib[key]
                 element.set("href", value.replace("#", f"#{name}-"))
+            elif key == "d":  # a hundredth of a point is nothing to see
+                element.set(key, re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value))
             elif "url(#" in value:
                 element.set(key, value.replace("url(#", f"url(#{name}-"))
     about = {"role": "img", "aria-label": title, "style": "stroke-linejoin:round;stroke-linecap:butt"}

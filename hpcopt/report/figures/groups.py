@@ -66,18 +66,15 @@ class Group:
         return (min(first), len(first)) if first else None
 
     @cached_property
-    def _places(self) -> tuple[int, list[NDArray[Any]]]:
-        """How many different rounds there are records of, and where those of each run are among them."""
-        rounds = [run.numbers("metrics/round") for run in self.runs]
-        every = np.unique(np.concatenate(rounds))
-        return len(every), [np.searchsorted(every, one) for one in rounds]
+    def rounds(self) -> NDArray[Any]:
+        """The different rounds of which there are records."""
+        return np.unique(np.concatenate([run.numbers("metrics/round") for run in self.runs]))
 
     def _rows(self, column: str) -> Floats:
         """A row for each run, NaN where it has no record."""
-        count, places = self._places
-        rows = np.full((len(self.runs), count), np.nan)
-        for row, run, at in zip(rows, self.runs, places, strict=True):
-            row[at] = run.numbers(column)
+        rows = np.full((len(self.runs), len(self.rounds)), np.nan)
+        for row, run in zip(rows, self.runs, strict=True):
+            row[np.searchsorted(self.rounds, run.numbers("metrics/round"))] = run.numbers(column)
         return rows
 
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from hpcopt.report.figures import drawing
 from hpcopt.report.figures.conditions import OVERCOMMITTED, conditions, overcommitted
 from hpcopt.report.figures.drawing import Figure
-from hpcopt.report.runs import Run, plain
+from hpcopt.report.naming import plain
+from hpcopt.report.runs import Run
 from hpcopt.report.tables.costs import COMPUTE, NO_PORTS, times
 
 RUNS = 24
