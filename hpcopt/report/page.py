@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ def write(found: Found, file: Path) -> None:
 def render(found: Found, drawn: list[Figure], known: list[Table]) -> str:
     """The page. All text is escaped; figures are what `figures` made, where text is escaped, too."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("hpcopt.report"),
@@ -55,6 +56,7 @@ def render(found: Found, drawn: list[Figure], known: list[Table]) -> str:
         rest=[table for table in known if table not in first],
         shown=tables.shown,
         parts=_parts,
+        soft=lambda text: Markup(re.sub(r"([_/,.])(?=[A-Za-z])", r"\1<wbr>", str(escape(text)))),
         version=version("hpcopt"),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -97,7 +97,7 @@ def sheet(
     panels: int,
     columns: int = 3,
     height: float = 2.0,
-    left: float = 0.62,
+    left: float = 0.64,
     sharey: bool = False,
     warning: str | None = None,
 ) -> Iterator[tuple[Sheet, list[Axes]]]:
@@ -147,13 +147,18 @@ def scales(axis: Axes, x: str = "linear", y: str = "linear") -> None:
     for one, scale in ((axis.xaxis, x), (axis.yaxis, y)):
         if scale == "log":
             one.set_major_locator(Decades())
-            one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+            one.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
             one.set_minor_formatter(NullFormatter())
         else:
             one.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
             plain = ScalarFormatter()
             plain.set_powerlimits((-3, 5))
             one.set_major_formatter(plain)
+
+
+def _decade(value: float) -> str:
+    """A power of ten, or 2 or 5 times one, in few characters."""
+    return f"{value:g}" if 0.01 <= value < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def style(number: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def workers(runs: Sequence[Run]) -> list[Figure]:
     draw = _over_rounds if len(having) == 1 else _at_the_end
     height = 2.0 if len(having) == 1 else max(1.2, 0.7 + 0.17 * min(len(having), BOXES))
     columns = 3 if len(having) == 1 else 2
-    left = 0.62 if len(having) == 1 else 1.5
+    left = 0.64 if len(having) == 1 else 1.5
     with drawing.sheet(len(names), columns, height, left) as (sheet, axes):
         for axis, name in zip(axes, names, strict=False):
             draw(axis, [run for run in having if run.has(f"workers/{name}")][:BOXES], name)
