@@ -47,8 +47,9 @@ def shares(study: Scaling) -> dict[str, dict[int, Estimate]]:
     samples = study.tree["samples"]
     phases = [str(phase) for phase in np.asarray(samples["phase"])]
     seconds = np.asarray(samples["seconds"])
+    # NaN: no such phase in that launch
     largest, smallest, mean = (
-        np.asarray(samples[f"phase_seconds{which}"]) for which in ("", "_min", "_mean")
+        np.nan_to_num(np.asarray(samples[f"phase_seconds{which}"])) for which in ("", "_min", "_mean")
     )
     found = [
         Times.of(phases, largest[at], smallest[at], mean[at], float(total))
