@@ -76,8 +76,9 @@ def _parts(table: Table) -> list[list[int]]:
 def _about(found: Found) -> str:
     """What the report is about, in a line."""
     states = Counter(run.status for run in found.runs)
-    parts = [f"{len(found.runs)} runs ({', '.join(f'{n} {state}' for state, n in states.items())})"]
-    parts = parts if found.runs else []
-    parts += [f"{len(found.scalings)} scaling studies"] if found.scalings else []
-    parts += [f"{len(found.troubles)} not in here, see the first table"] if found.troubles else []
-    return "; ".join(parts)
+    parts = {
+        f"runs: {', '.join(f'{n} {state}' for state, n in states.items())}": len(found.runs),
+        f"scaling studies: {len(found.scalings)}": len(found.scalings),
+        f"not in here, see the first table: {len(found.troubles)}": len(found.troubles),
+    }
+    return "; ".join(words for words, count in parts.items() if count)

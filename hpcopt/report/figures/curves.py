@@ -76,7 +76,7 @@ def _figure(name: str, title: str, groups: Sequence[Group], panels: Sequence[tup
         for at, (axis, (x, y, what)) in enumerate(zip(axes, panels, strict=False)):
             Panel(groups, x, y).draw(axis, *COSTS[x], words)
             if not one or at % 3 == 0:
-                axis.set_ylabel(drawing.label(what, 26))
+                axis.set_ylabel(drawing.label(what, 22))
         handles = words.legend()
         drawing.legend(axes[len(panels)], list(handles.values()), list(handles))
     if max(len(group.runs) for group in groups) > 1:

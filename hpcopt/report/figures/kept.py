@@ -109,7 +109,7 @@ def _over_rounds(axis: Axes, runs: Sequence[Run], name: str) -> None:
     axis.fill_between(rounds, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.fill_between(rounds, first, third, color=colour, alpha=0.4, linewidth=0)
     axis.plot(rounds, middle, color=colour, marker="o" if len(rounds) < 3 else None)
-    axis.set(xlabel="round", ylabel=drawing.label(f"{name.replace('_', ' ')} of a worker", 26))
+    axis.set(xlabel="round", ylabel=drawing.label(f"{name.replace('_', ' ')} of a worker", 24))
 
 
 def _at_the_end(axis: Axes, runs: Sequence[Run], name: str) -> None:
