@@ -10,6 +10,7 @@ from hpcopt.report import figures
 from hpcopt.report.figures.groups import groups
 from hpcopt.report.figures.scaling import shares
 from hpcopt.report.runs import Found, find
+from hpcopt.report.tables.scaling import points
 from tests.report import made_up
 from tests.report.made_up_study import study
 
@@ -119,7 +120,9 @@ def test_a_strong_study_by_hand():
 
 
 def test_more_ranks_than_cores_and_beyond_ideal_are_marked():
-    figure, _ = of_study(study({1: [8.0] * 6, 2: [3.0] * 6, 8: [2.0] * 6}))
+    one = study({1: [8.0] * 6, 2: [3.0] * 6, 8: [2.0] * 6})
+    figure, _ = of_study(one)
+    assert [row[-1] for row in points([one]).rows] == [None, "beyond ideal", "more ranks than cores"]
     assert "⚠ more ranks than cores" in figure.svg
     assert "Beyond ideal on 2 ranks" in figure.caption
     assert "too few" not in figure.caption

@@ -23,13 +23,15 @@ def points(studies: Sequence[Scaling]) -> Table:
         for point in scaling(each, mode):
             here = ranks == point.ranks
             conditions = [int(np.asarray(samples[name])[here][0]) for name in ("workers", "hosts", "cores")]
+            crowded = np.asarray(samples["overcommitted"])[here].any()
+            warnings = ["more ranks than cores"] * bool(crowded) + ["beyond ideal"] * point.beyond
             time, faster, efficiency, serial = point.time, point.speedup, point.efficiency, point.serial
             rows.append(
                 [
                     *(study.name, mode, point.ranks, *conditions, time.count),
                     *(time.value, time.low, time.high, time.interval),
                     *(faster.value, faster.low, faster.high, efficiency.value, serial.value),
-                    "more ranks than cores" if np.asarray(samples["overcommitted"])[here].any() else None,
+                    "; ".join(warnings) or None,
                 ]
             )
     return Table(
@@ -37,7 +39,7 @@ def points(studies: Sequence[Scaling]) -> Table:
         "Scaling",
         "Medians of the seconds of a round of the slowest rank, over blocks of rounds of all repeats; "
         "speed-up and efficiency against the fewest ranks; serial fraction after Karp and Flatt (strong "
-        "scaling).",
+        "scaling); beyond ideal: with all of the speed-up's interval, by more cache, say.",
         columns(
             *("study", "mode", "ranks [1]", "workers [1]", "hosts [1]", "cores [1]", "samples [1]"),
             *("time of a round [s]", "low [s]", "high [s]", "low to high"),
