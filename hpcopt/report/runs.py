@@ -7,7 +7,9 @@ Neither MPI nor torch. Nothing here trusts what it reads: a path that holds some
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,8 +121,8 @@ def find(paths: Iterable[str | Path]) -> Found:
     """Opens what the paths hold: run directories, run.h5, sweeps, scaling studies or their files.
 
     A path that cannot be read is a `Trouble`, and so are the cases of a sweep and the launches of a study
-    that failed. One path given twice counts once. Where it is not known whether a run's owner on another
-    host lives, this waits for its heartbeat, up to 15 s for all of them together.
+    that failed, and cases that have not begun. One path given twice counts once. Where it is not known
+    whether a run's owner on another host lives, this waits for its heartbeat, up to 15 s for all of them.
     """
     places: dict[Path, Path] = {}
     troubles: list[Trouble] = []
@@ -130,7 +132,7 @@ def find(paths: Iterable[str | Path]) -> Found:
                 places.setdefault(place.resolve(), place)
         except (UserError, OSError) as error:
             troubles.append(_trouble(path, error))
-        troubles += _failures(path)
+        troubles += [*_failures(path), *_waiting(path)]
     opened: list[tuple[Path, xarray.DataTree]] = []
     crashing = crashers(list(places.values()))
     for place in places.values():
@@ -182,6 +184,17 @@ def _failures(path: Path) -> Iterator[Trouble]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"failed; its report is not readable ({error})"
         yield Trouble(plain(str(path / file.stem)), plain(message))
+
+
+def _waiting(path: Path) -> Iterator[Trouble]:
+    """The cases that a sweep still has before it."""
+    plan = path / SWEEP
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        names = [str(case["name"]) for case in tomllib.loads(plan.read_text("utf-8"))["cases"]]
+        begun = [(path / "cases" / name / RUN).is_file() for name in names]
+        failed = [(path / "failed" / f"{name}.json").is_file() for name in names]
+        if left := sum(not (a or b) for a, b in zip(begun, failed, strict=True)):
+            yield Trouble(plain(str(path)), f"{left} of {len(names)} cases have no record yet")
 
 
 def _trouble(path: Path, error: Exception) -> Trouble:

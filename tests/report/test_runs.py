@@ -139,8 +139,9 @@ def test_a_file_that_is_cut_is_found_out_though_it_is_read_later(tmp_path):
 
 
 def test_a_sweep_and_its_failures(tmp_path):
-    (tmp_path / "sweep.toml").touch()
-    for name in ("lr=0.1,seed=0", "lr=0.1,seed=1", "lr=0.2,seed=0"):
+    cases = ("lr=0.1,seed=0", "lr=0.1,seed=1", "lr=0.2,seed=0", "lr=9", "lr=10")
+    (tmp_path / "sweep.toml").write_text("".join(f'[[cases]]\nname = "{name}"\n' for name in cases))
+    for name in cases[:3]:
         lr, seed = (float(part.partition("=")[2]) for part in name.split(","))
         made_up.run(tmp_path / "cases" / name, seed=int(seed), settings={"lr": lr})
     (tmp_path / "failed").mkdir()
@@ -155,6 +156,7 @@ def test_a_sweep_and_its_failures(tmp_path):
     ]
     assert found.troubles[1].message == r"failed with exit code 4: the loss is \x1b[31mnan"
     assert "not readable" in found.troubles[0].message
+    assert [trouble.message for trouble in found.troubles[2:]] == ["1 of 5 cases have no record yet"]
 
 
 def test_names_are_as_short_as_can_be_and_printable():
