@@ -45,5 +45,5 @@ def test_a_slow_rank_is_imbalance_and_waiting_and_not_communication(comm, tmp_pa
         even, slow = map(times, found.runs)
         assert slow.imbalance > even.imbalance + 0.2
         assert slow.waiting / slow.seconds > even.waiting / even.seconds + 0.1
-        assert slow.share < even.share + 0.05
+        assert slow.share < min(0.25, even.share + 0.05)
     comm.Barrier()
