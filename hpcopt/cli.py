@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,12 +119,54 @@ def init(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    file: Annotated[Path, typer.Argument(help="The .npz file to write.")],
+    file: Annotated[Path | None, typer.Argument(help="The .npz file to write.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="A directory for TensorBoard: the metrics as scalars, by round.")
+    ] = None,
 ) -> None:
-    """Write the trained parameters, by name."""
-    from hpcopt.report.export import export
+    """Write the trained parameters, by name; or the metrics, for TensorBoard."""
+    if file is None and tensorboard is None:
+        raise UserError("hpcopt export: name an .npz file for the parameters, or --tensorboard DIR")
+    if file is not None:
+        from hpcopt.report.export import export
 
-    typer.echo(f"{file}: from {export(run, file)}")
+        typer.echo(f"{file}: from {export(run, file)}")
+    if tensorboard is not None:
+        from hpcopt.report import tensorboard as events
+
+        with _extra("report"):
+            typer.echo(f"{tensorboard}: {events.export(run, tensorboard)} records")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Runs' directories or run.h5, sweeps, scaling studies."),
+    ],
+    html: Annotated[Path | None, typer.Option(help="A page with all figures, in one file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="A directory for the figures.")] = None,
+) -> None:
+    """Tables of a run, of many in comparison, or of a scaling study; as a page and as figures, too."""
+    with _extra("report"):
+        from hpcopt.report import tables, terminal
+        from hpcopt.report.runs import find
+
+        found = find(runs)
+        if not found.runs and not found.scalings:
+            troubles = (f"{trouble.path}: {trouble.message}" for trouble in found.troubles)
+            raise UserError("\n".join(troubles) or f"{', '.join(map(str, runs))}: no run in there")
+        terminal.write(tables.for_report(found))
+        if html is not None:
+            from hpcopt.report import page
+
+            page.write(found, html)
+            typer.echo(f"page: {html}")
+        if png is not None:
+            from hpcopt.report import figures
+
+            figures.save_png(figures.for_report(found), png)
+            typer.echo(f"figures: {png}")
 
 
 @app.command()
@@ -421,6 +464,15 @@ def _together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
     with agreed(comm):
         result = check()
     return comm, result
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Says which part of the package is not installed where a library is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"needs {error.name}: pip install 'hpcopt[{name}]'") from None
 
 
 def _print_info(file: Path) -> None:

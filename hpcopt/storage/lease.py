@@ -250,9 +250,12 @@ class Owner:
         here, job = _identity(), self.about["slurm_job"]
         if job and job == here["slurm_job"] and self.about["restart"] != here["restart"]:
             return True
-        if not here["machine"] or self.about["machine"] != here["machine"]:
-            return False
-        return _started(self.about["pid"]) != self.about["started"]
+        return self.here() and _started(self.about["pid"]) != self.about["started"]
+
+    def here(self) -> bool:
+        """Whether it is, or was, a process that this one could see."""
+        machine = _machine()
+        return bool(machine) and self.about["machine"] == machine
 
 
 def _identity() -> dict[str, str]:

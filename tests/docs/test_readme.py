@@ -31,6 +31,7 @@ def test_the_readme_works(tmp_path):
     assert len(ran) == 18
     assert (tmp_path / "weights.npz").is_file()
     assert (tmp_path / "runs/script/run.h5").is_file()
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # what is one's own has to stay short
     assert len((tmp_path / "mine.py").read_text().splitlines()) <= 20
     assert len((tmp_path / "sign_sgd.py").read_text().splitlines()) <= 40
