@@ -77,12 +77,15 @@ def init(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    file: Annotated[Path, typer.Argument(help="The .npz file to write.")],
+    file: Annotated[Path, typer.Argument(help="What to write: a .pt (a state_dict) or a .npz file.")],
+    round: Annotated[int | None, typer.Option(help="Of which checkpoint [default: the newest].")] = None,
+    worker: Annotated[int | None, typer.Option(help="Whose model, where workers have their own.")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean of the workers' models.")] = False,
 ) -> None:
-    """Write the trained parameters, by name."""
+    """Write the trained model by names: parameters, buffers, and what was not trained."""
     from hpcopt.report.export import export
 
-    typer.echo(f"{file}: from {export(run, file)}")
+    typer.echo(f"{file}: from {export(run, file, round=round, worker=worker, mean=mean)}")
 
 
 @app.command()

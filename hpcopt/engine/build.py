@@ -18,7 +18,7 @@ from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
-from hpcopt.state import State
+from hpcopt.state import FIXED, State
 from hpcopt.storage import provenance
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def _check_state(method: Method[Any, Any], state: Any) -> None:
             raise UserError(
                 f"{where}: is {tensor!r}; a state holds tensors of at least one dimension, of NumPy's types"
             )
-        if name == BUFFERS:
-            raise UserError(f"{where}: checkpoints keep the problem's buffers under this name; take another")
+        if name == BUFFERS or name.startswith(FIXED):
+            raise UserError(f"{where}: checkpoints keep what is the problem's under this name; take another")
 
 
 def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -61,6 +62,22 @@ class Draw:
     def index(self) -> int:
         """Position in the worker's sequence of mini-batches."""
         return self.round * self.of + self.step
+
+
+class Place(NamedTuple):
+    """Where a named tensor of a model stands.
+
+    Attributes:
+        name: of a state_dict; several names may have one place (tied parameters).
+        where: "model", "buffers", or a kind in `Problem.fixed`: in which vector.
+        start: where in that it begins.
+        shape: the tensor's.
+    """
+
+    name: str
+    where: str
+    start: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,8 @@ class Problem(ABC):
         optimum: the known minimiser x*, (d,), or None.
         optimal_value: f(x*), or None.
         newcomers: workers that do not train, by whom the run's one model is evaluated too, or None.
+        fixed: what a model has beside parameters and buffers (frozen ones, counts), the same for all workers:
+            kind -> values (k,); checkpoints keep it, so that a model can be made of them.
     """
 
     optimum: Tensor | None = None
@@ -190,6 +209,19 @@ class Problem(ABC):
             "the parameters, by name and shape,": plain([layout.names, layout.shapes, layout.n_shared]),
             "how many rows each worker has": self._rows_of_all,
         }
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """See the class."""
+        return {}
+
+    @property
+    def named(self) -> list[Place]:
+        """Where everything that a model consists of stands, in the order of its state_dict."""
+        layout = self.layout
+        starts = accumulate(layout.sizes, initial=0)
+        places = zip(layout.names, starts, layout.shapes, strict=False)
+        return [Place(name, "model", start, shape) for name, start, shape in places]
 
     @abstractmethod
     def initial(self) -> Tensor:

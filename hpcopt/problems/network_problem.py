@@ -24,7 +24,7 @@ from hpcopt.problems.trial import check_loss, check_passes, kind_of_mean, rows_t
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hpcopt.problems.base import Draw, Part, Ready, Share
+    from hpcopt.problems.base import Draw, Part, Place, Ready, Share
     from hpcopt.problems.data import Partition
     from hpcopt.problems.flat_module import Forward
     from hpcopt.problems.network import Network
@@ -85,6 +85,16 @@ class NetworkProblem(OneByOne):
     def batch_rows(self, i: int, draw: Draw | None) -> int:
         """How many rows worker i (from 0 here) uses in a draw."""
         return self._batches.count(i, draw)
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """See `Problem`."""
+        return self._module.constants
+
+    @property
+    def named(self) -> list[Place]:
+        """See `Problem`."""
+        return self._module.named
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
