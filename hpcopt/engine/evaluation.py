@@ -110,15 +110,20 @@ class Evaluator:
 
     def _means(self, evaluation: Evaluation) -> tuple[Values, Rows]:
         # a rank without any of the workers that evaluated does not know what they measured
-        names = next(filter(None, self._ranks.each(list(evaluation.values))))
+        known = [(name, name in evaluation.rows) for name in evaluation.values]
+        names = next(filter(None, self._ranks.each(known)))
         none = torch.empty(0, dtype=torch.float64)
-        measured = [
-            kind.get(name, none) for name in names for kind in (evaluation.values, evaluation.weights)
-        ]
-        table = self._ranks.rows(torch.stack(measured, dim=1).numpy())
-        rows = {name: table[:, 2 * i] for i, name in enumerate(names)}
-        weights = {name: table[:, 2 * i + 1] for i, name in enumerate(names)}
-        return {name: _mean(row, weights[name]) for name, row in rows.items()}, rows
+        kinds = evaluation.values, evaluation.weights, evaluation.rows
+        measured = [kind.get(name, none) for name, by_rows in names for kind in kinds[: 2 + by_rows]]
+        columns = iter(self._ranks.rows(torch.stack(measured, dim=1).numpy()).T)
+        rows: Rows = {}
+        values: Values = {}
+        for name, by_rows in names:
+            rows[name] = next(columns)
+            values[name] = _mean(rows[name], next(columns))
+            if by_rows:
+                values[f"{name}_by_rows"] = _mean(rows[name], next(columns))
+        return values, rows
 
     def _mean_buffers(self) -> torch.Tensor | None:
         buffers = self._problem.buffers

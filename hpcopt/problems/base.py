@@ -109,13 +109,17 @@ class Evaluation:
     Attributes:
         values: name -> (n,) float64 tensor on the CPU.
         weights: name -> (n,) float64 tensor on the CPU, the weight of each worker's value.
+        rows: name -> (n,) likewise, for a second mean, NAME_by_rows: of how many rows each value is.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
-        """Adds one measured quantity."""
+    def add(self, name: str, value: Tensor, weight: Tensor, rows: Tensor | None = None) -> None:
+        """Adds one measured quantity; ``rows`` on all ranks, or on none."""
+        if rows is not None:
+            self.rows[name] = rows.detach().to("cpu", torch.float64)
         self.values[name] = value.detach().to("cpu", torch.float64)
         self.weights[name] = weight.detach().to("cpu", torch.float64)
 
@@ -144,6 +148,9 @@ class Problem(ABC):
         weights: ω_n of the workers here, (n,).
         equal_weights: whether ω_n is the same for all N workers.
         rows: training rows of each worker here, (n,) int64.
+        test_rows: test rows of its own, (n,) int64; None where there are none.
+        uneven: whether means over workers and over rows differ much: numbers of rows by more than one.
+        counts: by what workers count, of all N of them: training rows, or 1, (N,) int64.
         total_rows: training rows of all N workers.
         samples: sample gradients computed here so far (a Hessian-vector product counts as two).
         scale: f is as many times what gradients and Hessian-vector products are of: the number of rows where
@@ -160,6 +167,7 @@ class Problem(ABC):
     optimum: Tensor | None = None
     optimal_value: float | None = None
     newcomers: Newcomers | None = None
+    test_rows: Tensor | None = None
     samples: int = 0
     scale: float = 1.0
 
@@ -185,7 +193,8 @@ class Problem(ABC):
         self._rows_of_all = fingerprint(every)
         self.rows = every[share.workers.start : share.workers.stop]
         self.total_rows = sum(rows)
-        counts = every if weights == "rows" else torch.ones(share.total)
+        self.uneven = max(rows) > min(rows) + 1
+        self.counts = counts = every if weights == "rows" else torch.ones_like(every)
         self.equal_weights = bool((counts == counts[0]).all())
         ours = counts[share.workers.start : share.workers.stop].double() / counts.double().sum()
         self.weights = ours.to(share.device, share.dtype)
@@ -249,8 +258,12 @@ class Problem(ABC):
             buffers: (b,) to use with one model in place of the workers' own.
         """
         result = Evaluation()
-        result.add("loss", self.losses(X), self.weights)
+        result.add("loss", self.losses(X), self.weights, self.by_rows())
         return result
+
+    def by_rows(self) -> Tensor | None:
+        """The training rows of each worker here, (n,), where a mean by them is another one than by ω."""
+        return self.rows if self.uneven and self.equal_weights else None
 
     def scores(self, X: Tensor, buffers: Tensor | None = None) -> dict[str, Tensor]:
         """What `score` needs for measures that are no mean over workers, such as the area under a curve.

@@ -69,6 +69,10 @@ class LinearProblem(OneByOne):
         self._even_test = self._evenly(recipe.test)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self.products = 0.0
+        tests = [len(rows) for rows in parts.test or []]
+        self._uneven_tests = bool(tests) and max(tests) > min(tests) + 1
+        if tests:
+            self.test_rows = torch.tensor(tests)[share.workers.start : share.workers.stop]
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class LinearProblem(OneByOne):
             | {
                 "the data set": recipe.data.told(),
                 "which rows each worker has": digest([fingerprint(rows) for rows in parts.train]),
+                "which test rows each worker has": digest([fingerprint(rows) for rows in parts.test or []]),
                 "the targets": fingerprint(recipe.train.targets),
             }
         )
@@ -183,7 +188,8 @@ class LinearProblem(OneByOne):
         counts = torch.tensor([len(tests.of(i)) for i in range(self.share.n)], dtype=torch.float64)
         weights = counts if common else (counts > 0).double()
         test_losses = self._sums(tests, X) / counts.clamp(min=1)
-        result.add("test_loss", test_losses, weights)
+        rows = None if common or not self._uneven_tests else counts
+        result.add("test_loss", test_losses, weights, rows)
         if common:  # Σ gap_p weight_p / Σ weight_p is the difference of the means over all rows of each kind
             gaps = test_losses * counts / len(recipe.test.targets) - sums / self.total_rows
             result.add("generalisation_gap", gaps * self.share.total, torch.ones(self.share.n))
@@ -193,7 +199,7 @@ class LinearProblem(OneByOne):
             right = torch.zeros(self.share.n, dtype=torch.float64)
             for i, z in enumerate(self._decisions(tests, X)):
                 right[i] = ((z > 0) == (tests.of(i) > 0)).sum()
-            result.add("accuracy", right / counts.clamp(min=1), weights)
+            result.add("accuracy", right / counts.clamp(min=1), weights, rows)
         return result
 
     @torch.no_grad()

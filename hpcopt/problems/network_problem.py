@@ -67,11 +67,16 @@ class NetworkProblem(OneByOne):
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
         self._whole, self._parts, self._ignored = False, True, ignored_label(network.loss)
-        self._network, self._spread = network, digest([fingerprint(rows) for rows in parts.train])
+        self._network = network
+        self._spread = [digest([fingerprint(rows) for rows in of]) for of in (parts.train, parts.test or [])]
         self._some = read_rows(network.data.train, rows_to_try(network.data.train.labels), share)
         count = self._try_out(data, min(all_rows))
         self._tests, self._classifies = data[0].even_test is not None, count is not None
         self._test_rows = 0 if network.data.test is None else len(network.data.test)
+        tests = [len(rows) for rows in (parts.test or [])[: share.total]]
+        self._uneven_tests = bool(tests) and max(tests) > min(tests) + 1
+        if tests:
+            self.test_rows = torch.tensor(tests)[share.workers.start : share.workers.stop]
         if table.logit_adjustment:
             priors = log_priors(
                 [worker.train.targets for worker in self._data], count, share.dtype, self._ignored
@@ -109,7 +114,8 @@ class NetworkProblem(OneByOne):
             | fixed
             | {
                 "the data set": self._network.data.told(),
-                "which rows each worker has": self._spread,
+                "which rows each worker has": self._spread[0],
+                "which test rows each worker has": self._spread[1],
                 "loss and output of some rows at some point": self._at_some_point(),
             }
         )
@@ -121,7 +127,8 @@ class NetworkProblem(OneByOne):
         ``loss``: with regularisation, weight ω_n. ``test_loss`` (without) and, for class targets,
         ``accuracy`` in [0, 1]: of one model for all on the worker's even slice of all test rows, weight its
         number of rows; of the workers' own models on their own test rows, weight 1 where there are any.
-        ``generalisation_gap``: test_loss minus the training loss without regularisation.
+        ``generalisation_gap``: test_loss minus the training loss without regularisation. Means by rows, too,
+        where workers have different numbers of them.
 
         Args:
             X: (d,), one model for all workers, or (n, d), a model of each worker here.
@@ -141,16 +148,18 @@ class NetworkProblem(OneByOne):
                     counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
                     labelled[i] = self._labelled(test.targets).sum() if self._classifies else 0
         result = Evaluation()
-        result.add("loss", data_losses + penalties, self.weights)
+        result.add("loss", data_losses + penalties, self.weights, self.by_rows())
+        rows = None if common or not self._uneven_tests else counts
         if self._tests:
-            result.add("test_loss", test_losses, counts if common else counts > 0)
+            result.add("test_loss", test_losses, counts if common else counts > 0, rows)
             gaps = test_losses - data_losses
             if common:  # so that Σ gap_n / N is the difference of the two means, which have other weights
                 weights = self.weights.cpu().double()
                 gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
             result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
         if self._tests and self._classifies:
-            result.add("accuracy", accuracies, labelled if common else labelled > 0)
+            rows = None if rows is None else labelled
+            result.add("accuracy", accuracies, labelled if common else labelled > 0, rows)
         return result
 
     def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:

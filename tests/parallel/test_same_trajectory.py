@@ -33,6 +33,7 @@ PROBLEMS = {
         "hidden": [16],
         "batch_size": 8,
         "partition": "dirichlet",
+        "weights": "rows",
         "new_workers": 2,
         "new_worker_steps": 5,
     },
@@ -50,7 +51,7 @@ METHODS = {
     "powersgd": {"lr": 0.01, "rank": 2},
     "deprl": {"lr": 0.05, "momentum": 0.5, "head_steps": 2, "body_epochs": 1, "before_mixing": True},
     "dpsgd": {"lr": 0.05, "topology": "one_peer_exponential", "local_steps": 2, "overlap": True},
-    "gradient_tracking": {"lr": 0.02},
+    "gradient_tracking": {"lr": 0.02, "mixing": "weighted"},
     "local": {"lr": 0.05, "local_steps": 2},
     "fedavg": {"lr": 0.05, "momentum": 0.5, "local_steps": 2, "before_mixing": True},
 }
