@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -43,6 +43,7 @@ class ProblemTable(Table):
     weights: Literal["uniform", "rows"] = "uniform"
     """ω of the objective Σ ω_n f_n: equal for all workers, or proportional to their rows"""
     _workers: int = PrivateAttr()
+    _seed: int = PrivateAttr(default=0)
 
     if TYPE_CHECKING:
         workers: int  # no key of the table, but an argument: this is where type checkers look for those
@@ -73,6 +74,11 @@ class ProblemTable(Table):
         except ValidationError as error:
             raise UserError("\n".join(explained(type(self), error))) from None
         self._workers = workers
+
+    def seeded(self, seed: int) -> Self:
+        """The same table, which knows the run's seed."""
+        self._seed = seed
+        return self
 
     def dump(self) -> dict[str, Any]:
         """The keys with plain values, without those that are not set."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
@@ -15,6 +16,7 @@ from hpcopt.problems import models
 from hpcopt.problems.data import array_dataset, given_rows, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.newcomers import Newcomers
+from hpcopt.problems.torch_dataset import torch_dataset
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Share
@@ -45,8 +47,8 @@ class Network:
         self,
         model: nn.Module,
         loss: Loss,
-        train: Arrays,
-        test: Arrays | None = None,
+        train: Arrays | TorchDataset[Any] | str | Path,
+        test: Arrays | TorchDataset[Any] | None = None,
         *,
         workers: int,
         augment: Augment | None = None,
@@ -62,7 +64,9 @@ class Network:
             loss: loss(output, target) -> the mean over the batch, a scalar.
             train: (x, y), tensors or arrays with one row per sample. A batch of x has the run's dtype, unless
                 it is int32 or int64 (indices), which it keeps; y becomes int64 if it is an integer (classes),
-                else it has the run's dtype.
+                else it has the run's dtype. Or a torch ``Dataset`` of such rows (x, y), of which each rank reads
+                its own; or the name of a data set or the path of an imported file, test rows included,
+                standardised by its mean and deviation.
             test: the same for the test rows.
             workers: N.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
@@ -83,7 +87,7 @@ class Network:
         named: dict[str, Any] = {"rows": str(rows)} if isinstance(rows, str | Path) else {}
         self.workers, self.table = workers, NetworkTable(workers=workers, **keys, **named)
         self._rows, self._test_rows = rows, test_rows
-        self.data, self.model, self.loss, self.augment = array_dataset(train, test), model, loss, augment
+        self.data, self.model, self.loss, self.augment = _dataset(train, test), model, loss, augment
         _refuse_sparse(self.data, "train")
 
     def bind(self, share: Share) -> NetworkProblem:
@@ -151,6 +155,16 @@ class BuiltInNetwork(Network):
         """See `Network`; the model starts from the seed."""
         models.initialise(self.model, share.seed)
         return super().bind(share)
+
+
+def _dataset(train: Any, test: Any) -> Dataset:
+    if isinstance(train, str | Path):
+        if test is not None:
+            raise UserError(f'test: "{train}" has the test rows, too')
+        return open_dataset(str(train))
+    if isinstance(train, TorchDataset):
+        return torch_dataset(train, test)
+    return array_dataset(train, test)
 
 
 def _refuse_sparse(data: Dataset, name: str) -> None:
