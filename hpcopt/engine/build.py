@@ -17,7 +17,7 @@ from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
-from hpcopt.problems.base import Share
+from hpcopt.problems.base import Measures, Share
 from hpcopt.state import FIXED, State
 from hpcopt.storage import provenance
 
@@ -81,6 +81,7 @@ def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) 
         device = local_device(run.device, local_rank())
         dtype = DTYPES[run.dtype or "float64"]
         problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
+        problem.measures = Measures("train" in run.evaluate, "test" in run.evaluate, run.evaluate_rows)
     check_problem(ranks, problem)
     return problem
 

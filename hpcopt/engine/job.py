@@ -241,7 +241,7 @@ class Job:
         directory.finish(reason, round)
         reporter.event("end", stopped_by=reason, round=round)
         if reason == NOT_FINITE:
-            loss = self._last["metrics/loss"]
+            loss = self._last.get("metrics/loss", 0.0)
             what = f"the training loss is {loss}" if not math.isfinite(loss) else "the state is not finite"
             if not round:
                 raise NotFinite(f"{what} at the start: are there such numbers in the data, or in the model?")

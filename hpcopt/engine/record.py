@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.engine.evaluation import Evaluator
+from hpcopt.engine.evaluation import OTHERS, Evaluator
 from hpcopt.engine.meter import EVALUATION, SPREAD, Costs, Totals, uncounted
 from hpcopt.engine.own_metrics import Metric, OwnMetrics, check_names
 from hpcopt.errors import UserError
@@ -46,6 +46,7 @@ class Recorder:
         problem, method, ports: what is measured.
         costs: counts what it costs.
         metrics: the user's own, by name.
+        wanted: of run.evaluate.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Recorder:
         ports: OpenPorts,
         costs: Costs,
         metrics: Mapping[str, Metric],
+        wanted: Sequence[str] = OTHERS,
     ) -> None:
         self.costs = costs
         self._ranks, self._problem, self._method, self._ports = ranks, problem, method, ports
-        self._evaluator = Evaluator(ranks, problem, method, ports.reduce)
+        self._evaluator = Evaluator(ranks, problem, method, ports.reduce, wanted)
         self._own = OwnMetrics(ranks, metrics)
         # as they were at the last record
         self._totals = Totals(0.0, 0.0, {})

@@ -102,6 +102,25 @@ class Share:
         return replace(self, workers=mine, total=self.total + count)
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What an evaluation is to tell.
+
+    Attributes:
+        train, test: numbers of training rows, and of test rows.
+        rows: training rows of each worker that are enough; None: all.
+    """
+
+    train: bool = True
+    test: bool = True
+    rows: int | None = None
+
+    @property
+    def draw(self) -> Draw | None:
+        """Those rows, the same every time."""
+        return None if self.rows is None else Draw(0, rows=self.rows)
+
+
 @dataclass
 class Evaluation:
     """What was measured at a point, per worker; run-wide numbers are Σ value·weight / Σ weight.
@@ -148,6 +167,7 @@ class Problem(ABC):
         weights: ω_n of the workers here, (n,).
         equal_weights: whether ω_n is the same for all N workers.
         rows: training rows of each worker here, (n,) int64.
+        measures: what `evaluate` is to tell.
         test_rows: test rows of its own, (n,) int64; None where there are none.
         uneven: whether means over workers and over rows differ much: numbers of rows by more than one.
         counts: by what workers count, of all N of them: training rows, or 1, (N,) int64.
@@ -168,6 +188,7 @@ class Problem(ABC):
     optimal_value: float | None = None
     newcomers: Newcomers | None = None
     test_rows: Tensor | None = None
+    measures: Measures = Measures()
     samples: int = 0
     scale: float = 1.0
 
@@ -251,14 +272,17 @@ class Problem(ABC):
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.
 
-        By default ``loss``: f_n, with weight ω_n. On every rank the same names, also where n = 0.
+        By default ``loss``: f_n, with weight ω_n. On every rank the same names, also where n = 0; what
+        `measures` does not ask for need not be there.
 
         Args:
             X: (d,), one model for all N workers, or (n, d), a model of each worker here.
             buffers: (b,) to use with one model in place of the workers' own.
         """
         result = Evaluation()
-        result.add("loss", self.losses(X), self.weights, self.by_rows())
+        if self.measures.train:
+            losses = self.losses(X, self.measures.draw)
+            result.add("loss", losses, self.weights, self.by_rows())
         return result
 
     def by_rows(self) -> Tensor | None:

@@ -64,8 +64,8 @@ class Network:
             loss: loss(output, target) -> the mean over the batch, a scalar.
             train: (x, y), tensors or arrays with one row per sample. A batch of x has the run's dtype, unless
                 it is int32 or int64 (indices), which it keeps; y becomes int64 if it is an integer (classes),
-                else it has the run's dtype. Or a torch ``Dataset`` of such rows (x, y), of which each rank reads
-                its own; or the name of a data set or the path of an imported file, test rows included,
+                else it has the run's dtype. Or a torch ``Dataset`` of such rows (x, y), of which each rank
+                reads its own; or the name of a data set or the path of an imported file, test rows included,
                 standardised by its mean and deviation.
             test: the same for the test rows.
             workers: N.

@@ -134,7 +134,8 @@ class NetworkProblem(OneByOne):
             X: (d,), one model for all workers, or (n, d), a model of each worker here.
             buffers: (b,) to use in place of the workers' own.
         """
-        common = X.ndim == 1
+        common, wanted = X.ndim == 1, self.measures
+        tested = self._tests and wanted.test
         self._module.train(False)
         data_losses, penalties, test_losses, accuracies = torch.zeros(4, self.share.n, dtype=torch.float64)
         counts, labelled = torch.zeros(2, self.share.n, dtype=torch.int64)
@@ -142,24 +143,29 @@ class NetworkProblem(OneByOne):
             x = row(X, i)
             self._module.point(x)
             with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                data_losses[i], penalties[i] = self._measure(data.train, i)[0], self._penalty(x)
+                if wanted.train:
+                    chosen = self._batches.select(i, wanted.draw)
+                    rows = data.train if chosen is None else data.train.at(chosen)
+                    data_losses[i], penalties[i] = self._measure(rows, i)[0], self._penalty(x)
                 test, own = (data.even_test, None) if common else (data.own_test, i)
-                if test is not None:
+                if tested and test is not None:
                     counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
                     labelled[i] = self._labelled(test.targets).sum() if self._classifies else 0
         result = Evaluation()
-        result.add("loss", data_losses + penalties, self.weights, self.by_rows())
-        rows = None if common or not self._uneven_tests else counts
-        if self._tests:
-            result.add("test_loss", test_losses, counts if common else counts > 0, rows)
+        if wanted.train:
+            result.add("loss", data_losses + penalties, self.weights, self.by_rows())
+        by_rows = None if common or not self._uneven_tests else counts
+        if tested:
+            result.add("test_loss", test_losses, counts if common else counts > 0, by_rows)
+        if tested and wanted.train:
             gaps = test_losses - data_losses
             if common:  # so that Σ gap_n / N is the difference of the two means, which have other weights
                 weights = self.weights.cpu().double()
                 gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
             result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
-        if self._tests and self._classifies:
-            rows = None if rows is None else labelled
-            result.add("accuracy", accuracies, labelled if common else labelled > 0, rows)
+        if tested and self._classifies:
+            by_rows = None if by_rows is None else labelled
+            result.add("accuracy", accuracies, labelled if common else labelled > 0, by_rows)
         return result
 
     def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:
