@@ -21,11 +21,28 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Communication-efficient distributed optimisation as MPI jobs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Data files that every rank reads its own rows of.", no_args_is_help=True)
 app.add_typer(data, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("hpcopt"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Communication-efficient distributed optimisation as MPI jobs."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the config.")
@@ -72,6 +89,14 @@ def init(
     from hpcopt.config import template
 
     typer.echo(template(method, problem))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config, with which editors complete and check it."""
+    from hpcopt.config.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()
