@@ -189,7 +189,7 @@ def cores() -> list[int]:
 
 def settle(problem: Problem, ports: OpenPorts) -> None:
     """Gives the problem the sum of its statistics over all workers; costs no metric anything. Collective."""
-    rows = problem.statistics()
-    if rows is not None:
-        with uncounted(problem, ports):
-            problem.settle(ports.reduce.sum(rows))
+    with uncounted(problem, ports):
+        sums = [ports.reduce.sum(rows).clone() for rows in problem.statistics()]
+        if sums:
+            problem.settle(torch.cat(sums))

@@ -27,7 +27,7 @@ from hpcopt.math.fingerprint import fingerprint, plain
 from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -379,12 +379,15 @@ class Problem(ABC):
     ) -> Tensor:
         """Σ ω_n ∇²f_n(x_n) v_n over the workers here, (d,), shapes as in `hvps`; ``out`` is overwritten."""
 
-    def statistics(self) -> Tensor | None:
-        """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None if there are none."""
-        return None
+    def statistics(self) -> Iterator[Tensor]:
+        """Numbers per worker whose sum over all N workers `settle` needs, piece by piece, (n, k) each.
+
+        On every rank pieces of the same lengths k; none where it needs nothing.
+        """
+        yield from ()
 
     def settle(self, total: Tensor) -> None:  # noqa: B027  (optional, like `statistics`)
-        """Takes the sum of `statistics` over all N workers, (k,); called once before the start."""
+        """Takes the sums of `statistics` over all N workers, (Σ k,), once, before the start."""
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
