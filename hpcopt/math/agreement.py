@@ -34,6 +34,11 @@ def agreeing(
             "run.method: its workers count the same, but in this problem they count by their rows, and have "
             "different numbers of them; take a method with one model for all, or set samples_per_worker"
         )
+    if settings.mixing == WEIGHTED and not problem.counts.all():
+        raise UserError(
+            f'mixing = "{WEIGHTED}": worker {int(problem.counts.argmin())} has no rows, so that nobody would '
+            "listen to it; give it some, or take metropolis"
+        )
     found = mixing(
         settings.topology,
         settings.mixing,

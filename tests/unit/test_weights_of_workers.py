@@ -79,6 +79,11 @@ def test_one_round_of_gossip_by_weights_is_fedavg_where_all_are_neighbours():
     np.testing.assert_allclose(gossip.X.numpy(), np.tile(centre.x.numpy(), (3, 1)), rtol=1e-12)
 
 
+def test_means_by_weights_need_rows_of_everybody():
+    with pytest.raises(hpcopt.UserError, match='mixing = "weighted": worker 3 has no rows'):
+        hpcopt.simulate(hpcopt.DPSGD(mixing="weighted"), problem([*PARTS, []]), 1)
+
+
 def test_matrices_that_do_not_keep_the_mean_are_refused():
     with pytest.raises(hpcopt.UserError, match="workers count by their rows needs to end in the right"):
         hpcopt.simulate(hpcopt.DPSGD(topology="star", mixing="uniform"), problem(), 1)
