@@ -22,11 +22,28 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Communication-efficient distributed optimisation as MPI jobs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Data files that every rank reads its own rows of.", no_args_is_help=True)
 app.add_typer(data, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("hpcopt"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Communication-efficient distributed optimisation as MPI jobs."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the config.")
@@ -117,20 +134,33 @@ def init(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a config, with which editors complete and check it."""
+    from hpcopt.config.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    file: Annotated[Path | None, typer.Argument(help="The .npz file to write.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="What to write: a .pt (a state_dict) or a .npz file.")
+    ] = None,
+    round: Annotated[int | None, typer.Option(help="Of which checkpoint [default: the newest].")] = None,
+    worker: Annotated[int | None, typer.Option(help="Whose model, where workers have their own.")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean of the workers' models.")] = False,
     tensorboard: Annotated[
         Path | None, typer.Option(help="A directory for TensorBoard: the metrics as scalars, by round.")
     ] = None,
 ) -> None:
-    """Write the trained parameters, by name; or the metrics, for TensorBoard."""
+    """Write the trained model by names: parameters, buffers, and what was not trained; or metrics."""
     if file is None and tensorboard is None:
-        raise UserError("hpcopt export: name an .npz file for the parameters, or --tensorboard DIR")
+        raise UserError("hpcopt export: name a .pt or .npz file for the model, or --tensorboard DIR")
     if file is not None:
         from hpcopt.report.export import export
 
-        typer.echo(f"{file}: from {export(run, file)}")
+        typer.echo(f"{file}: from {export(run, file, round=round, worker=worker, mean=mean)}")
     if tensorboard is not None:
         from hpcopt.report import tensorboard as events
 

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+FIXED = "problem_fixed_"
+"""how arrays of a checkpoint begin that no job takes over: what of a problem's model does not change"""
+
 
 class Held(Enum):
     """How a tensor of the state is spread over processes; all that checkpoints need to know."""

@@ -83,17 +83,21 @@ class LearningRate(Table):
 class FirstOrder(LearningRate):
     """The first-order update; mixed into every method that applies one."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """the update rule ("sgd" with momentum > 0 is heavy ball)"""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """the update rule ("sgd" with momentum > 0 is heavy ball; "adamw" is adam, with x shortened by η
+    weight_decay in each step instead of λx added to the gradient)"""
     momentum: Fraction = 0.0
     """sgd: momentum coefficient"""
     nesterov: bool = False
     """sgd: Nesterov's momentum"""
     beta1: Fraction = 0.9
-    """adam: decay of the first moment"""
+    """adam, adamw: decay of the first moment"""
     beta2: Fraction = 0.999
-    """adam: decay of the second moment"""
+    """adam, adamw: decay of the second moment"""
     eps: Positive = 1e-8
-    """adam: added to the root of the second moment"""
+    """adam, adamw: added to the root of the second moment"""
     weight_decay: NonNegative = 0.0
     """λ of the λx that is added to the gradient"""
+    clip: NonNegative = 0.0
+    """largest norm of the gradient that is applied, the sum over all workers; a longer one is shortened to
+    it, before weight_decay; 0: none"""

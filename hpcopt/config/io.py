@@ -230,9 +230,9 @@ def _problem(tables: Mapping[str, Any], run: RunTable | None, errors: list[str])
         return None
     if keys.pop("workers", None) is not None:
         errors.append("[problem] workers: unknown key; it belongs to [run]")
-    workers = RunTable.model_fields["workers"].default if run is None else run.workers
+    run = run or RunTable()
     try:
-        return problem_class(keys["kind"])(workers, **keys)
+        return problem_class(keys["kind"])(run.workers, **keys).seeded(run.seed)
     except UserError as error:
         errors += [f"[problem] {line}" for line in str(error).splitlines()]
         return None

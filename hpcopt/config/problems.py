@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
 from hpcopt.config.explain import explained
@@ -28,6 +28,8 @@ PROBLEM_TABLES = {
 }
 """loaded by name when a config needs one; none of them imports torch before it is bound"""
 FACTORY = "hpcopt.problems.custom:CustomTable"
+SPREAD = ("partition", "samples_per_worker")
+"""keys that say which rows workers have"""
 IN_PYTHON = "python:recipe"
 """the kind of a problem that a script made, which no config can make again"""
 
@@ -41,6 +43,7 @@ class ProblemTable(Table):
     weights: Literal["uniform", "rows"] = "uniform"
     """ω of the objective Σ ω_n f_n: equal for all workers, or proportional to their rows"""
     _workers: int = PrivateAttr()
+    _seed: int = PrivateAttr(default=0)
 
     if TYPE_CHECKING:
         workers: int  # no key of the table, but an argument: this is where type checkers look for those
@@ -72,6 +75,11 @@ class ProblemTable(Table):
             raise UserError("\n".join(explained(type(self), error))) from None
         self._workers = workers
 
+    def seeded(self, seed: int) -> Self:
+        """The same table, which knows the run's seed."""
+        self._seed = seed
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The keys with plain values, without those that are not set."""
         return self.model_dump(exclude_none=True)
@@ -98,8 +106,18 @@ class PartitionTable(ProblemTable):
     """for partition = "classes" """
     samples_per_worker: Count | None = None
     """exactly so many training rows per worker (all rows are shared out if not given)"""
+    rows: str | None = None
+    """in place of a partition: an HDF5 file with the training rows of each worker, /train/0, /train/1, …, and
+    perhaps its test rows, /test/0, … (even parts of them if not), as row numbers from 0"""
     batch_size: Count | Literal["full"] = 32
     """rows per mini-batch and worker"""
+
+    @model_validator(mode="after")
+    def _rows_or_a_partition(self) -> PartitionTable:
+        given = [key for key in SPREAD if getattr(self, key) != type(self).model_fields[key].default]
+        if self.rows is not None and given:
+            raise ValueError(f'rows = "{self.rows}": says which rows workers have, and so does {given[0]}')
+        return self
 
 
 class NetworkTable(PartitionTable):

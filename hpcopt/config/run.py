@@ -27,6 +27,13 @@ class RunTable(Table):
     """everything random is a function of (seed, worker, round)"""
     evaluate_every: Count = 10
     """rounds between records in run.h5"""
+    evaluate: list[Literal["train", "test", "global", "before_mixing"]] = Field(
+        default=["train", "test", "global", "before_mixing"]
+    )
+    """what a record measures: the loss on training rows (what target_loss needs), test rows, and beside the
+    workers' own models their mean, and those before the last averaging (that method.before_mixing keeps)"""
+    evaluate_rows: Count | None = None
+    """training rows of each worker that it is measured on, the same ones every time; all if not given"""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """rounds between checkpoints; 0: only at the end and on a signal"""
     keep_checkpoints: Count = 2
@@ -78,6 +85,12 @@ class RunTable(Table):
                 f"start at most {workers + beside} ranks or set run.workers to at least {rounders}"
             )
         return ""
+
+    @model_validator(mode="after")
+    def _targets_are_measured(self) -> RunTable:
+        if self.target_loss is not None and "train" not in self.evaluate:
+            raise ValueError(f'target_loss = {self.target_loss}: needs "train" in evaluate = {self.evaluate}')
+        return self
 
     @model_validator(mode="after")
     def _records_fit(self) -> RunTable:

@@ -17,8 +17,8 @@ from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import load_own
-from hpcopt.problems.base import Share
-from hpcopt.state import State
+from hpcopt.problems.base import Measures, Share
+from hpcopt.state import FIXED, State
 from hpcopt.storage import provenance
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) 
         device = local_device(run.device, local_rank())
         dtype = DTYPES[run.dtype or "float64"]
         problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
+        problem.measures = Measures("train" in run.evaluate, "test" in run.evaluate, run.evaluate_rows)
     check_problem(ranks, problem)
     return problem
 
@@ -146,8 +147,8 @@ def _check_state(method: Method[Any, Any], state: Any) -> None:
             raise UserError(
                 f"{where}: is {tensor!r}; a state holds tensors of at least one dimension, of NumPy's types"
             )
-        if name == BUFFERS:
-            raise UserError(f"{where}: checkpoints keep the problem's buffers under this name; take another")
+        if name == BUFFERS or name.startswith(FIXED):
+            raise UserError(f"{where}: checkpoints keep what is the problem's under this name; take another")
 
 
 def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def cores() -> list[int]:
 
 def settle(problem: Problem, ports: OpenPorts) -> None:
     """Gives the problem the sum of its statistics over all workers; costs no metric anything. Collective."""
-    rows = problem.statistics()
-    if rows is not None:
-        with uncounted(problem, ports):
-            problem.settle(ports.reduce.sum(rows))
+    with uncounted(problem, ports):
+        sums = [ports.reduce.sum(rows).clone() for rows in problem.statistics()]
+        if sums:
+            problem.settle(torch.cat(sums))

@@ -14,7 +14,7 @@ from hpcopt.engine.origin import check_unchanged
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import UserError
-from hpcopt.state import Held
+from hpcopt.state import FIXED, Held
 from hpcopt.storage.state import check_fits, restore
 
 
@@ -81,5 +81,15 @@ class Earlier:
 
 
 def tensors_of(built: Built) -> dict[str, tuple[Held, Tensor]]:
-    """Everything that a checkpoint holds."""
+    """Everything that a run needs of a checkpoint."""
     return built.state.tensors() | {BUFFERS: (Held.PER_WORKER, built.problem.buffers)}
+
+
+def fixed_of(built: Built) -> dict[str, tuple[Held, Tensor]]:
+    """What a checkpoint holds beside that, so that it is all of a model."""
+    return {FIXED + kind: (Held.REPLICATED, values) for kind, values in built.problem.fixed.items()}
+
+
+def array_of(built: Built, where: str) -> str:
+    """The checkpoint's array for a `hpcopt.problems.base.Place`."""
+    return {"model": built.method.model_field, "buffers": BUFFERS}.get(where, FIXED + where)

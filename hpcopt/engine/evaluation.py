@@ -12,6 +12,8 @@ from hpcopt.engine.own_metrics import check_names
 from hpcopt.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hpcopt.comm.ports import Reducer
     from hpcopt.engine.ranks import Floats, Ranks
     from hpcopt.methods.base import Method
@@ -22,6 +24,8 @@ Rows = dict[str, "Floats"]
 
 RESERVED = ("round", "seconds", "epochs", "gradients", "bytes_sent", "bytes_workers", "passes", "peak_memory")
 """metrics of what a run costs"""
+OTHERS = ("global", "before_mixing")
+"""models beside the workers' own that run.evaluate may leave out; those of other names a method wants"""
 
 
 class Evaluator:
@@ -31,10 +35,19 @@ class Evaluator:
         ranks: all of the run.
         problem, method: what is evaluated.
         reduce: sums over the workers.
+        wanted: of run.evaluate.
     """
 
-    def __init__(self, ranks: Ranks, problem: Problem, method: Method[Any, Any], reduce: Reducer) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        problem: Problem,
+        method: Method[Any, Any],
+        reduce: Reducer,
+        wanted: Sequence[str] = OTHERS,
+    ) -> None:
         self._ranks, self._problem, self._method, self._reduce = ranks, problem, method, reduce
+        self._wanted = wanted
 
     def evaluate(self, state: Any, model: torch.Tensor) -> tuple[Values, Rows]:
         """Numbers of the whole run, and those of every worker, (N,). Collective.
@@ -46,9 +59,12 @@ class Evaluator:
         others = self._method.others(state)
         values, rows = self._at(model)
         if model.ndim > 1 and "global" not in others:
-            others = {"global": self._mean_row(model)} | others
+            if "global" in self._wanted or self._problem.newcomers is not None:
+                others = {"global": self._mean_row(model)} | others
             values["consensus"] = self._distance(model[:, self._problem.layout.part(self._method.agreed)])
         for name, X in others.items():
+            if name in OTHERS and name not in self._wanted:
+                continue
             more_values, more_rows = self._at(X)
             values |= {f"{name}_{measure}": value for measure, value in more_values.items()}
             rows |= {f"{name}_{measure}": row for measure, row in more_rows.items()}
@@ -80,11 +96,11 @@ class Evaluator:
             distance = ((X - problem.optimum) ** 2).sum(-1).expand(problem.share.n)
             evaluation.add("distance", distance, torch.ones(problem.share.n))
         values, rows = self._means(evaluation)
-        if problem.optimal_value is not None:
+        if problem.optimal_value is not None and "loss" in values:
             values["gap"] = values["loss"] - problem.optimal_value
             if problem.optimal_value > 0:
                 values["relative_gap"] = values["gap"] / problem.optimal_value
-        for name, part in problem.scores(X, buffers).items():
+        for name, part in (problem.scores(X, buffers) if problem.measures.test else {}).items():
             values[name] = problem.score(name, torch.from_numpy(self._ranks.rows(part.numpy())))
         personal = {"loss"} if common else set(rows)
         return values, {name: row for name, row in rows.items() if name in personal}
@@ -110,15 +126,22 @@ class Evaluator:
 
     def _means(self, evaluation: Evaluation) -> tuple[Values, Rows]:
         # a rank without any of the workers that evaluated does not know what they measured
-        names = next(filter(None, self._ranks.each(list(evaluation.values))))
+        known = [(name, name in evaluation.rows) for name in evaluation.values]
+        names = next(filter(None, self._ranks.each(known)), [])
+        if not names:
+            return {}, {}
         none = torch.empty(0, dtype=torch.float64)
-        measured = [
-            kind.get(name, none) for name in names for kind in (evaluation.values, evaluation.weights)
-        ]
-        table = self._ranks.rows(torch.stack(measured, dim=1).numpy())
-        rows = {name: table[:, 2 * i] for i, name in enumerate(names)}
-        weights = {name: table[:, 2 * i + 1] for i, name in enumerate(names)}
-        return {name: _mean(row, weights[name]) for name, row in rows.items()}, rows
+        kinds = evaluation.values, evaluation.weights, evaluation.rows
+        measured = [kind.get(name, none) for name, by_rows in names for kind in kinds[: 2 + by_rows]]
+        columns = iter(self._ranks.rows(torch.stack(measured, dim=1).numpy()).T)
+        rows: Rows = {}
+        values: Values = {}
+        for name, by_rows in names:
+            rows[name] = next(columns)
+            values[name] = _mean(rows[name], next(columns))
+            if by_rows:
+                values[f"{name}_by_rows"] = _mean(rows[name], next(columns))
+        return values, rows
 
     def _mean_buffers(self) -> torch.Tensor | None:
         buffers = self._problem.buffers

@@ -27,7 +27,7 @@ from hpcopt.control.wishes import Stop
 from hpcopt.control.world import together
 from hpcopt.engine.assistance import assist
 from hpcopt.engine.build import Built, attributes, begin, bind, cores, set_threads
-from hpcopt.engine.earlier import Earlier, tensors_of
+from hpcopt.engine.earlier import Earlier, array_of, fixed_of, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
 from hpcopt.engine.origin import check_config
 from hpcopt.engine.own_metrics import Metric, load
@@ -214,8 +214,10 @@ class Job:
             "model": built.method.model_field,
             "layout": asdict(built.problem.layout),
             "made_of": built.problem.made_of,
+            "named": [place._replace(where=array_of(built, place.where)) for place in built.problem.named],
         }
-        path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors_of(built)), meta)
+        tensors = tensors_of(built) | fixed_of(built)
+        path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))
         directory.comm.Barrier()  # as in `keep`
 
@@ -241,7 +243,7 @@ class Job:
         directory.finish(reason, round)
         reporter.event("end", stopped_by=reason, round=round)
         if reason == NOT_FINITE:
-            loss = self._last["metrics/loss"]
+            loss = self._last.get("metrics/loss", 0.0)
             what = f"the training loss is {loss}" if not math.isfinite(loss) else "the state is not finite"
             if not round:
                 raise NotFinite(f"{what} at the start: are there such numbers in the data, or in the model?")

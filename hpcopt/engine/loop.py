@@ -73,7 +73,8 @@ class Run:
     def of(cls, built: Built, metrics: Mapping[str, Metric], before: Totals | None = None) -> Run:
         """A run that was built, with the user's own metrics, by name, and with what earlier jobs cost."""
         costs = Costs(built.ranks, built.problem, built.ports, Clock(built.problem.share.device), before)
-        recorder = Recorder(built.ranks, built.problem, built.method, built.ports, costs, metrics)
+        wanted = built.config.run.evaluate
+        recorder = Recorder(built.ranks, built.problem, built.method, built.ports, costs, metrics, wanted)
         spent = before.seconds if before is not None else 0.0
         tensors = built.state.tensors().items()
         watched = frozenset(name for name, (_, tensor) in tensors if bool(tensor.isfinite().all()))
@@ -112,7 +113,7 @@ def loop(run: Run, first: Record, host: Host) -> str:
     begins = state.round == 0
     if begins:
         _keep(run, first, host)
-        if not _finite(first):
+        if not _finite(run, first):
             return NOT_FINITE
     ended = _over(settings, state.round) or _reached(settings, first)
     if ended and begins:
@@ -131,7 +132,7 @@ def loop(run: Run, first: Record, host: Host) -> str:
             host.beat(f"the evaluation after round {state.round}")
             record = run.measure()
             _keep(run, record, host)
-            if not _finite(record):
+            if not _finite(run, record):
                 return NOT_FINITE
             ended = ended or _reached(settings, record)
         if (ended or saves) and not _save(run, host):
@@ -188,5 +189,7 @@ def _reached(settings: RunTable, record: Record) -> str:
     return TARGET if target is not None and record["metrics/loss"] <= target else ""
 
 
-def _finite(record: Record) -> bool:
-    return math.isfinite(record["metrics/loss"])
+def _finite(run: Run, record: Record) -> bool:
+    """Whether the loss is; where it is not measured, whether the state is. Collective."""
+    loss = record.get("metrics/loss")
+    return run.finite() if loss is None else math.isfinite(loss)

@@ -6,7 +6,8 @@
 ``problem`` has the workers here; ``model`` is what `Method.model` gives, (d,) or (n, d), not to be changed.
 The function is called on every rank at every record, outside of the clock and of what is counted. It returns
 a number, the same on every rank; or one number per worker here, (n,), whose mean over all workers is recorded
-too; or a dict of such, which are recorded as FUNCTION_KEY; or None, where it has nothing to say yet.
+too, and, where these have different numbers of training rows, as NAME_by_rows the mean by these; or a dict of
+such, which are recorded as FUNCTION_KEY; or None, where it has nothing to say yet.
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ class OwnMetrics:
                 key: float(everywhere[key].mean()) if key in everywhere else float(value)
                 for key, value in found.items()
             }
+            if problem.uneven:
+                by = self._ranks.rows(problem.rows.double().numpy()[:, None])[:, 0]
+                values |= {f"{key}_by_rows": float(row @ by / by.sum()) for key, row in everywhere.items()}
         return values, rows
 
     def _check_agreement(self, name: str, found: Mapping[str, float | Floats]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.engine.evaluation import Evaluator
+from hpcopt.engine.evaluation import OTHERS, Evaluator
 from hpcopt.engine.meter import EVALUATION, SPREAD, Costs, Totals, uncounted
 from hpcopt.engine.own_metrics import Metric, OwnMetrics, check_names
 from hpcopt.errors import UserError
@@ -34,6 +34,7 @@ DIMS = {
     "workers": ("record", "worker"),
     "ports": ("record", "port"),
     "phases": ("record", "phase"),
+    "rows": ("worker",),
 }
 PORTS = ("calls", "bytes", "payload", "seconds")
 
@@ -46,6 +47,7 @@ class Recorder:
         problem, method, ports: what is measured.
         costs: counts what it costs.
         metrics: the user's own, by name.
+        wanted: of run.evaluate.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class Recorder:
         ports: OpenPorts,
         costs: Costs,
         metrics: Mapping[str, Metric],
+        wanted: Sequence[str] = OTHERS,
     ) -> None:
         self.costs = costs
         self._ranks, self._problem, self._method, self._ports = ranks, problem, method, ports
-        self._evaluator = Evaluator(ranks, problem, method, ports.reduce)
+        self._evaluator = Evaluator(ranks, problem, method, ports.reduce, wanted)
         self._own = OwnMetrics(ranks, metrics)
         # as they were at the last record
         self._totals = Totals(0.0, 0.0, {})
         self._groups: dict[str, Group] = {}
+        self._rows: Record = {}
 
     def record(self, state: Any) -> Record:
         """Evaluates a state; costs are those until here.
@@ -84,6 +88,8 @@ class Recorder:
             check_names(own_values, taken)
             record |= {f"metrics/{name}": value for name, value in own_values.items()}
         record |= {f"workers/{name}": row for name, row in (rows | own_rows).items()}
+        self._rows = self._rows or self._rows_of_workers()
+        record |= self._rows
         record |= _table("ports", totals.ports, PORTS) | _table("phases", totals.phases, SPREAD)
         for name, group in self._groups.items():
             record |= {f"{name}/{column}": group.kept(column) for column in group.columns}
@@ -107,9 +113,17 @@ class Recorder:
             dimensions |= {d: list(range(size)) for d, size in zip(group.dims[1:], sizes[1:], strict=True)}
         return Schema(
             columns={column: dims[column.partition("/")[0]] for column in record},
-            capacity={"record": records} | {g.dims[0]: g.capacity for g in self._groups.values()},
+            capacity={"record": records, "worker": self._problem.share.total}
+            | {g.dims[0]: g.capacity for g in self._groups.values()},
             dimensions=dimensions,
         )
+
+    def _rows_of_workers(self) -> Record:
+        """How many rows each of the N workers has, (N,)."""
+        kinds = {"rows/train": self._problem.rows, "rows/test": self._problem.test_rows}
+        known = {name: rows.double().numpy() for name, rows in kinds.items() if rows is not None}
+        columns = self._ranks.rows(np.stack(list(known.values()), axis=1)).T
+        return {name: column.astype(np.int64) for name, column in zip(known, columns, strict=True)}
 
     def _costs(self, totals: Totals) -> Record:
         ports = totals.ports.values()

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from hpcopt.state import State
 
 
-SETTINGS = ("seed", "evaluate_every", "dtype", "device", "deterministic", "target_loss", "max_seconds")
+SETTINGS = (
+    *("seed", "evaluate_every", "evaluate", "evaluate_rows"),
+    *("dtype", "device", "deterministic", "target_loss", "max_seconds"),
+)
 """keys of the [run] table that mean something where there are neither ranks nor files"""
 
 
@@ -84,8 +87,9 @@ def simulate(
         metrics: functions of your own (see `hpcopt.engine.own_metrics`).
         progress: show it on stderr.
         return_state: give the method's last state, too.
-        settings: keys of the [run] table that mean something here: ``seed``, ``evaluate_every``, ``dtype``,
-            ``device``, ``deterministic``, ``target_loss``, ``max_seconds``.
+        settings: keys of the [run] table that mean something here: ``seed``, ``evaluate_every``,
+            ``evaluate``, ``evaluate_rows``, ``dtype``, ``device``, ``deterministic``, ``target_loss``,
+            ``max_seconds``.
 
     Returns:
         What `hpcopt.load` gives after `hpcopt.run`: a tree with the groups metrics, workers, ports, phases

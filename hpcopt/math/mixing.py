@@ -6,6 +6,10 @@ Weights on an undirected graph, deg_i neighbours of i (without i); the diagonal 
 - ``uniform``: W_ij = 1 / (1 + deg_i), the mean over i and its neighbours; columns sum to 1 on regular graphs
   only, and elsewhere the consensus is the mean weighted by 1 + deg_i.
 - ``laplacian``: W = I - L / (1 + max_i deg_i), L the graph's Laplacian; symmetric.
+- ``weighted``: W_ij = ω_j / max(s_i, s_j), s_i the sum of the weights ω of i and its neighbours. With equal
+  weights that is ``metropolis``. As ω_i W_ij = ω_j W_ji, mixing keeps Σ ω_i x_i, and that is the consensus;
+  on the complete graph W_ij = ω_j, and it is reached at once. (Metropolis-Hastings whose proposals are the
+  neighbours by their weights.)
 - a file of lines ``i j w``: W_ij = w, and W_ji = w where it has no line of its own.
 
 ``one_peer_exponential`` changes from round to round. In round t, with j = t mod τ and τ = ⌈log₂ N⌉, i sends
@@ -48,11 +52,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 WEIGHTS = {
-    "metropolis": lambda deg, i, j: 1 / (1 + np.maximum(deg[i], deg[j])),
-    "uniform": lambda deg, i, j: 1 / (1 + deg[i]),
-    "laplacian": lambda deg, i, j: np.full(len(i), 1 / (1 + deg.max(initial=0))),
+    "metropolis": lambda c, deg, i, j: 1 / (1 + np.maximum(deg[i], deg[j])),
+    "uniform": lambda c, deg, i, j: 1 / (1 + deg[i]),
+    "laplacian": lambda c, deg, i, j: np.full(len(i), 1 / (1 + deg.max(initial=0))),
+    "weighted": lambda c, deg, i, j: _weighted(c, i, j),
 }
-"""W_ij of neighbours by their numbers, (edges,), and all degrees, (N,)"""
+"""W_ij of neighbours by their numbers, (edges,), from all weights and degrees, (N,)"""
+WEIGHTED = "weighted"
 WORDS = {
     "complete": "complete graph",
     "erdos_renyi": "Erdős–Rényi graph",
@@ -70,11 +76,13 @@ class Mixing:
     Attributes:
         topology, weights: names or paths, as given to `mixing`.
         matrices: W_0 … W_{period-1}, each (N, N) float64 in CSR form, columns ascending in a row.
+        counts: c, (N,), of "weighted": c_i W_ij = c_j W_ji, so that mixing keeps Σ c_i x_i; else None.
     """
 
     topology: str
     weights: str
     matrices: tuple[csr_array, ...]
+    counts: Floats | None = None
 
     @property
     def N(self) -> int:
@@ -113,7 +121,8 @@ class Report:
         workers, period: N, and rounds after which the matrices repeat.
         symmetric, doubly_stochastic: whether every W of the period is.
         column_sums: least and largest over the period.
-        consensus: what is agreed on: the "mean", a "degree-weighted" one, or one "weighted" in another way.
+        consensus: what is agreed on: the "mean", a "degree-weighted" one, one "weighted by ω", or one
+            "weighted" in another way.
         neighbours: fewest and most that a worker takes values from in a round.
         lambda2: |λ₂| of W; of a longer period the geometric mean per round of ‖P - JP‖₂, P = W_{τ-1}…W_0.
     """
@@ -169,16 +178,25 @@ class Report:
         return f"mixing time {time:,.0f} rounds" if time >= 10 else f"mixing time {time:.2g} rounds"
 
 
-def mixing(topology: str, weights: str, N: int, *, probability: float = 0.25, seed: int = 0) -> Mixing:
+def mixing(
+    topology: str,
+    weights: str,
+    N: int,
+    *,
+    probability: float = 0.25,
+    seed: int = 0,
+    counts: Floats | None = None,
+) -> Mixing:
     """The matrices of a topology and a kind of weights; files are not trusted before `check` has seen them.
 
     Args:
         topology: a name, or the path of an edge list (see `graphs`).
-        weights: "metropolis", "uniform" or "laplacian", which are all 1/2 for one_peer_exponential; or the
-            path of a weight file. That may leave edges of the topology out (weight 0) but use no others;
-            if it is the topology's own path, it defines the edges, too.
+        weights: "metropolis", "uniform", "laplacian" or "weighted", which are all 1/2 for
+            one_peer_exponential; or the path of a weight file. That may leave edges of the topology out
+            (weight 0) but use no others; if it is the topology's own path, it defines the edges, too.
         N: workers.
         probability, seed: of erdos_renyi.
+        counts: in proportion to ω, (N,), for "weighted"; equal if None.
 
     Raises:
         UserError: there is no such topology or no such weights.
@@ -186,7 +204,13 @@ def mixing(topology: str, weights: str, N: int, *, probability: float = 0.25, se
     check_size(N)
     check_name("mixing", weights, WEIGHTS)
     _check_scipy(topology)
+    counts = np.ones(N) if counts is None else counts
     if topology == ONE_PEER:
+        if weights == WEIGHTED and np.ptp(counts):
+            raise UserError(
+                f'mixing = "{weights}": topology = "{ONE_PEER}" has weights 1/2, and here workers have '
+                "different ones; take another topology"
+            )
         return Mixing(topology, weights, _one_peer(N, weights))
     if weights not in WEIGHTS and topology not in TOPOLOGIES and Path(topology) == Path(weights):
         return Mixing(topology, weights, (_from_file(weights, N, None, topology),))
@@ -197,7 +221,8 @@ def mixing(topology: str, weights: str, N: int, *, probability: float = 0.25, se
                 f'topology = "{topology}" has weights, which mixing = "{weights}" does not use: '
                 f'set mixing = "{topology}" too, or leave them out'
             )
-        return Mixing(topology, weights, (_from_degrees(weights, edges),))
+        matrices = (_from_degrees(weights, edges, counts),)
+        return Mixing(topology, weights, matrices, counts if weights == WEIGHTED else None)
     return Mixing(topology, weights, (_from_file(weights, N, edges, topology),))
 
 
@@ -221,10 +246,18 @@ def check(mixing: Mixing) -> Report:
         symmetric=all(map(is_symmetric, mixing.matrices)),
         doubly_stochastic=doubly,
         column_sums=(float(columns.min()), float(columns.max())),
-        consensus="mean" if doubly else "degree-weighted" if mixing.weights == "uniform" else "weighted",
+        consensus=_consensus(mixing, doubly),
         neighbours=(int(taken.min()), int(taken.max())),
-        lambda2=second_largest(mixing.matrices),
+        lambda2=second_largest(mixing.matrices, mixing.counts),
     )
+
+
+def _consensus(mixing: Mixing, doubly: bool) -> str:
+    if doubly:
+        return "mean"
+    if mixing.counts is not None:
+        return "weighted by ω"
+    return "degree-weighted" if mixing.weights == "uniform" else "weighted"
 
 
 def _check_scipy(topology: str) -> None:
@@ -247,11 +280,16 @@ def _one_peer(N: int, weights: str) -> tuple[csr_array, ...]:
     )
 
 
-def _from_degrees(kind: str, edges: networkx.Graph) -> csr_array:
+def _from_degrees(kind: str, edges: networkx.Graph, counts: Floats) -> csr_array:
     ends = np.array(edges.edges, dtype=np.int64).reshape(-1, 2)
     i, j = np.concatenate([ends, ends[:, ::-1]]).T
     degrees = np.bincount(i, minlength=len(edges))
-    return _csr(len(edges), i, j, WEIGHTS[kind](degrees, i, j))
+    return _csr(len(edges), i, j, WEIGHTS[kind](counts, degrees, i, j))
+
+
+def _weighted(counts: Floats, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
+    around = counts + np.bincount(i, weights=counts[j], minlength=len(counts))
+    return counts[j] / np.maximum(around[i], around[j])
 
 
 def _from_file(path: str, N: int, edges: networkx.Graph | None, topology: str) -> csr_array:

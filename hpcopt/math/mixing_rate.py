@@ -31,27 +31,28 @@ def is_symmetric(W: csr_array) -> bool:
     return bool(abs(W - W.T).max() <= ROUNDING)
 
 
-def second_largest(matrices: tuple[csr_array, ...]) -> float:
+def second_largest(matrices: tuple[csr_array, ...], counts: Floats | None = None) -> float:
     """|λ₂| per round.
 
     Args:
         matrices: W_0 … W_{τ-1}, (N, N), with rows that sum to 1.
+        counts: c > 0 of the only matrix, if c_i W_ij = c_j W_ji; None where nobody knows such.
 
     Returns:
         Of one matrix the second largest modulus of an eigenvalue; of several ‖P − J‖₂^(1/τ), P their product.
     """
-    value = _modulus(matrices[0]) if len(matrices) == 1 else _norm(matrices)
+    value = _modulus(matrices[0], counts) if len(matrices) == 1 else _norm(matrices)
     if value < ROUNDING:  # before the root, which would make a number of it
         return 0.0
     return 1.0 if value > 1 - ROUNDING else float(value ** (1 / len(matrices)))
 
 
-def _modulus(W: csr_array) -> float:
+def _modulus(W: csr_array, counts: Floats | None) -> float:
     """The second largest modulus of an eigenvalue.
 
     Subtracting uuᵀ turns the eigenvalue 1 into 0 and leaves the others, because S u = u and ‖u‖ = 1.
     """
-    S, u = _similar(W)
+    S, u = _similar(W, counts)
     symmetric = is_symmetric(S)
     if len(u) > DENSE:
         value = _largest(lambda x: S @ x - u * (u @ x), len(u), symmetric)
@@ -66,13 +67,14 @@ def _modulus(W: csr_array) -> float:
     return float(np.abs(np.linalg.eigvalsh(dense) if symmetric else np.linalg.eigvals(dense)).max())
 
 
-def _similar(W: csr_array) -> tuple[csr_array, Floats]:
+def _similar(W: csr_array, counts: Floats | None) -> tuple[csr_array, Floats]:
     """A matrix with W's eigenvalues, and its unit eigenvector of eigenvalue 1.
 
-    Uniform weights give a symmetric one, D W D⁻¹ with D = diag(W_ii^-½); where that does not help it is W.
+    A symmetric one is D W D⁻¹ with D = diag(c^½), for uniform weights c = 1/W_ii; where that does not help it
+    is W.
     """
-    if not is_symmetric(W) and W.diagonal().all():
-        scale = W.diagonal() ** -0.5
+    if not is_symmetric(W) and (counts is not None or W.diagonal().all()):
+        scale = W.diagonal() ** -0.5 if counts is None else counts**0.5
         S = W.multiply(scale[:, None]).multiply(1 / scale).tocsr()
         if is_symmetric(S):
             return S, scale / np.linalg.norm(scale)

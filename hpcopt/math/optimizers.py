@@ -35,7 +35,10 @@ def learning_rate(table: LearningRate, round: int, lr: float | None = None) -> f
 
 
 class FirstOrderUpdate:
-    """One step of SGD, heavy ball, Nesterov or Adam (Kingma & Ba, 2015, algorithm 1), in place.
+    """One step of SGD, heavy ball, Nesterov, Adam or AdamW, in place; gradients clipped.
+
+    Adam: Kingma & Ba, 2015, algorithm 1; AdamW: Loshchilov & Hutter, ICLR 2019, algorithm 2, with the weight
+    decay multiplied by the learning rate, as everybody does.
 
     Args:
         table: the settings.
@@ -46,7 +49,7 @@ class FirstOrderUpdate:
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first and second moments to begin with; empty tensors where the update has none."""
-        second = self._table.optimizer == "adam"
+        second = self._table.optimizer != "sgd"
         first = second or self._table.momentum > 0
         nothing = x.new_zeros((*x.shape[:-1], 0))
         return (
@@ -75,11 +78,15 @@ class FirstOrderUpdate:
             lr: a rate in place of the table's, on its schedule.
         """
         table, eta = self._table, learning_rate(self._table, round, lr)
-        if support is not None and (table.weight_decay or table.nesterov):
+        if support is not None and (table.weight_decay or table.nesterov or table.clip):
             g = g.clone()
-        if table.weight_decay:
+        if table.clip:
+            g.mul_((table.clip / g.norm()).clamp_(max=1.0))
+        if table.optimizer == "adamw":
+            x.mul_(1 - eta * table.weight_decay)
+        elif table.weight_decay:
             g.add_(x, alpha=table.weight_decay)
-        if table.optimizer == "adam":
+        if table.optimizer != "sgd":
             t = round + 1
             m.lerp_(g, 1 - table.beta1)
             v.mul_(table.beta2).addcmul_(g, g, value=1 - table.beta2)

@@ -63,7 +63,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
     def start(self, problem: Problem, ports: Ports) -> DePRLState:
         """See `Method`."""
         self._shared = problem.layout.shared
-        self._steps, self._scales = LocalSteps(problem, self.settings), scales(problem)
+        self._steps, self._scales = LocalSteps(problem, self.settings), scales(problem, self.settings)
         self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         self._steps.assign(self._plan, X, ports)

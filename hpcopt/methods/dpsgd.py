@@ -7,7 +7,8 @@ symbol    name      shape     meaning
 x_i       X         (n, d)    worker i's parameters
           M         (n, d)    its momentum (empty if there is none), kept from round to round; never sent
 W                   (N, N)    mixing matrix of the round, see `hpcopt.math.mixing`
-N ω_i     scales              1, unless workers count by their rows: how long a worker's steps are
+N ω_i     scales              1, unless workers count by their rows: how long a worker's steps are (1, too,
+                              with mixing = "weighted", whose W keeps Σ ω_i x_i)
           before    (n, d)    X just before it was last mixed (empty unless asked for)
 
 All workers begin at the same point. Statistics of batch normalisation are those of the worker's own rows:
@@ -56,7 +57,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         self._steps = LocalSteps(problem, settings)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(d).copy_(problem.initial())
-        steps, longer = (settings.local_steps, settings.local_epochs), scales(problem)
+        steps, longer = (settings.local_steps, settings.local_epochs), scales(problem, settings)
         self._steps.assign(lambda i: [self._steps.stage(i, *steps, longer[i])], X, ports)
         M = problem.rows_of(d if settings.momentum else 0).zero_()
         return DPSGDState(X=X, M=M, before=X[:, : d if settings.before_mixing else 0].clone())

@@ -11,7 +11,8 @@ g_i       G       (n, d)    its gradient N ω_i ∇f_i of the last round
 W                 (N, N)    mixing matrix of the round
 
 With a constant η and full batches all workers go to a minimum of Σ f_n, which D-PSGD does not; W must be
-doubly stochastic, or the mean of y is not that of the gradients.
+doubly stochastic, or the mean of y is not that of the gradients. With mixing = "weighted" gradients are as
+they are, and W keeps Σ ω_i y_i.
 
 Differs from the paper: adapt, then combine: x ← W(x − η y), not W x − η y; gradients may be those of
 mini-batches. Gradients are multiplied by N ω_i, which is 1 where workers count the same.
@@ -53,7 +54,7 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        self._problem, self._scales = problem, scales(problem)
+        self._problem, self._scales = problem, scales(problem, self.settings)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()

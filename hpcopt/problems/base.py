@@ -17,7 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -26,7 +27,7 @@ from hpcopt.math.fingerprint import fingerprint, plain
 from hpcopt.math.flat import aligned, buffer_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -63,6 +64,22 @@ class Draw:
         return self.round * self.of + self.step
 
 
+class Place(NamedTuple):
+    """Where a named tensor of a model stands.
+
+    Attributes:
+        name: of a state_dict; several names may have one place (tied parameters).
+        where: "model", "buffers", or a kind in `Problem.fixed`: in which vector.
+        start: where in that it begins.
+        shape: the tensor's.
+    """
+
+    name: str
+    where: str
+    start: int
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Share:
     """The workers that live in this process, and how their numbers are kept."""
@@ -85,6 +102,25 @@ class Share:
         return replace(self, workers=mine, total=self.total + count)
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What an evaluation is to tell.
+
+    Attributes:
+        train, test: numbers of training rows, and of test rows.
+        rows: training rows of each worker that are enough; None: all.
+    """
+
+    train: bool = True
+    test: bool = True
+    rows: int | None = None
+
+    @property
+    def draw(self) -> Draw | None:
+        """Those rows, the same every time."""
+        return None if self.rows is None else Draw(0, rows=self.rows)
+
+
 @dataclass
 class Evaluation:
     """What was measured at a point, per worker; run-wide numbers are Σ value·weight / Σ weight.
@@ -92,13 +128,17 @@ class Evaluation:
     Attributes:
         values: name -> (n,) float64 tensor on the CPU.
         weights: name -> (n,) float64 tensor on the CPU, the weight of each worker's value.
+        rows: name -> (n,) likewise, for a second mean, NAME_by_rows: of how many rows each value is.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
-        """Adds one measured quantity."""
+    def add(self, name: str, value: Tensor, weight: Tensor, rows: Tensor | None = None) -> None:
+        """Adds one measured quantity; ``rows`` on all ranks, or on none."""
+        if rows is not None:
+            self.rows[name] = rows.detach().to("cpu", torch.float64)
         self.values[name] = value.detach().to("cpu", torch.float64)
         self.weights[name] = weight.detach().to("cpu", torch.float64)
 
@@ -127,6 +167,10 @@ class Problem(ABC):
         weights: ω_n of the workers here, (n,).
         equal_weights: whether ω_n is the same for all N workers.
         rows: training rows of each worker here, (n,) int64.
+        measures: what `evaluate` is to tell.
+        test_rows: test rows of its own, (n,) int64; None where there are none.
+        uneven: whether means over workers and over rows differ much: numbers of rows by more than one.
+        counts: by what workers count, of all N of them: training rows, or 1, (N,) int64.
         total_rows: training rows of all N workers.
         samples: sample gradients computed here so far (a Hessian-vector product counts as two).
         scale: f is as many times what gradients and Hessian-vector products are of: the number of rows where
@@ -136,11 +180,15 @@ class Problem(ABC):
         optimum: the known minimiser x*, (d,), or None.
         optimal_value: f(x*), or None.
         newcomers: workers that do not train, by whom the run's one model is evaluated too, or None.
+        fixed: what a model has beside parameters and buffers (frozen ones, counts), the same for all workers:
+            kind -> values (k,); checkpoints keep it, so that a model can be made of them.
     """
 
     optimum: Tensor | None = None
     optimal_value: float | None = None
     newcomers: Newcomers | None = None
+    test_rows: Tensor | None = None
+    measures: Measures = Measures()
     samples: int = 0
     scale: float = 1.0
 
@@ -166,7 +214,8 @@ class Problem(ABC):
         self._rows_of_all = fingerprint(every)
         self.rows = every[share.workers.start : share.workers.stop]
         self.total_rows = sum(rows)
-        counts = every if weights == "rows" else torch.ones(share.total)
+        self.uneven = max(rows) > min(rows) + 1
+        self.counts = counts = every if weights == "rows" else torch.ones_like(every)
         self.equal_weights = bool((counts == counts[0]).all())
         ours = counts[share.workers.start : share.workers.stop].double() / counts.double().sum()
         self.weights = ours.to(share.device, share.dtype)
@@ -191,6 +240,19 @@ class Problem(ABC):
             "how many rows each worker has": self._rows_of_all,
         }
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """See the class."""
+        return {}
+
+    @property
+    def named(self) -> list[Place]:
+        """Where everything that a model consists of stands, in the order of its state_dict."""
+        layout = self.layout
+        starts = accumulate(layout.sizes, initial=0)
+        places = zip(layout.names, starts, layout.shapes, strict=False)
+        return [Place(name, "model", start, shape) for name, start, shape in places]
+
     @abstractmethod
     def initial(self) -> Tensor:
         """The start, (d,), the same for all workers and on every rank; new memory, which may be changed."""
@@ -210,15 +272,22 @@ class Problem(ABC):
     def evaluate(self, X: Tensor, buffers: Tensor | None = None) -> Evaluation:
         """Training loss over all rows, and what else the problem can tell, per worker.
 
-        By default ``loss``: f_n, with weight ω_n. On every rank the same names, also where n = 0.
+        By default ``loss``: f_n, with weight ω_n. On every rank the same names, also where n = 0; what
+        `measures` does not ask for need not be there.
 
         Args:
             X: (d,), one model for all N workers, or (n, d), a model of each worker here.
             buffers: (b,) to use with one model in place of the workers' own.
         """
         result = Evaluation()
-        result.add("loss", self.losses(X), self.weights)
+        if self.measures.train:
+            losses = self.losses(X, self.measures.draw)
+            result.add("loss", losses, self.weights, self.by_rows())
         return result
+
+    def by_rows(self) -> Tensor | None:
+        """The training rows of each worker here, (n,), where a mean by them is another one than by ω."""
+        return self.rows if self.uneven and self.equal_weights else None
 
     def scores(self, X: Tensor, buffers: Tensor | None = None) -> dict[str, Tensor]:
         """What `score` needs for measures that are no mean over workers, such as the area under a curve.
@@ -310,12 +379,15 @@ class Problem(ABC):
     ) -> Tensor:
         """Σ ω_n ∇²f_n(x_n) v_n over the workers here, (d,), shapes as in `hvps`; ``out`` is overwritten."""
 
-    def statistics(self) -> Tensor | None:
-        """Numbers per worker, (n, k), whose sum over all N workers `settle` needs; None if there are none."""
-        return None
+    def statistics(self) -> Iterator[Tensor]:
+        """Numbers per worker whose sum over all N workers `settle` needs, piece by piece, (n, k) each.
+
+        On every rank pieces of the same lengths k; none where it needs nothing.
+        """
+        yield from ()
 
     def settle(self, total: Tensor) -> None:  # noqa: B027  (optional, like `statistics`)
-        """Takes the sum of `statistics` over all N workers, (k,); called once before the start."""
+        """Takes the sums of `statistics` over all N workers, (Σ k,), once, before the start."""
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class CustomTable(ProblemTable):
-    """Your own: ``factory(workers=N, **keys)``, with every other key of the table, returns a recipe."""
+    """Your own: ``factory(workers=N, **keys)``, with every other key of the table, returns a recipe.
+
+    A factory with a parameter ``seed`` is given that of [run], where [problem] has no other.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -34,6 +37,8 @@ class CustomTable(ProblemTable):
         kind, keys = self.kind, {"workers": self.workers} | self.dump()
         del keys["kind"]
         factory = load_own("problem.kind", kind, "factory")
+        if "seed" not in keys and _asks_for_seed(factory):
+            keys["seed"] = self._seed
         _check_keys(kind, factory, keys)
         recipe: Recipe = factory(**keys)
         if not callable(getattr(recipe, "bind", None)):
@@ -42,6 +47,13 @@ class CustomTable(ProblemTable):
                 "bind(share); it must return a recipe (see hpcopt.problems.base)"
             )
         return recipe
+
+
+def _asks_for_seed(factory: Any) -> bool:
+    try:
+        return "seed" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_keys(kind: str, factory: Any, keys: dict[str, Any]) -> None:

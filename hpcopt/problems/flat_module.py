@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
+from hpcopt.problems.base import Place
 from hpcopt.problems.trial import COUNTED
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class FlatModule:
             non-persistent buffers do not belong to a worker, and must not change.
         kept: the names of those that do.
         couples_rows: whether a row's output may depend on the batch's other rows in training (BatchNorm).
+        named: where everything that the module's state_dict holds stands, in its order.
+        constants: what of that is neither a parameter of the layout nor a kept buffer: dtype -> values (k,).
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class FlatModule:
         values = [getattr(buffer.owner, buffer.name).ravel() for buffer in self._buffers]
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
         self.kept = {buffer.path for buffer in self._buffers}
+        self.named, self.constants = self._places()
         self._x: Tensor | None = None
         self.couples_rows = not frozen and any(isinstance(m, _NormBase) for m in self.module.modules())
         self._check_momentum()
@@ -91,6 +96,30 @@ class FlatModule:
         frozen = {n: p for n, p in self.module.named_parameters() if n not in self._parameters}
         buffers = {n: b for n, b in self.module.named_buffers() if n not in self.kept}
         return frozen | {n: b for n, b in buffers.items() if not n.endswith(COUNTED)}
+
+    def _places(self) -> tuple[list[Place], dict[str, Tensor]]:
+        """`named` and `constants`; two names of one tensor (tied parameters) have one place."""
+        starts = accumulate(self.layout.sizes, initial=0)
+        at: dict[int, tuple[str, int]] = {
+            id(self._parameters[name]): ("model", start)
+            for name, start in zip(self.layout.names, starts, strict=False)
+        }
+        start = 0
+        for buffer in self._buffers:
+            at[id(getattr(buffer.owner, buffer.name))] = ("buffers", start)
+            start += buffer.shape.numel()
+        places: list[Place] = []
+        constants: dict[str, list[Tensor]] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, torch.Tensor):  # what a module keeps in its own way
+                continue
+            if id(tensor) not in at:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                earlier = constants.setdefault(kind, [])
+                at[id(tensor)] = (kind, sum(one.numel() for one in earlier))
+                earlier.append(tensor.detach().ravel())
+            places.append(Place(name, *at[id(tensor)], tuple(tensor.shape)))
+        return places, {kind: torch.cat(tensors) for kind, tensors in constants.items()}
 
     def point(self, x: Tensor) -> None:
         """Makes x (d,) the module's parameters: they are views of x from now on."""

@@ -8,6 +8,7 @@ n rows in all, n_p of worker p, ω_p = n_p/n. Losses are summed, as in LIBLINEAR
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from hpcopt.config.linear import LeastSquaresTable, LinearTable, LogisticTable, SquaredHingeTable
 from hpcopt.errors import UserError
 from hpcopt.math.losses import LogisticLoss, MarginLoss, SquaredHingeLoss, SquaredLoss
-from hpcopt.problems.data import Dataset, Partition, array_dataset, open_dataset, partition
+from hpcopt.problems.data import Dataset, Partition, array_dataset, given_rows, open_dataset, partition
 from hpcopt.problems.linear_rows import Labelled
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Linear:
     keys: ClassVar[type[LinearTable]]
     loss: ClassVar[MarginLoss]
     classifies: ClassVar[bool] = True
+    _by_hand: Partition | None = None
 
     def __init__(
         self,
@@ -49,7 +51,8 @@ class Linear:
         test: Arrays | None = None,
         *,
         workers: int,
-        rows: Sequence[Any] | None = None,
+        rows: Sequence[Any] | str | Path | None = None,
+        test_rows: Sequence[Any] | None = None,
         **keys: Any,
     ) -> None:
         """Describes a problem.
@@ -60,24 +63,26 @@ class Linear:
             test: the same for test rows.
             workers: N.
             rows: which training rows each of the N workers has, as numbers or as a mask; also none; in place
-                of a partition.
+                of a partition. Or the path of a file (`hpcopt.problems.data.given`).
+            test_rows: the same for test rows; even parts of all if None.
             keys: those of `LinearTable`.
 
         Raises:
             UserError: a key is unknown or out of its range, or data and labels do not fit.
         """
         data = open_dataset(train) if isinstance(train, str) else array_dataset(train, test)
-        self._describe(self.keys(workers=workers, **keys), data)
-        if rows is not None and len(rows) != workers:
-            raise UserError(f"rows: of {len(rows)} workers, but there are workers = {workers}")
-        self._rows = None if rows is None else self._numbers(rows)
+        named: dict[str, Any] = {"rows": str(rows)} if isinstance(rows, str | Path) else {}
+        self._describe(self.keys(workers=workers, **keys, **named), data)
+        if rows is not None:
+            self._by_hand = self._given(rows, test_rows)
 
     @classmethod
     def of(cls, table: LinearTable) -> Linear:
         """The problem of a config's table."""
         recipe = cls.__new__(cls)
         recipe._describe(table, open_dataset(table.dataset))
-        recipe._rows = None
+        if table.rows is not None:
+            recipe._by_hand = recipe._given(table.rows, None)
         return recipe
 
     def _describe(self, table: LinearTable, data: Dataset) -> None:
@@ -92,24 +97,14 @@ class Linear:
                 f"{self._positive()}; there is nothing to tell apart"
             )
 
-    def _numbers(self, rows: Sequence[Any]) -> list[NDArray[np.int64]]:
-        """The rows of each worker, from numbers or masks."""
-        total, found = len(self.train.targets), []
-        for worker, given in enumerate(rows):
-            mine = np.asarray(given)
-            if mine.dtype == bool and mine.shape == (total,):
-                mine = np.flatnonzero(mine)
-            whole = mine.size == 0 or (mine.dtype.kind in "iu" and mine.min() >= 0 and mine.max() < total)
-            if mine.ndim != 1 or not whole:
-                raise UserError(
-                    f"rows of worker {worker}: {given!r:.60}; allowed are numbers from 0 to {total - 1}, "
-                    f"or a mask of {total} rows"
-                )
-            found.append(mine.astype(np.int64))
-        used = self.train.targets[np.concatenate(found)]
+    def _given(self, rows: Sequence[Any] | str | Path, test_rows: Sequence[Any] | None) -> Partition:
+        """The rows of each worker; raises `UserError` where they are not, or say nothing."""
+        totals = len(self.data.train), None if self.data.test is None else len(self.data.test)
+        parts = given_rows(rows, test_rows, totals, self.workers, least=0)
+        used = self.train.targets[np.concatenate(parts.train)]
         if len(used) == 0 or (self.signed and np.ptp(used) == 0):
             raise UserError(f"rows: {len(used)} rows in all, and no two different targets among them")
-        return found
+        return parts
 
     @property
     def signed(self) -> bool:
@@ -129,9 +124,8 @@ class Linear:
 
     def _parts(self, seed: int) -> Partition:
         table, data = self.table, self.data
-        if self._rows is not None:
-            test = None if data.test is None else np.array_split(np.arange(len(data.test)), self.workers)
-            return Partition(self._rows, test)
+        if self._by_hand is not None:
+            return self._by_hand
         return partition(
             data.train.labels,
             None if data.test is None else data.test.labels,

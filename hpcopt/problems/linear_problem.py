@@ -69,6 +69,10 @@ class LinearProblem(OneByOne):
         self._even_test = self._evenly(recipe.test)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self.products = 0.0
+        tests = [len(rows) for rows in parts.test or []]
+        self._uneven_tests = bool(tests) and max(tests) > min(tests) + 1
+        if tests:
+            self.test_rows = torch.tensor(tests)[share.workers.start : share.workers.stop]
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class LinearProblem(OneByOne):
             | {
                 "the data set": recipe.data.told(),
                 "which rows each worker has": digest([fingerprint(rows) for rows in parts.train]),
+                "which test rows each worker has": digest([fingerprint(rows) for rows in parts.test or []]),
                 "the targets": fingerprint(recipe.train.targets),
             }
         )
@@ -171,20 +176,26 @@ class LinearProblem(OneByOne):
         ``generalisation_gap``: that minus the same mean over training rows. ``accuracy``: of the sign, for
         labels ±1. A model for all is tested on all test rows, models of the workers' own on their own.
         """
-        common, result, recipe = X.ndim == 1, Evaluation(), self._recipe
-        sums = self._sums(self._train, X)
-        penalties = self.regularisation / 2 * _squares(X).cpu().double()
-        result.add(
-            "loss", sums * (self.total_rows / self.rows.double().clamp(min=1)) + penalties, self.weights
-        )
-        if recipe.test is None or self._even_test is None:
+        common, result, recipe, wanted = X.ndim == 1, Evaluation(), self._recipe, self.measures
+        sums = torch.zeros(self.share.n, dtype=torch.float64)
+        if wanted.train:
+            sums = self._training_sums(X)
+            penalties = self.regularisation / 2 * _squares(X).cpu().double()
+            losses = sums * (self.total_rows / self.rows.double().clamp(min=1)) + penalties
+            result.add("loss", losses, self.weights)
+        if recipe.test is None or self._even_test is None or not wanted.test:
             return result
         tests = self._even_test if common else self._own_test
         counts = torch.tensor([len(tests.of(i)) for i in range(self.share.n)], dtype=torch.float64)
         weights = counts if common else (counts > 0).double()
         test_losses = self._sums(tests, X) / counts.clamp(min=1)
-        result.add("test_loss", test_losses, weights)
-        if common:  # Σ gap_p weight_p / Σ weight_p is the difference of the means over all rows of each kind
+        rows = None if common or not self._uneven_tests else counts
+        result.add("test_loss", test_losses, weights, rows)
+        if not wanted.train:
+            pass
+        elif (
+            common
+        ):  # Σ gap_p weight_p / Σ weight_p is the difference of the means over all rows of each kind
             gaps = test_losses * counts / len(recipe.test.targets) - sums / self.total_rows
             result.add("generalisation_gap", gaps * self.share.total, torch.ones(self.share.n))
         else:
@@ -193,7 +204,7 @@ class LinearProblem(OneByOne):
             right = torch.zeros(self.share.n, dtype=torch.float64)
             for i, z in enumerate(self._decisions(tests, X)):
                 right[i] = ((z > 0) == (tests.of(i) > 0)).sum()
-            result.add("accuracy", right / counts.clamp(min=1), weights)
+            result.add("accuracy", right / counts.clamp(min=1), weights, rows)
         return result
 
     @torch.no_grad()
@@ -237,6 +248,18 @@ class LinearProblem(OneByOne):
         c = self.loss.curvature(X.times(x), y) * X.times(v)
         product = X.transposed_times(c).mul_(factor / self.scale)
         return product.add_(v, alpha=self.regularisation / self.scale)
+
+    def _training_sums(self, X: Tensor) -> Tensor:
+        """Σ l of each worker's training rows, (n,) float64, from as many as `measures` asks for."""
+        draw = self.measures.draw
+        if draw is None:
+            return self._sums(self._train, X)
+        sums = torch.zeros(self.share.n, dtype=torch.float64)
+        for i, count in enumerate(self.rows.tolist()):
+            block, y, _ = self._batch(i, draw)
+            total = self.loss.value(block.times(row(X, i)), y).sum(dtype=torch.float64)
+            sums[i] = total * (count / max(1, len(y)))
+        return sums
 
     def _sums(self, rows: LinearRows, X: Tensor) -> Tensor:
         """Σ l of each worker's rows, (n,) float64."""

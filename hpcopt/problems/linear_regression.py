@@ -9,10 +9,14 @@ from hpcopt.config.base import Count, NonNegative
 from hpcopt.problems.objective import Objective
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 LARGEST_SOLVED = 2048
-"""dimension up to which the optimum is found from the normal equations (d² numbers per worker)"""
+"""dimension up to which the optimum is found from the normal equations (d² numbers)"""
+PIECE = 1 << 17
+"""of these, that a worker has at a time"""
 
 
 class LinearRegression(Objective):
@@ -68,14 +72,17 @@ class LinearRegression(Objective):
         """See `Objective`."""
         return (A.T @ (A @ v)).mul_(2 / len(A))
 
-    def statistics(self, A: Tensor, b: Tensor) -> Tensor | None:
-        """The normal equations (AᵀA, Aᵀb, bᵀb), (d² + d + 1,); None for large d."""
+    def statistics(self, A: Tensor, b: Tensor) -> Iterator[Tensor]:
+        """The normal equations (AᵀA, some rows at a time, Aᵀb, bᵀb), d² + d + 1 in all; none for large d."""
         import torch
 
         if self.dim > LARGEST_SOLVED:
-            return None
+            return
         A, b = A.cpu().double(), b.cpu().double()
-        return torch.cat([(A.T @ A).ravel(), A.T @ b, (b @ b)[None]])
+        step = max(1, PIECE // self.dim)
+        for start in range(0, self.dim, step):
+            yield (A[:, start : start + step].T @ A).ravel()
+        yield torch.cat([A.T @ b, (b @ b)[None]])
 
     def minimum(self, total: Tensor | None = None) -> tuple[Tensor, float] | None:
         """Solves M x = c; of several minimisers (fewer rows than parameters) the one of least norm."""

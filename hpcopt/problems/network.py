@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import check_split
 from hpcopt.problems import models
-from hpcopt.problems.data import array_dataset, open_dataset, partition
+from hpcopt.problems.data import array_dataset, given_rows, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.newcomers import Newcomers
+from hpcopt.problems.torch_dataset import torch_dataset
 
 if TYPE_CHECKING:
     from hpcopt.problems.base import Share
@@ -44,11 +47,13 @@ class Network:
         self,
         model: nn.Module,
         loss: Loss,
-        train: Arrays,
-        test: Arrays | None = None,
+        train: Arrays | TorchDataset[Any] | str | Path,
+        test: Arrays | TorchDataset[Any] | None = None,
         *,
         workers: int,
         augment: Augment | None = None,
+        rows: Sequence[Any] | str | Path | None = None,
+        test_rows: Sequence[Any] | None = None,
         **keys: Any,
     ) -> None:
         """Describes a problem with your own module and arrays.
@@ -59,11 +64,17 @@ class Network:
             loss: loss(output, target) -> the mean over the batch, a scalar.
             train: (x, y), tensors or arrays with one row per sample. A batch of x has the run's dtype, unless
                 it is int32 or int64 (indices), which it keeps; y becomes int64 if it is an integer (classes),
-                else it has the run's dtype.
+                else it has the run's dtype. Or a torch ``Dataset`` of such rows (x, y), of which each rank
+                reads its own; or the name of a data set or the path of an imported file, test rows included,
+                standardised by its mean and deviation.
             test: the same for the test rows.
             workers: N.
             augment: changes a batch of training x (B, …) on its way into the model; may draw from torch's
                 global generator, which is seeded per worker and mini-batch.
+            rows: which training rows each worker has, as numbers or as a mask, in place of a partition; the
+                new workers' after those of the N. Or the path of a file (`hpcopt.problems.data.given`).
+            test_rows: the same for the test rows that models of the workers' own are tested on; even parts of
+                all if None.
             keys: those of `NetworkTable`, but for the ones that choose the data and a built-in model. Where
                 there are new workers, they see the network in evaluation mode, and no augmentation.
 
@@ -73,8 +84,10 @@ class Network:
         given = [key for key in keys if key in BUILT_IN]
         if given:
             raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
-        self.workers, self.table = workers, NetworkTable(workers=workers, **keys)
-        self.data, self.model, self.loss, self.augment = array_dataset(train, test), model, loss, augment
+        named: dict[str, Any] = {"rows": str(rows)} if isinstance(rows, str | Path) else {}
+        self.workers, self.table = workers, NetworkTable(workers=workers, **keys, **named)
+        self._rows, self._test_rows = rows, test_rows
+        self.data, self.model, self.loss, self.augment = _dataset(train, test), model, loss, augment
         _refuse_sparse(self.data, "train")
 
     def bind(self, share: Share) -> NetworkProblem:
@@ -101,6 +114,9 @@ class Network:
                 f"problem.new_workers = {table.new_workers}: with run.workers = {self.workers} and "
                 f"{len(data.train)} training rows at most {most}"
             )
+        if self._rows is not None:
+            totals = len(data.train), None if data.test is None else len(data.test)
+            return given_rows(self._rows, self._test_rows, totals, self.workers + table.new_workers)
         return partition(
             data.train.labels,
             None if data.test is None else data.test.labels,
@@ -125,6 +141,7 @@ class BuiltInNetwork(Network):
         self.workers, self.table, self.data = table.workers, table, open_dataset(table.dataset)
         _refuse_sparse(self.data, f'problem.dataset = "{table.dataset}"')
         self.loss, self.augment = nn.functional.cross_entropy, None
+        self._rows, self._test_rows = table.rows, None
         if self.data.classes is None:
             raise UserError(
                 f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
@@ -138,6 +155,16 @@ class BuiltInNetwork(Network):
         """See `Network`; the model starts from the seed."""
         models.initialise(self.model, share.seed)
         return super().bind(share)
+
+
+def _dataset(train: Any, test: Any) -> Dataset:
+    if isinstance(train, str | Path):
+        if test is not None:
+            raise UserError(f'test: "{train}" has the test rows, too')
+        return open_dataset(str(train))
+    if isinstance(train, TorchDataset):
+        return torch_dataset(train, test)
+    return array_dataset(train, test)
 
 
 def _refuse_sparse(data: Dataset, name: str) -> None:

@@ -24,7 +24,7 @@ from hpcopt.problems.trial import check_loss, check_passes, kind_of_mean, rows_t
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hpcopt.problems.base import Draw, Part, Ready, Share
+    from hpcopt.problems.base import Draw, Part, Place, Ready, Share
     from hpcopt.problems.data import Partition
     from hpcopt.problems.flat_module import Forward
     from hpcopt.problems.network import Network
@@ -67,11 +67,16 @@ class NetworkProblem(OneByOne):
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
         self._adjustments: Tensor | None = None
         self._whole, self._parts, self._ignored = False, True, ignored_label(network.loss)
-        self._network, self._spread = network, digest([fingerprint(rows) for rows in parts.train])
+        self._network = network
+        self._spread = [digest([fingerprint(rows) for rows in of]) for of in (parts.train, parts.test or [])]
         self._some = read_rows(network.data.train, rows_to_try(network.data.train.labels), share)
         count = self._try_out(data, min(all_rows))
         self._tests, self._classifies = data[0].even_test is not None, count is not None
         self._test_rows = 0 if network.data.test is None else len(network.data.test)
+        tests = [len(rows) for rows in (parts.test or [])[: share.total]]
+        self._uneven_tests = bool(tests) and max(tests) > min(tests) + 1
+        if tests:
+            self.test_rows = torch.tensor(tests)[share.workers.start : share.workers.stop]
         if table.logit_adjustment:
             priors = log_priors(
                 [worker.train.targets for worker in self._data], count, share.dtype, self._ignored
@@ -86,6 +91,16 @@ class NetworkProblem(OneByOne):
         """How many rows worker i (from 0 here) uses in a draw."""
         return self._batches.count(i, draw)
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """See `Problem`."""
+        return self._module.constants
+
+    @property
+    def named(self) -> list[Place]:
+        """See `Problem`."""
+        return self._module.named
+
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """See `Problem`."""
@@ -99,7 +114,8 @@ class NetworkProblem(OneByOne):
             | fixed
             | {
                 "the data set": self._network.data.told(),
-                "which rows each worker has": self._spread,
+                "which rows each worker has": self._spread[0],
+                "which test rows each worker has": self._spread[1],
                 "loss and output of some rows at some point": self._at_some_point(),
             }
         )
@@ -111,13 +127,15 @@ class NetworkProblem(OneByOne):
         ``loss``: with regularisation, weight ω_n. ``test_loss`` (without) and, for class targets,
         ``accuracy`` in [0, 1]: of one model for all on the worker's even slice of all test rows, weight its
         number of rows; of the workers' own models on their own test rows, weight 1 where there are any.
-        ``generalisation_gap``: test_loss minus the training loss without regularisation.
+        ``generalisation_gap``: test_loss minus the training loss without regularisation. Means by rows, too,
+        where workers have different numbers of them.
 
         Args:
             X: (d,), one model for all workers, or (n, d), a model of each worker here.
             buffers: (b,) to use in place of the workers' own.
         """
-        common = X.ndim == 1
+        common, wanted = X.ndim == 1, self.measures
+        tested = self._tests and wanted.test
         self._module.train(False)
         data_losses, penalties, test_losses, accuracies = torch.zeros(4, self.share.n, dtype=torch.float64)
         counts, labelled = torch.zeros(2, self.share.n, dtype=torch.int64)
@@ -125,22 +143,29 @@ class NetworkProblem(OneByOne):
             x = row(X, i)
             self._module.point(x)
             with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                data_losses[i], penalties[i] = self._measure(data.train, i)[0], self._penalty(x)
+                if wanted.train:
+                    chosen = self._batches.select(i, wanted.draw)
+                    rows = data.train if chosen is None else data.train.at(chosen)
+                    data_losses[i], penalties[i] = self._measure(rows, i)[0], self._penalty(x)
                 test, own = (data.even_test, None) if common else (data.own_test, i)
-                if test is not None:
+                if tested and test is not None:
                     counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
                     labelled[i] = self._labelled(test.targets).sum() if self._classifies else 0
         result = Evaluation()
-        result.add("loss", data_losses + penalties, self.weights)
-        if self._tests:
-            result.add("test_loss", test_losses, counts if common else counts > 0)
+        if wanted.train:
+            result.add("loss", data_losses + penalties, self.weights, self.by_rows())
+        by_rows = None if common or not self._uneven_tests else counts
+        if tested:
+            result.add("test_loss", test_losses, counts if common else counts > 0, by_rows)
+        if tested and wanted.train:
             gaps = test_losses - data_losses
             if common:  # so that Σ gap_n / N is the difference of the two means, which have other weights
                 weights = self.weights.cpu().double()
                 gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
             result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
-        if self._tests and self._classifies:
-            result.add("accuracy", accuracies, labelled if common else labelled > 0)
+        if tested and self._classifies:
+            by_rows = None if by_rows is None else labelled
+            result.add("accuracy", accuracies, labelled if common else labelled > 0, by_rows)
         return result
 
     def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:

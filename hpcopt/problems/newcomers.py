@@ -54,7 +54,9 @@ class Newcomers:
         X[:, problem.layout.shared] = x[problem.layout.shared]
         for i, x_i in enumerate(X):
             self._fit(problem, i, x_i)
-        return problem.evaluate(X)
+        found = problem.evaluate(X)
+        found.rows.clear()  # there is one mean for them, that over those who came
+        return found
 
     def _fit(self, problem: Problem, i: int, x: Tensor) -> None:
         """Makes the steps of newcomer i (from 0 here), in place; the same draws at every evaluation."""

@@ -10,6 +10,8 @@ from hpcopt.config.problems import ProblemTable
 from hpcopt.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from hpcopt.math.flat import Layout
@@ -116,8 +118,11 @@ class Objective(ProblemTable):
         product: Tensor = vjp(lambda at: self.gradient(at, *rows), x)[1](v)[0]
         return product
 
-    def statistics(self, *rows: Any, **_: Any) -> Tensor | None:
-        """Sums over all rows of one worker, (k,), for `minimum`; None where it needs none."""
+    def statistics(self, *rows: Any, **_: Any) -> Tensor | Iterable[Tensor] | None:
+        """Sums over all rows of one worker, (k,), for `minimum`; None where it needs none.
+
+        Where there are many, a generator may give them in pieces, of which all workers have one at a time.
+        """
         return None
 
     def minimum(self, total: Tensor | None = None) -> tuple[Any, float] | None:

@@ -17,6 +17,8 @@ from hpcopt.problems.batches import Batches
 from hpcopt.problems.one_by_one import OneByOne
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hpcopt.problems.base import Part, Ready, Share
     from hpcopt.problems.objective import Objective
 
@@ -74,15 +76,15 @@ class ObjectiveProblem(OneByOne):
         """See `Problem`."""
         return self._batches.count(i, draw)
 
-    def statistics(self) -> Tensor | None:
+    def statistics(self) -> Iterator[Tensor]:
         """ω_n / rows times those of the objective, (n, k) float64 on the CPU."""
-        # a rank without workers, too, has to know k
-        sums = [self.objective.statistics(*data) for data in self._data or [self._read(0)]]
-        known = [line.cpu().double() for line in sums if line is not None]
-        if not known:
-            return None
         scales = self.weights.cpu().double() / self.rows
-        return torch.stack(known)[: self.share.n].mul_(scales[:, None])
+        # a rank without workers, too, has to know k
+        found = [self.objective.statistics(*data) for data in self._data or [self._read(0)]]
+        each = [[of] if isinstance(of, Tensor) else of for of in found if of is not None]
+        for lines in zip(*each, strict=True):
+            rows = torch.stack([line.cpu().double() for line in lines])
+            yield rows[: self.share.n].mul_(scales[:, None])
 
     def settle(self, total: Tensor | None) -> None:
         """Asks the objective for its minimum; ``total`` is None before the sum."""

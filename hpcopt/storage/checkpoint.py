@@ -66,7 +66,7 @@ class Checkpoints:
         Raises:
             UserError: no space or no permission; earlier checkpoints stay as they are.
         """
-        path = self._directory / f"round-{round:08d}.h5"
+        path = self._directory / format.name_of(round)
         partial = files.partial_name(path)
         try:
             self.put(partial, pieces, meta | {"round": round})

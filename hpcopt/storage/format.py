@@ -43,6 +43,11 @@ class Extent:
     digest: int
 
 
+def name_of(round: int) -> str:
+    """The file's name."""
+    return f"round-{round:08d}.h5"
+
+
 def listed(directory: Path) -> list[Path]:
     """The checkpoints in a directory, by their rounds; none if there is no directory."""
     found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()] if directory.is_dir() else []

@@ -112,8 +112,8 @@ def group_of(column: str) -> str:
 
 
 def dtype_of(column: str) -> type[np.generic]:
-    """float64, but for rounds, and for the counts of groups that a method keeps."""
-    counts = column.endswith("/count") and group_of(column) not in RECORDED
+    """float64, but for rounds, numbers of rows, and the counts of groups that a method keeps."""
+    counts = group_of(column) == "rows" or (column.endswith("/count") and group_of(column) not in RECORDED)
     return np.int64 if column == LAST_WRITTEN or counts else np.float64
 
 

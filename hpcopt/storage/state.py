@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpcopt.control.agree import agree
 from hpcopt.ground.placement import block
-from hpcopt.state import Held
+from hpcopt.state import FIXED, Held
 from hpcopt.storage import format
 from hpcopt.storage.checkpoint import Piece
 
@@ -63,7 +63,9 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
         name: [total, *tensors[name][1].shape[1:]] for name, (total, _) in global_rows(comm, tensors).items()
     }
     wanted = {name: shape for name, shape in wanted.items() if 0 not in shape}
-    found: dict[str, list[int]] = {name: shape for name, shape in meta["arrays"].items() if 0 not in shape}
+    found: dict[str, list[int]] = {
+        name: shape for name, shape in meta["arrays"].items() if 0 not in shape and not name.startswith(FIXED)
+    }
     different = [
         f"{name} {found.get(name, 'is not there')}, here {wanted.get(name, 'is none')}"
         for name in sorted(wanted.keys() | found.keys())

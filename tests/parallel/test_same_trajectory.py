@@ -33,6 +33,7 @@ PROBLEMS = {
         "hidden": [16],
         "batch_size": 8,
         "partition": "dirichlet",
+        "weights": "rows",
         "new_workers": 2,
         "new_worker_steps": 5,
     },
@@ -46,11 +47,11 @@ METHODS = {
     # with larger densities there are too few entries whose scores are more than rounding: many inputs are 0
     "regtopk": {"lr": 0.01, "density": 0.1, "density_warmup_rounds": 5, "density_start": 0.15},
     "topk": {"lr": 0.01, "density": 0.3, "select": "global"},
-    "randomk": {"lr": 0.01, "density": 0.3, "momentum": 0.9},
-    "powersgd": {"lr": 0.01, "rank": 2},
+    "randomk": {"lr": 0.01, "density": 0.3, "momentum": 0.9, "clip": 0.5},
+    "powersgd": {"lr": 0.01, "rank": 2, "optimizer": "adamw", "weight_decay": 0.1},
     "deprl": {"lr": 0.05, "momentum": 0.5, "head_steps": 2, "body_epochs": 1, "before_mixing": True},
     "dpsgd": {"lr": 0.05, "topology": "one_peer_exponential", "local_steps": 2, "overlap": True},
-    "gradient_tracking": {"lr": 0.02},
+    "gradient_tracking": {"lr": 0.02, "mixing": "weighted"},
     "local": {"lr": 0.05, "local_steps": 2},
     "fedavg": {"lr": 0.05, "momentum": 0.5, "local_steps": 2, "before_mixing": True},
 }

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 
 import hpcopt
@@ -41,9 +42,9 @@ def begun(method, recipe, ordered=False):
     """The bound problem, ports and the state of round 0."""
     problem = bound(recipe)
     ports = LocalPorts(recipe.workers, problem.initial(), ordered)
-    statistics = problem.statistics()
-    if statistics is not None:
-        problem.settle(ports.reduce.sum(statistics))
+    sums = [ports.reduce.sum(rows).clone() for rows in problem.statistics()]
+    if sums:
+        problem.settle(torch.cat(sums))
     method.prepare(problem)
     return problem, ports, method.start(problem, ports)
 

@@ -303,7 +303,7 @@ def test_fedavg_is_dpsgd_on_the_complete_graph():
 def test_gradient_tracking_reaches_the_optimum_where_dpsgd_does_not():
     recipe = hpcopt.LinearRegression(N, dim=8, rows_per_worker=30)
     task = recipe.bind(Share(range(N), N, seed=SEED))
-    task.settle(task.statistics().sum(0))
+    task.settle(torch.cat([rows.sum(0) for rows in task.statistics()]))
     far = {}
     for method in (hpcopt.GradientTracking(lr=0.02), hpcopt.DPSGD(lr=0.02, local_steps=1)):
         state, _ = started(method, task)

@@ -275,6 +275,45 @@ def test_weights_on_any_connected_graph(tmp_path_factory, made, kind):
         np.testing.assert_allclose((1 + deg) @ W.toarray(), 1 + deg)
 
 
+@settings(max_examples=40, deadline=None)
+@given(connected_graphs(), st.data())
+def test_means_by_weights_on_any_connected_graph(tmp_path_factory, made, data):
+    """Against the formula; ω is kept, and equal ones make it metropolis, to the bit."""
+    N, edges = made
+    path = tmp_path_factory.mktemp("graph") / "edges.txt"
+    path.write_text("\n".join(f"{i} {j}" for i, j in edges))
+    c = np.array(data.draw(st.lists(st.integers(1, 900), min_size=N, max_size=N)), dtype=float)
+    W = mixing(str(path), "weighted", N, counts=c).at(0).toarray()
+    A = networkx.to_numpy_array(graph(str(path), N), range(N))
+    s = (A + np.eye(N)) @ c
+    expected = A * c / np.maximum(s[:, None], s)
+    np.testing.assert_allclose(W, expected + np.diag(1 - expected.sum(axis=1)), atol=1e-15)
+    np.testing.assert_allclose(c @ W, c)
+    assert (W >= 0).all()
+    report = check(mixing(str(path), "weighted", N, counts=c))
+    assert report.lambda2 == pytest.approx(dense_report(csr_array(W)), abs=1e-9)
+    plain, equal = (mixing(str(path), kind, N).at(0) for kind in ("metropolis", "weighted"))
+    assert np.array_equal(plain.toarray(), equal.toarray())
+
+
+def test_means_by_weights_are_exact_at_once_where_all_are_neighbours():
+    c = np.array([1.0, 5.0, 2.0])
+    np.testing.assert_allclose(
+        mixing("complete", "weighted", 3, counts=c).at(0).toarray(), np.tile(c / 8, (3, 1)), atol=1e-15
+    )
+    with pytest.raises(UserError, match="has weights 1/2, and here workers have different ones"):
+        mixing("one_peer_exponential", "weighted", 3, counts=c)
+
+
+def test_sparse_spectra_of_means_by_weights(monkeypatch):
+    c = np.random.default_rng(1).integers(1, 500, 100).astype(float)
+    sequence = mixing("erdos_renyi", "weighted", 100, counts=c)
+    exact = check(sequence).lambda2
+    assert exact == pytest.approx(dense_report(sequence.at(0)), abs=1e-9)
+    monkeypatch.setattr(module, "DENSE", 10)
+    assert check(sequence).lambda2 == pytest.approx(exact, abs=1e-9)
+
+
 @pytest.mark.parametrize(("topology", "row"), [("ring", 3), ("torus", 5), ("star", 3), ("exponential", 26)])
 def test_matrices_are_sparse(topology, row):
     W = mixing(topology, "metropolis", 4096).at(0)

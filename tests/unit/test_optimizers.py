@@ -18,6 +18,14 @@ CASES = {
         {"optimizer": "adam", "weight_decay": 0.01},
         lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
     ),
+    "adamw": (
+        {"optimizer": "adamw", "weight_decay": 0.3},
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
+    ),
+    "clipped": (
+        {"clip": 0.7, "momentum": 0.9, "weight_decay": 0.1},
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    ),
 }
 
 
@@ -34,6 +42,8 @@ def test_twenty_steps_equal_torch(case):
     for round in range(20):
         g = torch.sin(3 * x) + x
         p.grad = torch.sin(3 * p.detach()) + p.detach()
+        if table.clip:
+            p.grad *= min(1.0, table.clip / float(p.grad.norm()))  # torch's own adds 1e-6 to the norm
         update(x, g, m, v, round)
         optimizer.step()
     assert torch.allclose(x, p.detach(), rtol=1e-12, atol=1e-14)
@@ -55,3 +65,23 @@ def test_twenty_steps_equal_torch(case):
 )
 def test_schedules(settings, round, rate):
     assert learning_rate(AllreduceSGDTable(lr=1.0, **settings), round) == pytest.approx(rate, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"clip": 0.1}, {"clip": 0.1, "optimizer": "adamw", "weight_decay": 0.1}]
+)
+def test_a_sparse_gradient_is_clipped_like_a_dense_one_and_stays(settings):
+    """Of few entries of many, which are changed one by one."""
+    update = FirstOrderUpdate(AllreduceSGDTable(lr=0.1, **settings))
+    g = torch.zeros(1000, dtype=torch.float64)
+    support = torch.tensor([3, 700])
+    g[support] = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    points = []
+    for given in (None, support):
+        x, own = torch.ones(1000, dtype=torch.float64), g.clone()
+        update(x, own, *update.moments(x), 0, given)
+        assert given is None or torch.equal(own, g)
+        points.append(x)
+    assert torch.equal(*points)
+    update(x, torch.zeros_like(g), *update.moments(x), 1)
+    assert x.isfinite().all()  # a gradient of length 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcopt.config import from_tables
 from hpcopt.errors import UserError
 from hpcopt.problems.base import Share
 from hpcopt.problems.custom import CustomTable
@@ -17,6 +18,9 @@ from hpcopt.problems.quadratic import Quadratic
 
 def bowl(workers, curvature=1.0):
     return Quadratic(workers, eigenvalues=[curvature])
+
+def seeded(workers, seed=None):
+    return Quadratic(workers, eigenvalues=[1.0 + seed])
 
 def nothing(workers):
     return None
@@ -30,6 +34,13 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.delitem(sys.modules, "my_problems", raising=False)
+
+
+def test_a_factory_that_asks_for_a_seed_gets_that_of_the_run() -> None:
+    tables = {"run": {"seed": 6, "workers": 2}, "problem": {"kind": "my_problems:seeded"}}
+    assert from_tables(tables, "c").problem.recipe().eigenvalues == [7.0]
+    tables["problem"]["seed"] = 1
+    assert from_tables(tables, "c").problem.recipe().eigenvalues == [2.0]
 
 
 def test_the_factory_gets_its_keys() -> None:

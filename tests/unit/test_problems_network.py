@@ -262,3 +262,57 @@ def test_what_does_not_fit_together_is_named() -> None:
     regression = TRAIN[0], TRAIN[1].astype(np.float32)
     with pytest.raises(UserError, match=r"logit_adjustment needs class labels"):
         bind(Network(mlp(), lambda o, y: o.mean() * y.mean(), regression, workers=2, logit_adjustment=1))
+
+
+class Rows(torch.utils.data.Dataset):
+    """A data set without targets, all of which has to be read for them."""
+
+    def __init__(self, x, y, noise=0.0):
+        self.x, self.y, self.noise, self.read = torch.as_tensor(x), y, noise, []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return self.x[i] + self.noise * torch.randn(()), int(self.y[i])
+
+
+def test_torch_datasets_are_read_row_by_row() -> None:
+    plain = Network(mlp(), cross_entropy, TRAIN, TEST, workers=2)
+    arrays = torch.utils.data.TensorDataset(*map(torch.as_tensor, TRAIN))
+    listed = Rows(*TRAIN)
+    listed.targets = list(TRAIN[1])
+    for train in (Rows(*TRAIN), listed, arrays):
+        given = bind(Network(plain.model, cross_entropy, train, Rows(*TEST), workers=2))
+        expected = bind(plain)
+        x = given.initial()
+        assert torch.equal(given.total_gradient(x, Draw(3)), expected.total_gradient(x, Draw(3)))
+        measured, wanted = given.evaluate(x).values, expected.evaluate(x).values
+        assert all(torch.equal(measured[name], value) for name, value in wanted.items())
+    listed.read.clear()
+    network = Network(plain.model, cross_entropy, listed, workers=20)
+    network.bind(Share(range(1), 20, 7))
+    of_others = set(range(40)) - {*network._parts(7).train[0]}
+    assert len(of_others & {*listed.read}) < len(of_others)  # some rows of others, to try the loss
+
+
+def test_torch_datasets_that_cannot_be() -> None:
+    for train, message in (
+        (Rows(*TRAIN, noise=1.0), "row 0 is another one when it is read again"),
+        (Rows([], []), "needs a length of at least 1 and rows"),
+        (torch.utils.data.StackDataset(["a"], ["b"]), "row 0 is a str and a str"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Network(mlp(), cross_entropy, train, workers=2)
+
+
+def test_a_model_and_a_loss_of_ones_own_on_a_data_set_by_name() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    own = bind(Network(model, lambda o, y: cross_entropy(o, y), "digits", workers=3))
+    built = {"kind": "network", "dataset": "digits", "hidden": []}
+    given = bind(from_tables({"run": {"workers": 3}, "problem": built}, "c").problem.recipe())
+    x = given.initial()
+    torch.testing.assert_close(own.total_gradient(x), given.total_gradient(x), rtol=1e-12, atol=1e-14)
+    with pytest.raises(UserError, match='"digits" has the test rows, too'):
+        Network(model, cross_entropy, "digits", TEST, workers=3)

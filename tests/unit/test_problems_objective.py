@@ -251,8 +251,8 @@ def test_a_rank_may_have_no_worker(kind: str) -> None:
         found, others = problem.evaluate(X), somebody.evaluate(x)
         assert list(found.values) == list(others.values)
         assert all(len(value) == 0 for value in (*found.values.values(), *found.weights.values()))
-    statistics, theirs = problem.statistics(), somebody.statistics()
-    assert theirs is statistics is None or statistics.shape == (0, theirs.shape[1])
+    for statistics, theirs in zip(problem.statistics(), somebody.statistics(), strict=True):
+        assert statistics.shape == (0, theirs.shape[1])
     assert (problem.samples, problem.stackable()) == (0, False)
 
 

@@ -62,6 +62,28 @@ def test_one_round_of_gossip_is_that_of_scaled_gradients():
     np.testing.assert_allclose(state.X.numpy(), x, rtol=1e-12)
 
 
+@pytest.mark.parametrize("topology", ["star", "ring"])
+def test_gradient_tracking_with_means_by_weights(topology):
+    """Of gradients as they are; on a star no doubly stochastic matrix is needed."""
+    four = [PARTS[0], PARTS[1], range(30, 33), range(33, 40)]
+    method = hpcopt.GradientTracking(lr=0.1, topology=topology, mixing="weighted")
+    _, state = hpcopt.simulate(method, problem(four), 900, **KEYS)
+    np.testing.assert_allclose(state.X.numpy(), np.tile(ANSWER, (4, 1)), rtol=1e-8)
+
+
+def test_one_round_of_gossip_by_weights_is_fedavg_where_all_are_neighbours():
+    keys = {"lr": 0.05, "local_steps": 3}
+    method = hpcopt.DPSGD(**keys, topology="complete", mixing="weighted")
+    _, gossip = hpcopt.simulate(method, problem(), 2, **KEYS)
+    _, centre = hpcopt.simulate(hpcopt.FedAvg(**keys), problem(), 2, **KEYS)
+    np.testing.assert_allclose(gossip.X.numpy(), np.tile(centre.x.numpy(), (3, 1)), rtol=1e-12)
+
+
+def test_means_by_weights_need_rows_of_everybody():
+    with pytest.raises(hpcopt.UserError, match='mixing = "weighted": worker 3 has no rows'):
+        hpcopt.simulate(hpcopt.DPSGD(mixing="weighted"), problem([*PARTS, []]), 1)
+
+
 def test_matrices_that_do_not_keep_the_mean_are_refused():
     with pytest.raises(hpcopt.UserError, match="workers count by their rows needs to end in the right"):
         hpcopt.simulate(hpcopt.DPSGD(topology="star", mixing="uniform"), problem(), 1)

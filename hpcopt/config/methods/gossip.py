@@ -51,7 +51,9 @@ class GraphTable(Table):
     round), or a file of edges, one "i j" a line, workers counted from 0"""
     mixing: str = "metropolis"
     """weights of the average with the neighbours: metropolis, laplacian, uniform (only row-stochastic on
-    irregular graphs, where workers with more neighbours count more), or a file of lines "i j weight": without
+    irregular graphs, where workers with more neighbours count more), weighted (metropolis for workers that
+    count by their rows, problem.weights = "rows": what is kept is Σ ω_n x_n, and steps are as long as they
+    are, where else workers with more rows make longer ones), or a file of lines "i j weight": without
     a line "j i" that has the same weight, without "i i" that is the rest of the row; if it is the topology,
     too, it says which edges there are"""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.25
