@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from hpcopt.control import signals
 from hpcopt.control.launcher import expected_rank, expected_size
 from hpcopt.errors import HpcoptError, UserError
+from hpcopt.ground.terminal import brief, drop_unwritten, open_standard_streams, say, tell
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -42,8 +43,7 @@ def run(
     signals.catch()
     from hpcopt.config import load
 
-    changes = [*(overrides or []), *([f"run.out={json.dumps(str(out))}"] if out else [])]
-    comm, checked = _together(lambda: load(config, changes))
+    comm, checked = _together(lambda: load(config, overrides or [], out=out))
     from hpcopt.api import start
 
     start(comm, checked)
@@ -71,7 +71,7 @@ def init(
     """Print a commented config to start from."""
     from hpcopt.config import template
 
-    typer.echo(template(method, problem))
+    say(template(method, problem))
 
 
 @app.command()
@@ -82,7 +82,7 @@ def export(
     """Write the trained parameters, by name."""
     from hpcopt.report.export import export
 
-    typer.echo(f"{file}: from {export(run, file)}")
+    say(f"{file}: from {export(run, file)}")
 
 
 @app.command()
@@ -108,7 +108,7 @@ def spectrum(
 
     options = {"largest": largest, "smallest": smallest, "tolerance": tolerance, "iterations": iterations}
     options |= {"probes": probes, "nodes": nodes, "batch": batch}
-    run = source if source.is_dir() else None
+    run = source if os.path.isdir(source) else None  # unlike Path.is_dir, it takes any name
     comm, (wanted, config) = _together(
         lambda: (
             check_table(SpectrumTable, options, "hpcopt spectrum"),
@@ -121,9 +121,9 @@ def spectrum(
     if comm.rank == 0:
         from hpcopt.report.spectrum import draw, table
 
-        typer.echo(table(tree))
+        say(table(tree))
         if out is not None and probes:
-            typer.echo(draw(tree, out / "density.png"))
+            say(draw(tree, out / "density.png"))
 
 
 @app.command()
@@ -170,9 +170,9 @@ def submit(
     order = submission.Order(config, resources, settings, out, profile, job_name, array, jobs)
     request, site = submission.prepare(order)
     if dry_run:
-        typer.echo(render.render(request, site), nl=False)
+        say(render.render(request, site), end="")
     else:
-        typer.echo(submission.submit(request, site))
+        say(submission.submit(request, site))
 
 
 @app.command()
@@ -187,8 +187,8 @@ def jobs(
     from hpcopt.cluster import jobs as known
 
     if follow is None:
-        typer.echo(known.table(everything))
-    elif not following.follow(follow, typer.echo):
+        say(known.table(everything))
+    elif not following.follow(follow, say):
         raise typer.Exit(1)
 
 
@@ -238,17 +238,18 @@ def data_optimum(
     from hpcopt.config import load
     from hpcopt.engine.optimum import optimum
 
-    typer.echo(f"optimum = {optimum(load(config, overrides or []))!r}")
+    say(f"optimum = {optimum(load(config, overrides or []))!r}")
 
 
 def main() -> None:
     """The entry point: errors become one message from rank 0 and the exit code of the contract."""
+    open_standard_streams()
     # typer's command line errors: click's, or those of the copy of click inside newer versions of typer
     usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     # read by torch when it is imported: large tensors in huge pages, which MPI copies faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app([_at_home(word) for word in sys.argv[1:]], standalone_mode=False))
     except HpcoptError as error:
         _fail(f"hpcopt: error: {error}", error.exit_code)
     except usage as error:
@@ -260,11 +261,18 @@ def main() -> None:
         _fail("hpcopt: aborted", 1)
     finally:
         signals.ignore()
+        drop_unwritten()
+
+
+def _at_home(word: str) -> str:
+    """An argument whose path begins with ~, which shells leave as it is in --out=~/mine."""
+    option, equals, path = word.partition("=") if re.match(r"--[\w-]+=~", word) else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(path)}"
 
 
 def _fail(message: str, code: int) -> None:
     if _rank() == 0 and message:
-        print(message, file=sys.stderr, flush=True)
+        tell(brief(message))
     sys.exit(code)
 
 
@@ -300,4 +308,4 @@ def _print_info(file: Path) -> None:
     from hpcopt.problems.data import importer
 
     for key, value in importer.describe(file).items():
-        typer.echo(f"{key}: {value}")
+        say(f"{key}: {value}")

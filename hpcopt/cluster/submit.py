@@ -19,6 +19,7 @@ from hpcopt.cluster.slurm import LIMIT_SECONDS, NoAnswer, call
 from hpcopt.config import RunConfig, check_table, load
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
+from hpcopt.ground.terminal import tell
 
 SCRIPT, CONFIG = "job.sbatch", "submitted.toml"
 SOURCE = "hpcopt submit"
@@ -48,7 +49,7 @@ def prepare(order: Order) -> tuple[Submission, SiteProfile]:
     profile = load_profile(find(order.profile, order.config))
     config = _checked(order, order.settings)
     here = Path.cwd()
-    top = here / (order.out or Path(config.run.out or "."))
+    top = here / Path(config.run.out or ".")
     values = order.resources | {
         "job_name": order.job_name if order.job_name is not None else order.config.stem,
         "directory": os.path.normpath(top),
@@ -84,7 +85,7 @@ def submit(request: Submission, profile: SiteProfile, limit: float = LIMIT_SECON
 
 
 def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
-    config = load(order.config, settings)
+    config = load(order.config, settings, out=order.out)
     nodes, tasks = order.resources["nodes"], order.resources["ntasks_per_node"]
     ranks = nodes * tasks
     told = f"--nodes {nodes} times --ntasks-per-node {tasks} makes {ranks} ranks"
@@ -119,7 +120,7 @@ def split(text: str) -> list[str]:
 @contextmanager
 def _written(top: Path, config: Path, text: str) -> Iterator[None]:
     """The directory with the script and the config; taken back where Slurm did not take the job."""
-    held = [name for name in (SCRIPT, "config.toml", "run.h5", "checkpoints") if (top / name).exists()]
+    held = [name for name in (SCRIPT, "config.toml", "run.h5", "checkpoints") if os.path.lexists(top / name)]
     if held:
         again = f"`sbatch {top / SCRIPT}` goes on with it, or " if SCRIPT in held else ""
         raise UserError(f"{top}: already holds {held[0]}; {again}choose another directory with --out")
@@ -145,7 +146,7 @@ def _written(top: Path, config: Path, text: str) -> Iterator[None]:
 
 def _make(top: Path) -> list[Path]:
     """Makes the directory; gives those that were not there, innermost first."""
-    missing = [path for path in (top, *top.parents) if not path.exists()]
+    missing = [path for path in (top, *top.parents) if not os.path.exists(path)]
     try:
         top.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,4 +167,4 @@ def _note(request: Submission, job: str) -> None:
     try:
         registry.note(entry)
     except OSError as error:  # the job is queued all the same
-        print(f"hpcopt: warning: {registry.place()}: cannot be written ({error.strerror})", file=sys.stderr)
+        tell(f"hpcopt: warning: {registry.place()}: cannot be written ({error.strerror})")

@@ -19,6 +19,8 @@ _REASONS = {
     "list_type": "must be a list",
     "finite_number": "must be a finite number",
 }
+SHOWN = 500
+"""letters of a value"""
 # pydantic's words for the types that a key may have
 _TYPE = re.compile(r"int|float|str|bool|constrained-\w+|(list|literal)\[.*\]")
 
@@ -42,7 +44,13 @@ def _explain(table: type[BaseModel], details: list[Any]) -> str:
     if detail["type"] == "missing":
         return f"{key}: is missing"
     reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
-    return f"{key} = {detail['input']!r}: {reason}"
+    return f"{key} = {_shown(detail['input'])}: {reason}"
+
+
+def _shown(value: Any) -> str:
+    """A value, a long one by its beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _is_type(part: int | str) -> bool:

@@ -27,6 +27,12 @@ def local_rank() -> int:
     return _first(_LOCAL_RANK, 0)
 
 
+def threads() -> int:
+    """How many threads OMP_NUM_THREADS gives each rank: of a list, one for each level, the first; else 1."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() and len(first) < 6 else 1
+
+
 def launcher_name() -> str:
     """The launcher in words."""
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and "PRTE_LAUNCHED" not in os.environ:

@@ -15,6 +15,7 @@ from mpi4py import MPI
 
 from hpcopt.control.launcher import expected_size
 from hpcopt.errors import HpcoptError, UserError
+from hpcopt.ground.terminal import brief, raw
 
 GRACE = 5.0
 """seconds that the other ranks have to come to an error that was agreed on"""
@@ -75,7 +76,7 @@ def _guard() -> None:
             if comm.size > 1 and not _all_here(comm):
                 _abort(comm, f"{error}\n", error.exit_code)
             if comm.rank == 0:
-                _tell(f"hpcopt: error: {error}\n")
+                raw(f"hpcopt: error: {brief(error)}\n")
             sys.exit(error.exit_code)
         if comm.size == 1:
             usual(kind, error, trace)
@@ -96,12 +97,8 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 
 def _abort(comm: MPI.Comm, why: str, code: int) -> NoReturn:
-    _tell(f"hpcopt: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()} failed:\n{why}")
-    sys.stdout.flush()
+    raw(f"hpcopt: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()} failed:\n{why}")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
     comm.Abort(code)
     os._exit(code)
-
-
-def _tell(text: str) -> None:
-    # one write, so that lines of several ranks do not mix
-    os.write(2, text.encode())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hpcopt.comm.staging import local_device
-from hpcopt.control.launcher import local_rank
+from hpcopt.control.launcher import local_rank, threads
 from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
@@ -62,7 +62,7 @@ class Built:
 
 def set_threads(run: RunTable) -> None:
     """One torch thread if the bits matter, else as many as the job gives each rank. Local."""
-    torch.set_num_threads(1 if run.deterministic else int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(1 if run.deterministic else threads())
 
 
 def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) -> Problem:

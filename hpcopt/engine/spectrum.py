@@ -22,6 +22,7 @@ from hpcopt.engine.names import config_in_python, settled
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.engine.simulation import tree_of
 from hpcopt.errors import NotFinite, UserError
+from hpcopt.ground.files import home
 from hpcopt.ground.stamps import now
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.math.quadrature import quadrature
@@ -242,4 +243,4 @@ def _schema(record: Record) -> Schema:
 
 
 def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
+    return None if given is None else home(given)

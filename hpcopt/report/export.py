@@ -30,7 +30,7 @@ def export(run: str | Path, file: str | Path) -> Path:
     Raises:
         UserError: there is no intact checkpoint, or the file cannot be written.
     """
-    run, file = Path(run), Path(file)
+    run, file = files.home(run), files.home(file)
     if file.suffix != ".npz":
         raise UserError(f"{file}: must end in .npz")
     damages = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcopt.errors import UserError
+from hpcopt.ground.files import home
 
 if TYPE_CHECKING:
     import xarray
@@ -36,9 +38,9 @@ def load(path: str | Path) -> xarray.DataTree:
     from hpcopt.report.lazy import tree_of
     from hpcopt.storage.records import Records
 
-    path = Path(path)
-    file = path / "run.h5" if path.is_dir() else path
-    if not file.is_file():
+    path = home(path)
+    file = path / "run.h5" if os.path.isdir(path) else path  # unlike Path.is_dir, it takes any name
+    if not os.path.isfile(file):
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
     tree = tree_of(Records(file))
     if file.stat().st_size <= SMALL_BYTES:

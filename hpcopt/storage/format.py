@@ -10,6 +10,7 @@ The extents of an array tile its rows; nothing depends on how many ranks wrote t
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import h5py
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
+
+from hpcopt.errors import UserError
 
 SCHEMA = "hpcopt-checkpoint"
 SCHEMA_VERSION = 2
@@ -45,7 +48,12 @@ class Extent:
 
 def listed(directory: Path) -> list[Path]:
     """The checkpoints in a directory, by their rounds; none if there is no directory."""
-    found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()] if directory.is_dir() else []
+    if not os.path.isdir(directory):
+        return []
+    try:
+        found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()]
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 

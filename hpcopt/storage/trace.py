@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
+from hpcopt.ground import files
 from hpcopt.storage import journal
 from hpcopt.storage.image import LIBVER
 from hpcopt.storage.trace_rows import append
@@ -109,8 +111,8 @@ def read(path: str | Path) -> Trace:
     Raises:
         UserError: there is no such file, or it is no trace; names the row.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = files.home(path)
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise UserError(f"{path}: there is no such file; a trace is the trace.h5 of a run, or a CSV file")
     with path.open("rb") as stream:
         packed = stream.read(8) == b"\x89HDF\r\n\x1a\n"

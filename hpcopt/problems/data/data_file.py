@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def open_readonly(path: Path) -> Iterator[h5py.File]:
     """The file, checked to be ours; everything that goes wrong with it is a `UserError` that names it."""
     import h5py  # with a parallel HDF5, importing it starts MPI: not before it is needed
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise UserError(f"{path}: there is no such file")
     try:
         with h5py.File(path, "r", driver="sec2", locking=False) as file:
