@@ -36,7 +36,8 @@ def export(run: str | Path, file: str | Path) -> Path:
     damages = []
     for path in reversed(format.listed(run / "checkpoints")):
         try:
-            arrays = _parameters(path)
+            with format.sound():
+                arrays = _parameters(path)
         except format.Damaged as error:
             damages.append(f"{path}: damaged: {error}")
             continue

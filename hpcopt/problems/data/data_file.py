@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hpcopt.errors import UserError
+from hpcopt.ground.inside import FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,8 @@ def open_readonly(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read (permission denied)") from error
-    # h5py tells damage in many ways; IndexError stays, for it is the caller's
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    # IndexError stays, for it is the caller's
+    except FAULTS as error:
+        if isinstance(error, IndexError):
+            raise
         raise UserError(f"{path}: not a readable data file: damaged or cut short? ({error})") from error
