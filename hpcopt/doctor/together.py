@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.control.launcher import expected_size, launcher_name, threads
+from hpcopt.control.launcher import ends_at_once, expected_size, launcher_name, threads
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
 
@@ -57,6 +57,8 @@ def launcher(comm: MPI.Comm, wanted: int | None = None) -> Finding:
         return fails(f"the launcher started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
     shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
     text = f"{launcher_name()}: {_count(comm.size, 'rank')} on {_count(len(hosts), 'host')} ({shown})"
+    if comm.size > 1 and (lost := ends_at_once()):
+        return note(text, lost)
     return ok(text) if comm.size > 1 else note(text)
 
 
