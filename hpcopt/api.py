@@ -26,6 +26,7 @@ from hpcopt.engine.names import (
 from hpcopt.engine.own_metrics import Metric, replaced
 from hpcopt.errors import UserError
 from hpcopt.ground.files import home
+from hpcopt.ground.memory import enough
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Recipe
 
@@ -109,7 +110,7 @@ def resume(
 
 def start(comm: MPI.Comm, config: RunConfig) -> Path:
     """Runs a checked config. Collective; raises as `run`."""
-    with agreed(comm):
+    with agreed(comm), enough("the problem"):
         recipe, method = config.problem.recipe(), method_of(config)
         config = settled(config, recipe)
     return execute(comm, config, Path(config.run.out or "."), method, recipe)

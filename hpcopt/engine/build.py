@@ -16,6 +16,7 @@ from hpcopt.control.launcher import local_rank, threads
 from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_config, check_problem, check_state
 from hpcopt.errors import UserError
+from hpcopt.ground.memory import enough
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Share
 from hpcopt.state import State
@@ -80,7 +81,8 @@ def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) 
             raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
         device = local_device(run.device, local_rank())
         dtype = DTYPES[run.dtype or "float64"]
-        problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
+        with enough("the problem"):
+            problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
     check_problem(ranks, problem)
     return problem
 

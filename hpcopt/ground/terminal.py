@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from contextlib import suppress
 from functools import cache
@@ -15,8 +16,8 @@ from typing import IO, Any, cast
 
 from hpcopt.errors import UserError
 
-LONGEST, MOST = 2000, 40
-"""of a message: letters in a line, lines"""
+KEPT, LONGEST, MOST = 500, 4000, 40
+"""of a message: letters of a word, letters in a line, lines"""
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -37,9 +38,9 @@ def printable(text: object, keep: str = "") -> str:
 
 def brief(text: object) -> str:
     """A message of a size that can be read, whatever is quoted in it."""
+    shown = re.sub(rf"(\S{{{KEPT}}})\S{{{KEPT},}}", r"\1…", str(text))
     lines = [
-        line if len(line) <= LONGEST else f"{line[:LONGEST]}… ({len(line)} letters)"
-        for line in str(text).split("\n", MOST)[:MOST]
+        line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in shown.split("\n", MOST)[:MOST]
     ]
     more = str(text).count("\n") + 1 - len(lines)
     return "\n".join(lines + [f"… and {more} more lines"] * (more > 0))

@@ -1,6 +1,6 @@
 """Digests of what is in a run.h5: they tell what was written from what a disk, or somebody, made of it.
 
-    /digests/row      (record,) int64: CRC-32C of a record's row of every column, in the order of their names
+    /digests/row      (record,) int64: CRC-32C of a record: its columns' names, and its row of each, in order
     /digests/arrays   (record,) int64: the same of the arrays that a method keeps, as of that record
 
 They are columns like others: there is room for them from the start, and a record's are written before its
@@ -39,7 +39,7 @@ def of_record(schema: Schema, row: Mapping[str, Any], arrays: Mapping[str, Any])
         row: its row of some columns; of the others it is "missing".
         arrays: all that there are, as of this record.
     """
-    whole = 0
+    whole = seed(schema.columns)
     for name in names(schema.columns):
         value = row[name] if name in row else np.full(schema.row(name), missing(dtype_of(name)))
         whole = crc32c(np.asarray(value, dtype_of(name)).tobytes(), whole)
@@ -64,11 +64,12 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> int:
     return found
 
 
-def of_rows(columns: list[NDArray[Any]]) -> NDArray[np.int64]:
+def of_rows(columns: list[NDArray[Any]], begin: int) -> NDArray[np.int64]:
     """The digests of successive rows.
 
     Args:
         columns: these rows of every column, in the order of their names.
+        begin: `seed` of the columns.
     """
     count = len(columns[0])
     together = np.empty((count, sum(rows[0].nbytes for rows in columns if count)), np.uint8)
@@ -78,7 +79,7 @@ def of_rows(columns: list[NDArray[Any]]) -> NDArray[np.int64]:
         if flat is not None:
             together[:, at : at + flat.shape[1]] = flat
             at += flat.shape[1]
-    return np.fromiter(map(crc32c, together), np.int64, count)
+    return np.fromiter((crc32c(row, begin) for row in together), np.int64, count)
 
 
 def step(row_bytes: int) -> int:
@@ -86,11 +87,14 @@ def step(row_bytes: int) -> int:
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
-def names(schema_columns: Mapping[str, tuple[str, ...]]) -> list[str]:
+def seed(columns: Mapping[str, tuple[str, ...]]) -> int:
+    """What every digest of a row begins with: which columns there are."""
+    return int(crc32c("\n".join(names(columns)).encode()))
+
+
+def names(columns: Mapping[str, tuple[str, ...]]) -> list[str]:
     """The columns that a record's digest is of, in order."""
-    return sorted(
-        name for name, dims in schema_columns.items() if dims[0] == RECORD and name not in (ROW, ARRAYS)
-    )
+    return sorted(name for name, dims in columns.items() if dims[0] == RECORD and name not in (ROW, ARRAYS))
 
 
 class _Rows:
@@ -98,7 +102,7 @@ class _Rows:
 
     def __init__(self, schema: Schema, known: Mapping[str, Rows], count: int) -> None:
         self._schema, self._known, self._count = schema, known, count
-        self._names = names(schema.columns)
+        self._names, self._seed = names(schema.columns), seed(schema.columns)
         self._row_bytes = sum(8 * prod(schema.row(name)) for name in self._names)
 
     def __len__(self) -> int:
@@ -109,7 +113,9 @@ class _Rows:
         found, block = np.empty(len(rows), np.int64), step(self._row_bytes)
         for at in range(0, len(rows), block):
             some = rows[at : at + block]
-            found[at : at + len(some)] = of_rows([self._column(name, some) for name in self._names])
+            found[at : at + len(some)] = of_rows(
+                [self._column(name, some) for name in self._names], self._seed
+            )
         return found
 
     def _column(self, name: str, rows: range) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpcopt.errors import UserError
 from hpcopt.ground import inside
 from hpcopt.storage.column import Column, Read
-from hpcopt.storage.digests import names, of_arrays, of_rows, step
+from hpcopt.storage.digests import names, of_arrays, of_rows, seed, step
 from hpcopt.storage.file_like import Opened
 from hpcopt.storage.image import COPIES
 from hpcopt.storage.place import Place
@@ -127,7 +127,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
         Raises:
             ValueError: there are such, or those up to a round are torn.
         """
-        if ROW not in self._places:  # an older file
+        if "digests" not in self.attributes:  # an older file
             return complete, arrays
         rounds: Any = self._all(LAST_WRITTEN)
         written = int(np.flatnonzero(rounds >= 0)[-1:].sum()) + bool((rounds >= 0).any())
@@ -152,13 +152,13 @@ class Records(Mapping[str, NDArray[np.generic]]):
 
     def _matching(self, count: int) -> NDArray[np.bool_]:
         """Which of the first records match their digests; rows pass through memory block by block."""
-        places = [self._places[name] for name in names(self._dims)]
+        places, begin = [self._places[name] for name in names(self._dims)], seed(self._dims)
         block = step(sum(place.row_bytes for place in places))
         fine = np.zeros(count, bool)
         for start in range(0, count, block):
             stop = min(start + block, count)
             rows = [place.get(self._file, start, stop) for place in places]
-            fine[start:stop] = of_rows(rows) == self._places[ROW].get(self._file, start, stop)
+            fine[start:stop] = of_rows(rows, begin) == self._places[ROW].get(self._file, start, stop)
         return fine
 
     def _following(self, count: int) -> int:

@@ -16,6 +16,7 @@ RECORD = "record"
 RECORDED = ("metrics", "workers", "ports", "phases")
 """the groups that have a row for each record, and no array that a method keeps"""
 LAST_WRITTEN = "metrics/round"
+DIGESTS = "crc32c"
 ROW, ARRAYS = "digests/row", "digests/arrays"
 """columns of every file that no schema lists, see `hpcopt.storage.digests`"""
 
