@@ -27,6 +27,8 @@ from hpcopt.engine.names import (
 )
 from hpcopt.engine.own_metrics import Metric, replaced
 from hpcopt.errors import UserError
+from hpcopt.ground.files import home
+from hpcopt.ground.memory import enough
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Recipe
 
@@ -62,7 +64,7 @@ def run(
     with agreed(comm):
         config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
     with filled_in(method, config):
-        return execute(comm, config, Path(out), method, problem, metrics)
+        return execute(comm, config, Path(config.run.out or "."), method, problem, metrics)
 
 
 def resume(
@@ -90,7 +92,7 @@ def resume(
         NothingToResume: there is no config.toml.
         UserError, NotFinite, Interrupted: as `run`.
     """
-    comm, directory = ranks_for(comm), Path(directory)
+    comm, directory = ranks_for(comm), home(directory)
     overrides = (overrides,) if isinstance(overrides, str) else overrides
     with agreed(comm):
         if problem is not None:
@@ -110,7 +112,7 @@ def resume(
 
 def start(comm: MPI.Comm, config: RunConfig) -> Path:
     """Runs a checked config. Collective; raises as `run`."""
-    with agreed(comm):
+    with agreed(comm), enough("the problem"):
         recipe, method = config.problem.recipe(), method_of(config)
         config = settled(config, recipe)
     return execute(comm, config, Path(config.run.out or "."), method, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import typer
 from hpcopt.control import signals
 from hpcopt.control.launcher import expected_rank, expected_size, launcher_name
 from hpcopt.errors import HpcoptError, UserError
+from hpcopt.ground.terminal import brief, drop_unwritten, open_standard_streams, say, tell
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,7 +34,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(version("hpcopt"))
+        say(version("hpcopt"))
         raise typer.Exit
 
 
@@ -69,8 +71,7 @@ def run(
     signals.catch()
     from hpcopt.config import load
 
-    changes = [*(overrides or []), *([f"run.out={json.dumps(str(out))}"] if out else [])]
-    comm, checked = _together(lambda: load(config, changes))
+    comm, checked = _together(lambda: load(config, overrides or [], out=out))
     from hpcopt.api import start
 
     start(comm, checked)
@@ -130,7 +131,7 @@ def init(
     """Print a commented config to start from."""
     from hpcopt.config import template
 
-    typer.echo(template(method, problem))
+    say(template(method, problem))
 
 
 @app.command()
@@ -138,7 +139,7 @@ def schema() -> None:
     """Print the JSON schema of a config, with which editors complete and check it."""
     from hpcopt.config.json_schema import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+    say(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -160,12 +161,12 @@ def export(
     if file is not None:
         from hpcopt.report.export import export
 
-        typer.echo(f"{file}: from {export(run, file, round=round, worker=worker, mean=mean)}")
+        say(f"{file}: from {export(run, file, round=round, worker=worker, mean=mean)}")
     if tensorboard is not None:
         from hpcopt.report import tensorboard as events
 
         with _extra("report"):
-            typer.echo(f"{tensorboard}: {events.export(run, tensorboard)} records")
+            say(f"{tensorboard}: {events.export(run, tensorboard)} records")
 
 
 @app.command()
@@ -191,12 +192,12 @@ def report(
             from hpcopt.report import page
 
             page.write(found, html)
-            typer.echo(f"page: {html}")
+            say(f"page: {html}")
         if png is not None:
             from hpcopt.report import figures
 
             figures.save_png(figures.for_report(found), png)
-            typer.echo(f"figures: {png}")
+            say(f"figures: {png}")
 
 
 @app.command()
@@ -222,7 +223,7 @@ def spectrum(
 
     options = {"largest": largest, "smallest": smallest, "tolerance": tolerance, "iterations": iterations}
     options |= {"probes": probes, "nodes": nodes, "batch": batch}
-    run = source if source.is_dir() else None
+    run = source if os.path.isdir(source) else None  # unlike Path.is_dir, it takes any name
     comm, (wanted, config) = _together(
         lambda: (
             check_table(SpectrumTable, options, "hpcopt spectrum"),
@@ -235,9 +236,9 @@ def spectrum(
     if comm.rank == 0:
         from hpcopt.report.spectrum import draw, table
 
-        typer.echo(table(tree))
+        say(table(tree))
         if out is not None and probes:
-            typer.echo(draw(tree, out / "density.png"))
+            say(draw(tree, out / "density.png"))
 
 
 @app.command()
@@ -308,9 +309,9 @@ def submit(
     )
     request, site = submission.prepare(order)
     if dry_run:
-        typer.echo(render.render(request, site), nl=False)
+        say(render.render(request, site), end="")
     else:
-        typer.echo(submission.submit(request, site))
+        say(submission.submit(request, site))
 
 
 @app.command()
@@ -359,15 +360,15 @@ def scale(
 
         resources = {"ntasks_per_node": ntasks_per_node, "cpus_per_task": cpus_per_task, "time": time}
         chain = prepare(wish, resources, profile, these, retry)
-        typer.echo("\n".join(chain.scripts() if dry_run else chain.submit()))
+        say("\n".join(chain.scripts() if dry_run else chain.submit()))
         return
     signals.catch()
     plan = wish.plan(usual_launcher()).keep(wish.directory)
     points = plan.points(these)
-    typer.echo(plan.said())
+    say(plan.said())
     from hpcopt.engine.scale import Study
 
-    if not Study(wish.directory, plan, typer.echo).run([] if collect else points, retry):
+    if not Study(wish.directory, plan, say).run([] if collect else points, retry):
         raise typer.Exit(1)
 
 
@@ -383,8 +384,8 @@ def jobs(
     from hpcopt.cluster import jobs as known
 
     if follow is None:
-        typer.echo(known.table(everything))
-    elif not following.follow(follow, typer.echo):
+        say(known.table(everything))
+    elif not following.follow(follow, say):
         raise typer.Exit(1)
 
 
@@ -434,17 +435,18 @@ def data_optimum(
     from hpcopt.config import load
     from hpcopt.engine.optimum import optimum
 
-    typer.echo(f"optimum = {optimum(load(config, overrides or []))!r}")
+    say(f"optimum = {optimum(load(config, overrides or []))!r}")
 
 
 def main() -> None:
     """The entry point: errors become one message from rank 0 and the exit code of the contract."""
+    open_standard_streams()
     # typer's command line errors: click's, or those of the copy of click inside newer versions of typer
     usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     # read by torch when it is imported: large tensors in huge pages, which MPI copies faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app([_at_home(word) for word in sys.argv[1:]], standalone_mode=False))
     except HpcoptError as error:
         _fail(f"hpcopt: error: {error}", error.exit_code)
     except usage as error:
@@ -456,6 +458,13 @@ def main() -> None:
         _fail("hpcopt: aborted", 1)
     finally:
         signals.ignore()
+        drop_unwritten()
+
+
+def _at_home(word: str) -> str:
+    """An argument whose path begins with ~, which shells leave as it is in --out=~/mine."""
+    option, equals, path = word.partition("=") if re.match(r"--[\w-]+=~", word) else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(path)}"
 
 
 def _launches_itself() -> None:
@@ -464,7 +473,7 @@ def _launches_itself() -> None:
 
 def _fail(message: str, code: int) -> None:
     if _rank() == 0 and message:
-        print(message, file=sys.stderr, flush=True)
+        tell(brief(message))
     sys.exit(code)
 
 
@@ -509,4 +518,4 @@ def _print_info(file: Path) -> None:
     from hpcopt.problems.data import importer
 
     for key, value in importer.describe(file).items():
-        typer.echo(f"{key}: {value}")
+        say(f"{key}: {value}")

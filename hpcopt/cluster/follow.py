@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 from hpcopt.cluster import jobs, registry
 from hpcopt.cluster.slurm import LIMIT_SECONDS
 from hpcopt.errors import UserError
+from hpcopt.ground.terminal import printable
 
 POLL_SECONDS = 1.0
 # Slurm's controller serves many users: it is not asked more often than this
@@ -47,7 +47,7 @@ def follow(
     while True:
         told = _tell_state(row, told, say)
         for event in log.new():
-            say(describe(event, log.rounds))
+            say(printable(describe(event, log.rounds)))
         if not row.live:
             return _outcome(directory, log.finished, say)
         time.sleep(poll)
@@ -85,17 +85,15 @@ class _Log:
             whole = text[: text.rfind(b"\n") + 1]
             self._at += len(whole)
             self.rounds = registry.progress(self._directory).rounds
-            for line in whole.splitlines():
-                with suppress(ValueError):
-                    event = json.loads(line)
-                    self.finished = event.get("event") == "end"
-                    yield event
+            for event in registry.objects(whole):
+                self.finished = event.get("event") == "end"
+                yield event
 
 
 def _tell_state(row: jobs.Row, told: str, say: Callable[[str], object]) -> str:
     state = f"{row.id}: {row.state}{f' ({row.reason})' if row.reason else ''}"
     if row.state and state != told:
-        say(state)
+        say(printable(state))
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from hpcopt.cluster.registry import Entry
 from hpcopt.cluster.slurm import LIMIT_SECONDS, QueuedJob, queue
 from hpcopt.cluster.submit import SCRIPT
 from hpcopt.errors import UserError
+from hpcopt.ground.terminal import printable
 
 SHOWN_DAYS = 7
 WIDEST = 45  # letters of a reason
@@ -41,18 +43,8 @@ class Row:
         code = last.get("code")
         said = f"{last.get('state', '')}{'' if code is None else f' ({code})'}"
         where = str(self.directory or "")
-        return (
-            self.id,
-            self.state,
-            self.reason,
-            self.elapsed,
-            self.nodes,
-            rounds,
-            loss,
-            said,
-            self.name,
-            where,
-        )
+        known = (self.id, self.state, self.reason, self.elapsed, self.nodes)
+        return tuple(map(printable, (*known, rounds, loss, said, self.name, where)))
 
 
 HEADER = ("job", "state", "reason", "elapsed", "nodes", "round", "loss", "said", "name", "directory")
@@ -104,7 +96,7 @@ def find(target: str, limit: float = LIMIT_SECONDS) -> Row:
     here += [replace(row, directory=directory) for row in every if row.id == last and not row.directory]
     if here:
         return max(here, key=lambda row: (row.live, row.id == last))
-    if directory.is_dir():  # a run without Slurm
+    if os.path.isdir(directory):  # a run without Slurm
         return Row(last, "", "", "", "", "", directory, live=False)
     raise UserError(f"{target}: neither a job of hpcopt's (see hpcopt jobs --all) nor a run's directory")
 
@@ -134,4 +126,4 @@ def _recent(entry: Entry) -> bool:
 
 def _number(job: str) -> tuple[int, int]:
     first, _, second = job.partition("_")
-    return int(first) if first.isdigit() else 0, int(second) if second.isdigit() else 0
+    return int(first) if first.isdecimal() else 0, int(second) if second.isdecimal() else 0

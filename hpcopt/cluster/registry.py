@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ class Entry:
     time: str
     """when, ISO 8601"""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a line of the file had something else."""
+        words = (self.job, self.name, self.script, self.time, *self.directories)
+        if not (isinstance(self.directories, list) and all(isinstance(word, str) for word in words)):
+            raise TypeError("not a submission")
+
     def directory(self, job: str) -> Path | None:
         """The run's directory of this job or task (``123`` or ``123_4``)."""
-        index = int(job.partition("_")[2] or 0) if self.array else 0
+        task = job.partition("_")[2] if self.array else "0"
+        index = int(task or 0) if task.isdecimal() or not task else len(self.directories)
         return Path(self.directories[index]) if index < len(self.directories) else None
 
     def jobs(self) -> list[str]:
@@ -72,10 +80,15 @@ def read_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
             if tail is not None:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - tail))
             text = file.read()
-    except OSError:
+    except (OSError, ValueError):  # no such file, or no name of one
         return
+    yield from objects(text)
+
+
+def objects(text: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines; what is none is passed over: being written, cut, or somebody else's."""
     for line in text.splitlines():
-        with suppress(ValueError):  # a line being written, or cut by the tail
+        with suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict):
                 yield value
@@ -96,16 +109,22 @@ def progress(directory: Path) -> Progress:
         line for line in read_lines(directory / "log.jsonl", TAIL_BYTES) if line.get("event") == "record"
     ]
     last = records[-1] if records else {}
-    return Progress(int(last["round"]) if "round" in last else None, _rounds(directory), last.get("loss"))
+    round, loss = last.get("round"), last.get("loss")
+    return Progress(
+        int(round) if isinstance(round, (int, float)) and isfinite(round) else None,
+        _rounds(directory),
+        loss if isinstance(loss, (float, str)) else None,
+    )
 
 
 def status(directory: Path, job: str | None = None) -> dict[str, Any]:
     """The last line of the exit-status file that a job's script wrote, of this job if one is named."""
     lines = [line for line in read_lines(directory / "status") if job in (None, line.get("job"))]
-    return lines[-1] if lines else {}
+    last = lines[-1] if lines else {}
+    return {key: value for key, value in last.items() if isinstance(value, (str, int))}
 
 
 def _rounds(directory: Path) -> int | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return int(tomllib.loads((directory / "config.toml").read_text("utf-8"))["run"]["rounds"])
     return None

@@ -110,6 +110,7 @@ def render(request: Submission, profile: SiteProfile) -> str:
         directives="\n".join(_directives(request, profile)),
         what="\n".join(_what(request)),
         max_requeues=profile.max_requeues,
+        signal_seconds=profile.signal_seconds,
         max_retries=profile.max_retries,
         environment="\n".join(_environment(request, profile)),
         launch=_launch(request, profile),

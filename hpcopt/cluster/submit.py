@@ -20,6 +20,7 @@ from hpcopt.config import RunConfig, check_table, load
 from hpcopt.config import sweep as planning
 from hpcopt.errors import UserError
 from hpcopt.ground.stamps import now
+from hpcopt.ground.terminal import tell
 
 SCRIPT, CONFIG = "job.sbatch", "submitted.toml"
 SOURCE = "hpcopt submit"
@@ -123,7 +124,7 @@ def _top(order: Order) -> Path:
 
 
 def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
-    config = load(order.config, settings)
+    config = load(order.config, settings, out=order.out)
     ranks, told = _ranks(order)
     if ranks and (misfit := config.run.misfit(ranks, told)):
         raise UserError(f"{order.config}: [run] {misfit}")
@@ -160,11 +161,8 @@ def _elements(order: Order, top: Path) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _written(top: Path, config: Path, text: str) -> Iterator[None]:
     """The directory with the script and the config; taken back where Slurm did not take the job."""
-    held = [
-        name
-        for name in (SCRIPT, "config.toml", "run.h5", "checkpoints", planning.FILE)
-        if (top / name).exists()
-    ]
+    names = (SCRIPT, "config.toml", "run.h5", "checkpoints", planning.FILE)
+    held = [name for name in names if os.path.lexists(top / name)]
     if held:
         again = f"`sbatch {top / SCRIPT}` goes on with it, or " if SCRIPT in held else ""
         raise UserError(f"{top}: already holds {held[0]}; {again}choose another directory with --out")
@@ -190,7 +188,7 @@ def _written(top: Path, config: Path, text: str) -> Iterator[None]:
 
 def _make(top: Path) -> list[Path]:
     """Makes the directory; gives those that were not there, innermost first."""
-    missing = [path for path in (top, *top.parents) if not path.exists()]
+    missing = [path for path in (top, *top.parents) if not os.path.exists(path)]
     try:
         top.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -211,4 +209,4 @@ def note(request: Submission, job: str, script: Path) -> None:
     try:
         registry.note(entry)
     except OSError as error:  # the job is queued all the same
-        print(f"hpcopt: warning: {registry.place()}: cannot be written ({error.strerror})", file=sys.stderr)
+        tell(f"hpcopt: warning: {registry.place()}: cannot be written ({error.strerror})")

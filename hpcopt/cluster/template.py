@@ -22,6 +22,7 @@ max_requeues=@@{max_requeues} # how often the job goes back into the queue by it
 max_retries=@@{max_retries}   # how often so after a failure without a new checkpoint
 
 # --- the environment: threads, modules, the virtual environment
+export HPCOPT_SIGNAL_SECONDS=@@{signal_seconds} # a run whose rounds take longer says so
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 @@{environment}
 # since Slurm 22.05 srun does not take this over from the job by itself

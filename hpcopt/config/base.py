@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Table(BaseModel):
@@ -62,7 +63,7 @@ class LearningRate(Table):
     """rounds per factor lr_decay"""
     lr_horizon: Count | None = None
     """rounds over which "cosine" falls to 0; run.rounds if not given"""
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    warmup_rounds: Whole = 0
     """rounds over which the rate rises linearly from 0"""
 
     def misfits(self, run: RunTable) -> list[str]:

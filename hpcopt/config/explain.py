@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -19,14 +19,18 @@ _REASONS = {
     "list_type": "must be a list",
     "finite_number": "must be a finite number",
 }
+SHOWN, MOST = 500, 30
+"""letters of a value; keys that are explained"""
 # pydantic's words for the types that a key may have
 _TYPE = re.compile(r"int|float|str|bool|constrained-\w+|(list|literal)\[.*\]")
 
 
 def explained(table: type[BaseModel], error: ValidationError) -> list[str]:
     """One line for each key that is wrong: the key, its value and what is allowed."""
-    by_key = groupby(error.errors(), key=lambda detail: detail["loc"][:1])
-    return [_explain(table, list(details)) for _, details in by_key]
+    by_key = groupby(error.errors(include_url=False), key=lambda detail: detail["loc"][:1])
+    lines = [_explain(table, list(details)) for _, details in islice(by_key, MOST)]
+    more = len(list(by_key))
+    return lines + [f"and {more} more keys"] * (more > 0)
 
 
 def _explain(table: type[BaseModel], details: list[Any]) -> str:
@@ -42,7 +46,13 @@ def _explain(table: type[BaseModel], details: list[Any]) -> str:
     if detail["type"] == "missing":
         return f"{key}: is missing"
     reason = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(reasons))
-    return f"{key} = {detail['input']!r}: {reason}"
+    return f"{key} = {_shown(detail['input'])}: {reason}"
+
+
+def _shown(value: Any) -> str:
+    """A value, a long one by its beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _is_type(part: int | str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import tomllib
@@ -18,6 +19,7 @@ from hpcopt.config.explain import explained
 from hpcopt.config.problems import PROBLEM_TABLES, ProblemTable, kinds, problem_class
 from hpcopt.config.run import RunTable
 from hpcopt.errors import NothingToResume, UserError
+from hpcopt.ground.files import home
 from hpcopt.ground.own_code import is_own
 from hpcopt.ground.words import suggestion
 
@@ -52,13 +54,19 @@ class RunConfig:
         }
 
 
-def load(path: Path, overrides: Iterable[str] = (), method_table: type[Table] | None = None) -> RunConfig:
+def load(
+    path: Path,
+    overrides: Iterable[str] = (),
+    method_table: type[Table] | None = None,
+    out: Path | None = None,
+) -> RunConfig:
     """Reads and checks a config file.
 
     Args:
         path: the TOML file.
         overrides: ``"table.key=value"``, the value in TOML's notation (a bare word is a string).
         method_table: see `from_tables`.
+        out: in place of run.out; as it is, in nobody's notation.
 
     Raises:
         UserError: everything that is wrong, in one message, with the file, the keys and what is allowed.
@@ -66,6 +74,8 @@ def load(path: Path, overrides: Iterable[str] = (), method_table: type[Table] | 
     tables = parse(path)
     for setting in overrides:
         override(tables, setting)
+    if out is not None and isinstance(tables.setdefault("run", {}), dict):
+        tables["run"]["out"] = str(out)
     return from_tables(tables, str(path), method_table)
 
 
@@ -146,9 +156,9 @@ def _unwritable(config: RunConfig) -> list[str]:
     for name, table in config.tables().items():
         for key, value in table.items():
             try:
-                json.dumps(value)
-            except TypeError:
-                allowed = "a number, a string, true or false, or a list of such"
+                json.dumps([key, value], ensure_ascii=False).encode()
+            except (TypeError, ValueError):
+                allowed = "a number, a string in UTF-8, true or false, or a list of such"
                 errors.append(f"[{name}] {key} = {value!r}: must be {allowed}")
     return errors
 
@@ -184,6 +194,10 @@ def parse(path: Path) -> dict[str, Any]:
             text = file.read(MAX_BYTES + 1)  # never more, for it may be a device or a pipe without an end
         if len(text) > MAX_BYTES:
             raise UserError(f"{path}: a config has at most {MAX_BYTES} bytes. Is it a data file?")
+        if text.startswith(codecs.BOM_UTF8):
+            raise UserError(
+                f"{path}: begins with a byte order mark, which is not TOML; save it as UTF-8 without"
+            )
         return tomllib.loads(text.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -204,12 +218,22 @@ def override(tables: dict[str, Any], setting: str) -> None:
     if not equals or len(parts) != 2 or not all(parts):
         raise UserError(f"--set {setting}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        value = _value(text)
+    except (ValueError, RecursionError) as error:
+        if text.strip()[:1] in tuple("\"'[{"):
+            raise UserError(f"--set {setting}: not a valid value: {error}") from None
         value = text.strip()
     table = tables.setdefault(parts[0], {})
     if isinstance(table, dict):
         table[parts[1]] = value
+
+
+def _value(text: str) -> Any:
+    """One value in TOML's notation; raises ValueError, RecursionError."""
+    tables = tomllib.loads(f"value = {text}")
+    if tables.keys() != {"value"}:
+        raise ValueError("more than one value")
+    return tables["value"]
 
 
 def _method(tables: Mapping[str, Any], table: type[Table] | None, errors: list[str]) -> Table | None:
@@ -261,6 +285,8 @@ def _resolve(config: RunConfig) -> RunConfig:
     if run.out is None:
         kind = config.problem.kind.replace(":", ".")
         changes["out"] = f"runs/{run.method.replace(':', '.')}-{kind}-seed{run.seed}"
+    elif run.out.startswith("~"):
+        changes["out"] = str(home(run.out))
     # so that a run extended later goes on as it began
     horizons = {key: max(run.rounds, 1) for key in method.horizons if getattr(method, key) is None}
     method = method.model_copy(update=horizons)

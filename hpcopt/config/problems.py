@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table
+from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table, Whole
 from hpcopt.config.explain import explained
 from hpcopt.errors import UserError
 from hpcopt.ground.own_code import is_own, load_own, place_of
@@ -142,7 +142,7 @@ class NetworkTable(PartitionTable):
     logit_adjustment: Annotated[float, Field(ge=0, le=100)] = 0.0
     """τ of τ log π_n, added to worker n's logits in training and where it tests a model of its own; π_n: how
     often its rows have each class. With 1, what is shared need not learn who has what (arXiv 2007.07314)"""
-    new_workers: Annotated[int, Field(ge=0)] = 0
+    new_workers: Whole = 0
     """workers beside run.workers that get rows, which the others then do not have, but take no part in
     training: at each evaluation each of them fits the private parameters to its own rows, on the
     representation of the run's one model (of the mean of the workers' own models), which stays as it is;

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import Count, NonNegative, Positive, Table
+from hpcopt.config.base import Count, NonNegative, Positive, Table, Whole
 
 MAX_RECORDS = 1_000_000
+MAX_WORKERS = 1_000_000
 
 
 class RunTable(Table):
@@ -16,12 +17,12 @@ class RunTable(Table):
 
     method: str = "allreduce_sgd"
     """which method, or "package.module:Class" for your own"""
-    workers: Count = 8
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 8
     """workers N; ranks P host them in contiguous blocks, P <= N"""
-    curvature_ranks: Annotated[int, Field(ge=0)] = 0
+    curvature_ranks: Whole = 0
     """ranks C of these P that host no worker, so P - C <= N: while the others go on, they compute the
     eigenpairs of dho2 with variant = "concurrent"; 0: all make the rounds, which then wait for these"""
-    rounds: Annotated[int, Field(ge=0)] = 100
+    rounds: Whole = 100
     """rounds to make"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """everything random is a function of (seed, worker, round)"""
@@ -34,7 +35,7 @@ class RunTable(Table):
     workers' own models their mean, and those before the last averaging (that method.before_mixing keeps)"""
     evaluate_rows: Count | None = None
     """training rows of each worker that it is measured on, the same ones every time; all if not given"""
-    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Whole = 0
     """rounds between checkpoints; 0: only at the end and on a signal"""
     keep_checkpoints: Count = 2
     """how many of the newest checkpoints stay"""
@@ -43,7 +44,7 @@ class RunTable(Table):
     stall_seconds: Positive = 300.0
     """without progress for so long, the job prints every rank's stack, names the rank that has stopped, if
     one has, and ends; to be longer than the longest round, evaluation or checkpoint [s]"""
-    out: str | None = None
+    out: Annotated[str, Field(min_length=1)] | None = None
     """the run's directory; runs/METHOD-PROBLEM-seedS if not given"""
     dtype: Literal["float32", "float64"] | None = None
     """precision of the parameters; if not given float32 for networks (also your own ones), else float64"""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import model_validator
 
-from pydantic import Field, model_validator
+from hpcopt.config.base import Count, Positive, Table, Whole
 
-from hpcopt.config.base import Count, Positive, Table
-
-Pairs = Annotated[int, Field(ge=0)]
+Pairs = Whole
 
 
 class SpectrumTable(Table):

@@ -27,6 +27,36 @@ def local_rank() -> int:
     return _first(_LOCAL_RANK, 0)
 
 
+def threads() -> int:
+    """How many threads OMP_NUM_THREADS gives each rank: of a list, one for each level, the first; else 1."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() and len(first) < 6 else 1
+
+
+def signal_seconds() -> float:
+    """How long before the job's end its ranks are told to stop [s], as the batch script says; else ∞."""
+    given = os.environ.get("HPCOPT_SIGNAL_SECONDS", "")
+    return float(given) if given.isdecimal() else float("inf")
+
+
+def ends_at_once() -> str:
+    """What a job loses that is stopped by other means than USR1, in words; nothing where that is not so.
+
+    Open MPI's mpirun gives its ranks TERM and a quarter of a second later KILL, and no option changes that;
+    in a Slurm job it gets USR1 instead (`hpcopt.cluster.template`).
+    """
+    if (
+        launcher_name() != "mpirun"
+        or "OMPI_COMM_WORLD_SIZE" not in os.environ
+        or "SLURM_JOB_ID" in os.environ
+    ):
+        return ""
+    return (
+        "Ctrl-C and TERM make mpirun kill the ranks at once, and what was computed since the last checkpoint "
+        "is lost; kill -USR1 to mpirun makes them write one first"
+    )
+
+
 def launcher_name() -> str:
     """The launcher in words."""
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and "PRTE_LAUNCHED" not in os.environ:

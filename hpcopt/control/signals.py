@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGUSR1, signal.SIGTERM)
+from hpcopt.ground.terminal import raw
+
+STOPPING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 # signals belong to the process, and so does what came of them
 _previous: dict[signal.Signals, Any] = {}
@@ -18,7 +20,7 @@ _others: list[Callable[[], bool]] = []
 
 
 def catch() -> bool:
-    """From here on USR1 and TERM are remembered instead of ending the process.
+    """From here on USR1, TERM and INT (Ctrl-C) are remembered, and end nothing; but for a second INT.
 
     Returns:
         Whether that is new; who began it calls `release`, or leaves it until the process ends.
@@ -65,4 +67,8 @@ def ignore() -> None:
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        if number in _received:  # somebody at a terminal, who means it
+            signal.default_int_handler(number, frame)
+        raw("hpcopt: stopping with a checkpoint, after this round; Ctrl-C again: at once, without\n")
     _received.append(number)

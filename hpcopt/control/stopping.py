@@ -16,11 +16,13 @@ MAX_WINDOW = 64
 
 
 class StopAgreement:
-    """One nonblocking reduction in flight at all times.
+    """One nonblocking reduction in flight at all times, or one at the end of every round that is long.
 
     All ranks post their wishes at the end of the same round and read the result at the end of the same later
     round, so they all stop there. The number of rounds between follows from the slowest rank's speed, which
-    travels in the same reduction. Collective over ``comm`` (duplicated) at agreed rounds only.
+    travels in the same reduction. Where a round takes longer than `WINDOW_SECONDS` they wait for the result
+    at once: a wish takes effect at the end of the round in which it came. Collective over ``comm``
+    (duplicated) at agreed rounds only.
     """
 
     def __init__(self, comm: MPI.Comm, round: int) -> None:
@@ -46,14 +48,19 @@ class StopAgreement:
         window = 1
         if self._request is not None:
             self._request.Wait()
+            self._request = None
             if self._result[0] > 0:
-                self._request = None
                 return Stop(int(self._result[0]))
-            window = int(np.clip(WINDOW_SECONDS / max(self._result[1], 1e-9), 1, MAX_WINDOW))
+        slowest = self._result[1]  # of a round, as all know it [s]
+        if slowest > 0:
+            window = int(np.clip(WINDOW_SECONDS / slowest, 1, MAX_WINDOW))
         now = time.perf_counter()
         self._send[:] = self.wish(), (now - self._since) / max(round - self._posted, 1)
-        self._request = self._comm.Iallreduce(self._send, self._result, MPI.MAX)
         self._due, self._posted, self._since = round + window, round, now
+        if slowest > WINDOW_SECONDS:
+            self._comm.Allreduce(self._send, self._result, MPI.MAX)
+            return Stop(int(self._result[0]))
+        self._request = self._comm.Iallreduce(self._send, self._result, MPI.MAX)
         return Stop.NO
 
     def close(self) -> None:

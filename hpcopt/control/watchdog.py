@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from hpcopt.control import last_words
 from hpcopt.control.pulse import Pulse, Sign
+from hpcopt.ground.terminal import descriptor, raw
 
 GRACE_SECONDS = 2.0
 MAX_SECONDS = 1e9  # what the system's timers take
@@ -65,7 +65,7 @@ class Watchdog:
     def _arm(self) -> None:
         self._armed = time.monotonic()
         patience = min(self._seconds + 10, MAX_SECONDS)
-        faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__ or 2)
+        faulthandler.dump_traceback_later(patience, exit=True, file=descriptor())
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._seconds / 10)):
@@ -74,14 +74,10 @@ class Watchdog:
 
     def _bark(self) -> None:
         stalled = f"{self._name}: no progress for {self._seconds:g} s (run.stall_seconds) in {self._where}"
-        os.write(
-            2,
-            f"hpcopt: {stalled}{last_words.place()}; the stacks of its threads follow, then the job ends\n"
-            "".encode(),
-        )
+        raw(f"hpcopt: {stalled}{last_words.place()}; the stacks of its threads follow, then the job ends\n")
         last_words.speak(1, stalled)
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        faulthandler.dump_traceback(file=descriptor(), all_threads=True)
         time.sleep(GRACE_SECONDS)
         for line in self._pulse.verdict() if self._pulse is not None else ():
-            os.write(2, f"hpcopt: {line}\n".encode())
+            raw(f"hpcopt: {line}\n")
         os._exit(1)

@@ -16,6 +16,7 @@ from mpi4py import MPI
 from hpcopt.control import last_words
 from hpcopt.control.launcher import expected_size
 from hpcopt.errors import Failed, HpcoptError, UserError
+from hpcopt.ground.terminal import brief, raw
 
 GRACE = 5.0
 """seconds that the other ranks have to come to an error that was agreed on"""
@@ -88,7 +89,7 @@ def _guard() -> None:
             if comm.size > 1 and not _all_here(comm):
                 _abort(comm, f"{error}\n", error.exit_code)
             if comm.rank == 0:
-                _tell(f"hpcopt: error: {error}\n")
+                raw(f"hpcopt: error: {brief(error)}\n")
             sys.exit(error.exit_code)
         if comm.size == 1:
             usual(kind, error, trace)
@@ -110,15 +111,11 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 def _abort(comm: MPI.Comm, why: str, code: int) -> NoReturn:
     who = f"rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}"
-    _tell(f"hpcopt: {who} failed{last_words.place()}:\n{why}")
+    raw(f"hpcopt: {who} failed{last_words.place()}:\n{why}")
     last_words.speak(code, f"{who}: {why.strip()}")
     if last_words.place():
         code = 1  # that of one run of several is not the job's
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
     MPI.COMM_WORLD.Abort(code)
     os._exit(code)
-
-
-def _tell(text: str) -> None:
-    # one write, so that lines of several ranks do not mix
-    os.write(2, text.encode())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hpcopt.control.launcher import expected_rank
 from hpcopt.doctor.finding import Finding, Grade, Probe, Row, Where, fails, note, ok, warning, worst
 from hpcopt.doctor.guardian import Guardian, Timer
+from hpcopt.ground.terminal import forgiving
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -66,7 +67,7 @@ class Examination:
         self._timer.close()
         if self._guardian is not None:
             self._guardian.dismiss()
-            _write(self._render(self._rows))
+            forgiving(sys.stdout).write(self._render(self._rows))
         return all(row.finding.grade < Grade.FAILS for row in self._rows)
 
     def _start_mpi(self) -> Finding:
@@ -144,10 +145,3 @@ class Examination:
         """The output if the probe of this name ends like this."""
         untried = [Row(later, note("not tried")) for later in self._ahead]
         return self._render([*self._rows, Row(name, finding), *untried])
-
-
-def _write(text: str) -> None:
-    """To stdout, whatever its encoding knows."""
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()

@@ -15,6 +15,8 @@ import sys
 import threading
 from pathlib import Path
 
+from hpcopt.ground.terminal import raw
+
 # after the patience for a probe the table goes out, rank 0 ends, and the others, if the launcher has not
 # ended them
 GRACE_FIRST, GRACE_OTHERS = 2.0, 4.0
@@ -110,4 +112,4 @@ class Timer:
 
     def _speak(self) -> None:
         if self.message:
-            os.write(2, f"{self.message}\n".encode())
+            raw(f"{self.message}\n")

@@ -8,6 +8,7 @@ import sys
 
 from hpcopt.control.launcher import expected_size
 from hpcopt.doctor.finding import Finding, Grade, Row
+from hpcopt.ground.terminal import is_terminal, printable
 
 _MARKS = {
     Grade.OK: ("ok", "green"),
@@ -26,17 +27,17 @@ def as_table(rows: list[Row]) -> str:
     from rich.text import Text
 
     # under mpirun stdout is a terminal of its own, of no true width
-    terminal = sys.stdout.isatty() and expected_size() == 1
+    terminal = is_terminal(sys.stdout) and expected_size() == 1
     console = Console(
         file=io.StringIO(), force_terminal=terminal, no_color=not terminal, width=None if terminal else 10_000
     )
     table = Table("check", "result", "remedy", title="hpcopt doctor", title_justify="left")
-    if "utf" not in (sys.stdout.encoding or "").lower():
+    if "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower():
         table.box = box.ASCII
     for name, finding in rows:
         mark, style = _MARKS[finding.grade]
-        result = Text.assemble((mark, style), f" {_line(finding.result)}")
-        table.add_row(Text(name), result, Text(_line(finding.remedy)))
+        result = Text.assemble((mark, style), f" {printable(_line(finding.result))}")
+        table.add_row(Text(name), result, Text(printable(_line(finding.remedy))))
     console.print(table)
     console.print(Text(verdict(rows)))
     file = console.file

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.control.launcher import expected_size, launcher_name
+from hpcopt.control.launcher import ends_at_once, expected_size, launcher_name, threads
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
 
@@ -57,6 +57,8 @@ def launcher(comm: MPI.Comm, wanted: int | None = None) -> Finding:
         return fails(f"the launcher started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
     shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
     text = f"{launcher_name()}: {_count(comm.size, 'rank')} on {_count(len(hosts), 'host')} ({shown})"
+    if comm.size > 1 and (lost := ends_at_once()):
+        return note(text, lost)
     return ok(text) if comm.size > 1 else note(text)
 
 
@@ -228,21 +230,20 @@ def cores_and_memory(comm: MPI.Comm) -> Finding:
 
     from hpcopt.doctor.machine import memory_bytes
 
-    try:
-        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    except ValueError:
-        threads = 0
-    if threads < 1:
-        return fails(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}", "export OMP_NUM_THREADS=1")
+    each, wanted = threads(), os.environ.get("OMP_NUM_THREADS", "1")
+    if str(each) != wanted.partition(",")[0]:
+        return warning(
+            f"OMP_NUM_THREADS={wanted} is no number of threads: each rank has 1", "export OMP_NUM_THREADS=1"
+        )
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     cores = len(set().union(*node.allgather(os.sched_getaffinity(0))))
     ranks, share = node.size, memory_bytes() / node.size / GIB
     node.Free()
     text = (
-        f"{_count(ranks, 'rank')} of {_count(threads, 'thread')} on {_count(cores, 'core')} of a node, "
+        f"{_count(ranks, 'rank')} of {_count(each, 'thread')} on {_count(cores, 'core')} of a node, "
         f"{share:.1f} GiB of memory for each rank"
     )
-    if ranks * threads > cores:
+    if ranks * each > cores:
         return warning(f"{text}: too few cores", f"{_CORES}OMP_NUM_THREADS={max(1, cores // ranks)}")
     if share < 1:
         return warning(text, "ask for more memory (sbatch --mem), or start fewer ranks per node")

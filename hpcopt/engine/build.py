@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hpcopt.comm.staging import local_device
-from hpcopt.control.launcher import local_rank
+from hpcopt.control.launcher import local_rank, threads
 from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_problem, check_state
 from hpcopt.errors import UserError
+from hpcopt.ground.memory import enough
 from hpcopt.ground.own_code import load_own
 from hpcopt.problems.base import Measures, Share
 from hpcopt.state import FIXED, State
@@ -62,7 +63,7 @@ class Built:
 
 def set_threads(run: RunTable) -> None:
     """One torch thread if the bits matter, else as many as the job gives each rank. Local."""
-    torch.set_num_threads(1 if run.deterministic else int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(1 if run.deterministic else threads())
 
 
 def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) -> Problem:
@@ -79,7 +80,8 @@ def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) 
             raise UserError(f"[run] workers = {run.workers}, but the problem was made for {made_for} workers")
         device = local_device(run.device, local_rank())
         dtype = DTYPES[run.dtype or "float64"]
-        problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
+        with enough("the problem"):
+            problem = recipe.bind(Share(placement.here, placement.total, run.seed, dtype, device))
         problem.measures = Measures("train" in run.evaluate, "test" in run.evaluate, run.evaluate_rows)
     check_problem(ranks, problem)
     return problem

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
+from hpcopt.config.explain import explained
 from hpcopt.engine.build import BUFFERS, Built
 from hpcopt.engine.meter import Totals
 from hpcopt.engine.origin import check_unchanged
@@ -16,6 +18,21 @@ from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import UserError
 from hpcopt.state import FIXED, Held
 from hpcopt.storage.state import check_fits, restore
+
+
+class _Layout(BaseModel):
+    names: list[str]
+
+
+class Meta(BaseModel):
+    """What the meta data of a checkpoint are, as far as a run goes on with them; see `Job.save`."""
+
+    round: Annotated[int, Field(ge=0)]
+    totals: Totals
+    chosen: dict[str, Any]
+    layout: _Layout
+    arrays: dict[str, list[int]]
+    made_of: dict[str, Any] = {}
 
 
 class Earlier:
@@ -29,7 +46,7 @@ class Earlier:
 
     def __init__(self, directory: RunDirectory, reporter: Reporter, resuming: bool) -> None:
         self._directory, self._reporter, self._resuming = directory, reporter, resuming
-        self._found: tuple[Path, dict[str, Any]] | None = None
+        self._found: tuple[Path, Meta] | None = None
 
     def chosen(self) -> Mapping[str, Any]:
         """Looks for the checkpoint; gives what an earlier job chose by measuring, nothing if there was none.
@@ -38,7 +55,7 @@ class Earlier:
             UserError: every checkpoint is damaged, or it is that of another run.
         """
         self._found = self._newest() if self._resuming else None
-        return self._found[1]["chosen"] if self._found is not None else {}
+        return self._found[1].chosen if self._found is not None else {}
 
     def restore(self, built: Built) -> Totals | None:
         """Takes the checkpoint over; gives what the run cost until then.
@@ -49,22 +66,22 @@ class Earlier:
         if self._found is None:
             return None
         (path, meta), rounds = self._found, built.config.run.rounds
-        if meta["round"] > rounds:
-            raise UserError(f"{path}: {meta['round']} rounds are done, and run.rounds = {rounds} are fewer")
-        if tuple(meta["layout"]["names"]) != built.problem.layout.names:
+        if meta.round > rounds:
+            raise UserError(f"{path}: {meta.round} rounds are done, and run.rounds = {rounds} are fewer")
+        if tuple(meta.layout.names) != built.problem.layout.names:
             raise UserError(
                 f"{path}: holds other parameters than the problem has now, or in another order (private ones "
                 "are last): the model or problem.private has changed; start another run"
             )
         tensors = tensors_of(built)
-        check_fits(self._directory.comm, path, meta, tensors)
-        check_unchanged(path, meta.get("made_of", {}), built.problem.made_of)
+        check_fits(self._directory.comm, path, meta.arrays, tensors)
+        check_unchanged(path, meta.made_of, built.problem.made_of)
         restore(self._directory.comm, path, tensors)
-        built.state.round = meta["round"]
+        built.state.round = meta.round
         self._reporter.say(f"{path}: going on from round {built.state.round}")
-        return Totals(**meta["totals"])
+        return meta.totals
 
-    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+    def _newest(self) -> tuple[Path, Meta] | None:
         found = self._directory.checkpoints.newest()
         if found is None:
             self._reporter.say(f"{self._directory.path}: no checkpoint yet, starting from round 0")
@@ -73,11 +90,14 @@ class Earlier:
         for warning in warnings:
             self._reporter.say(f"warning: {warning}")
         for key, mine in self._directory.config.identity().items():
-            if meta[key] != mine:
+            if meta.get(key) != mine:
                 raise UserError(
-                    f"{path}: was written with {key} = {meta[key]!r}, but the config says {mine!r}"
+                    f"{path}: was written with {key} = {meta.get(key)!r}, but the config says {mine!r}"
                 )
-        return path, meta
+        try:
+            return path, Meta.model_validate(meta)
+        except ValidationError as error:
+            raise UserError("\n".join(f"{path}: /meta: {line}" for line in explained(Meta, error))) from None
 
 
 def tensors_of(built: Built) -> dict[str, tuple[Held, Tensor]]:

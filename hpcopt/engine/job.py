@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from hpcopt.config import RunConfig
 from hpcopt.config.problems import IN_PYTHON
 from hpcopt.control.agree import agree, agreed, in_agreement
 from hpcopt.control.crew import BUILD, OPEN, Crew
+from hpcopt.control.launcher import ends_at_once, signal_seconds
 from hpcopt.control.stopping import StopAgreement
 from hpcopt.control.watchdog import Watchdog
 from hpcopt.control.wishes import Stop
@@ -188,9 +190,11 @@ class Job:
         self._built, self._recorder, self._directory = built, recorder, directory
         self._reporter, self._stopping, self._last = reporter, stopping, first
         self.beat, self.made = watchdog.beat, reporter.round
+        self._lead, self._since = signal_seconds(), time.monotonic()
 
     def stop(self, round: int, late: bool, wish: int | None) -> Stop:
         """See `Host`."""
+        self._warn(round)
         if late:
             self._stopping.ask(Stop.TIME)
         return self._stopping.poll(round) if wish is None else Stop(wish)
@@ -220,6 +224,18 @@ class Job:
         path = directory.checkpoints.write(round, pieces_of(directory.comm, tensors), meta)
         self._reporter.event("checkpoint", round=round, path=str(path))
         directory.comm.Barrier()  # as in `keep`
+
+    def _warn(self, round: int) -> None:
+        """Says, once, that a round with all that follows it takes longer than the time after a signal."""
+        now = time.monotonic()
+        if now - self._since > self._lead:
+            self._reporter.say(
+                f"warning: round {round} took {now - self._since:.0f} s, but a signal comes {self._lead:g} s "
+                "before the job's time limit, too late for a checkpoint: raise signal_seconds in the site's "
+                "profile, or set run.checkpoint_every"
+            )
+            self._lead = math.inf
+        self._since = now
 
     def _trace(self) -> None:
         """The run is at rest. Collective."""
@@ -290,6 +306,8 @@ def _open(
     job = provenance.job() | {"round": round, "ranks": about["ranks"]}
     directory.open_metrics(recorder.schema(first, room(built.config.run)), round, about, job)
     reporter.start(job)
+    if not built.config.run.checkpoint_every and (lost := ends_at_once()):
+        reporter.say(f"run.checkpoint_every = 0: {lost}")
     stopping = StopAgreement(directory.comm, round)
     in_agreement(opened, stopping.close)
     built.ports.wish = stopping.wish

@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hpcopt.ground.stamps import now
+from hpcopt.ground.terminal import forgiving, is_terminal, printable, tell
 
 LINE_SECONDS = 10.0
 SHOWN = ("loss", "test_loss", "accuracy", "gap", "distance")
@@ -34,7 +36,7 @@ class Reporter:
 
     def __init__(self, directory: Path | None, rounds: int, active: bool) -> None:
         self._directory, self._rounds, self._active = directory, rounds, active
-        self._style = os.environ.get("HPCOPT_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
+        self._style = os.environ.get("HPCOPT_PROGRESS", "bar" if is_terminal(sys.stderr) else "lines")
         self._told = 0.0
         self._bar: Progress | None = None
 
@@ -45,10 +47,10 @@ class Reporter:
             columns = (
                 TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
             )
-            console = Console(stderr=True, force_terminal=True)
+            console = Console(file=forgiving(sys.stderr), force_terminal=True)
             self._bar = Progress(*columns, console=console, refresh_per_second=4)
             self._task = self._bar.add_task("", total=self._rounds)
             self._bar.start()
@@ -101,11 +103,11 @@ class Reporter:
         table = Table("metric", "value", title="last record", title_justify="left")
         for name, value in record.items():
             if name.startswith("metrics/"):
-                table.add_row(name.removeprefix("metrics/"), f"{value:.6g}")
+                table.add_row(Text(printable(name.removeprefix("metrics/"))), f"{value:.6g}")
         # Open MPI shows the ranks a terminal even where its own output goes to a file
-        console = Console(force_terminal=False)
+        console = Console(file=forgiving(sys.stdout), force_terminal=False)
         console.print(table)
-        console.print(f"results: {path}", soft_wrap=True, highlight=False)
+        console.print(Text(printable(f"results: {path}")), soft_wrap=True)
 
     def close(self) -> None:
         """Ends the bar."""
@@ -115,9 +117,9 @@ class Reporter:
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(Text(printable(line, "\n")), soft_wrap=True)
         elif self._style != "off":
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
 
 def _no_link(path: str, flags: int) -> int:

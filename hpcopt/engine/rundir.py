@@ -21,6 +21,7 @@ from hpcopt.storage.checkpoint import Checkpoints
 from hpcopt.storage.lease import NAME as OWNER
 from hpcopt.storage.lease import Lease, visible
 from hpcopt.storage.metrics import RunFile, Schema, read_header
+from hpcopt.storage.records import readable
 from hpcopt.storage.trace_file import TraceFile
 
 
@@ -149,9 +150,10 @@ class RunDirectory:
                 raise UserError(
                     f"{self.metrics}: was written with {key} = {header[key]!r}, but the config says {mine!r}"
                 )
-        by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
-        changes = _changes(json.loads(header["config"]), self.config)
-        last, rounds = int(header["last_round"]), self.config.run.rounds
+        with readable(self.metrics):
+            by_itself = header["stopped_by"] in ("target_loss", "max_seconds", "method")
+            changes = _changes(json.loads(header["config"]), self.config)
+            last, rounds = int(header["last_round"]), self.config.run.rounds
         if last > rounds:
             raise UserError(f"{self.path}: {last} rounds are done, and run.rounds = {rounds} are fewer")
         return last if last == rounds or (by_itself and not changes) else None
@@ -167,8 +169,9 @@ class RunDirectory:
         def make() -> RunFile:
             earlier = read_header(self.metrics)
             about = attributes | {"start": earlier.get("start", now())}
-            changed = _changes(json.loads(earlier.get("config", "{}")), self.config) if earlier else {}
-            jobs = [*json.loads(earlier.get("jobs", "[]")), job | {"changed": changed}]
+            with readable(self.metrics):
+                changed = _changes(json.loads(earlier.get("config", "{}")), self.config) if earlier else {}
+                jobs = [*json.loads(earlier.get("jobs", "[]")), job | {"changed": changed}]
             about["jobs"] = json.dumps(jobs)
             if round == 0:
                 return RunFile.create(self.metrics, schema, about, flush_seconds)

@@ -24,6 +24,7 @@ from hpcopt.engine.origin import check_config
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.engine.simulation import tree_of
 from hpcopt.errors import NotFinite, UserError
+from hpcopt.ground.files import home
 from hpcopt.ground.stamps import now
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.math.quadrature import quadrature
@@ -174,8 +175,8 @@ def _trained(comm: MPI.Comm, built: Built, run: Path) -> _Point:
     if found is None:
         raise UserError(f"{run}: no checkpoint there, so there is no trained model")
     path, meta, _ = found
-    problem, name = built.problem, meta["model"]
-    x, shape = problem.initial().clone(), meta["arrays"].get(name)
+    problem, name, round = built.problem, str(meta.get("model")), int(meta.get("round", 0))
+    x, shape = problem.initial().clone(), dict(meta["arrays"]).get(name)
     each = problem.rows_of(problem.dim)  # a model of each worker
     if shape not in ([problem.dim], [problem.share.total, problem.dim]):
         raise UserError(
@@ -184,9 +185,9 @@ def _trained(comm: MPI.Comm, built: Built, run: Path) -> _Point:
         )
     if len(shape) == 1:
         restore(comm, path, {name: (Held.REPLICATED, x)})
-        return _Point(x, meta["round"], str(path))
+        return _Point(x, round, str(path))
     restore(comm, path, {name: (Held.PER_WORKER, each)})
-    return _Point(built.ports.reduce.sum(each) / problem.share.total, meta["round"], str(path))
+    return _Point(built.ports.reduce.sum(each) / problem.share.total, round, str(path))
 
 
 def _measure(built: Built, x: Tensor, wanted: SpectrumTable) -> Record:
@@ -245,4 +246,4 @@ def _schema(record: Record) -> Schema:
 
 
 def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
+    return None if given is None else home(given)

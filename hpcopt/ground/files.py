@@ -13,6 +13,11 @@ from hpcopt.errors import UserError
 PARTIAL = ".partial"
 
 
+def home(path: str | os.PathLike[str]) -> Path:
+    """A path from the user, who may begin it with ~; a shell leaves that as it is behind a ``=``."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; renames it on success, removes it on failure.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 100
+
 
 def suggestion(word: str, allowed: Iterable[str], quote: str = "'") -> str:
     """ "; did you mean …?" where one of the allowed words is close; else nothing.
@@ -14,5 +16,7 @@ def suggestion(word: str, allowed: Iterable[str], quote: str = "'") -> str:
         allowed: what may be written.
         quote: around the word that is suggested: values of a config have '"'.
     """
+    if len(word) > LONGEST:  # nobody has mistyped that, and it would take long
+        return ""
     close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {quote}{close[0]}{quote}?" if close else ""

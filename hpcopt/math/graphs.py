@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.files import home
 from hpcopt.ground.words import suggestion
 from hpcopt.math.streams import stream
 
@@ -145,9 +146,9 @@ def read_edges(path: str | Path, N: int, *, weighted: bool) -> list[Edge]:
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        return home(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:  # no text, or no name of a file
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file; an edge list has lines i j or i j weight") from None
 

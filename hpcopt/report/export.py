@@ -50,7 +50,7 @@ def export(
         UserError: there is no such intact checkpoint or no such worker, it is not said which model is meant,
             or the file cannot be written.
     """
-    run, file = Path(run), Path(file)
+    run, file = files.home(run), files.home(file)
     write = _writers().get(file.suffix)
     if write is None:
         raise UserError(f"{file}: must end in .pt or .npz")
@@ -73,7 +73,8 @@ def _newest(run: Path, round: int | None) -> tuple[Path, _Checkpoint]:
         raise UserError(f"{run}: no checkpoint of round {round}; there are those of {rounds}")
     for path in reversed(paths):
         try:
-            return path, _Checkpoint(path)
+            with format.sound():
+                return path, _Checkpoint(path)
         except format.Damaged as error:
             damages.append(f"{path}: damaged: {error}")
     raise UserError("\n".join([*damages, f"{run}: no intact checkpoint to export from"]))

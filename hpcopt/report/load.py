@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcopt.errors import UserError
+from hpcopt.ground.files import home
 
 if TYPE_CHECKING:
     import xarray
@@ -37,12 +39,13 @@ def load(path: str | Path) -> xarray.DataTree:
     from hpcopt.storage import scaling
     from hpcopt.storage.records import Records
 
-    path = Path(path)
-    file = path / "run.h5" if path.is_dir() else path
-    study = path / scaling.NAME if path.is_dir() and not file.exists() else path
-    if study.is_file() and scaling.is_scaling(study):
+    path = home(path)
+    # unlike Path.is_dir, os.path takes any name
+    file = path / "run.h5" if os.path.isdir(path) else path
+    study = path / scaling.NAME if os.path.isdir(path) and not os.path.exists(file) else path
+    if os.path.isfile(study) and scaling.is_scaling(study):
         return _study(study)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
     tree = tree_of(Records(file))
     if file.stat().st_size <= SMALL_BYTES:

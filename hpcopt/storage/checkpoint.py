@@ -100,7 +100,9 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but every one is damaged.
         """
-        paths = self._comm.bcast(format.listed(self._directory) if self._comm.rank == 0 else None)
+        with agreed(self._comm):
+            paths = format.listed(self._directory) if self._comm.rank == 0 else []
+        paths = self._comm.bcast(paths)
         warnings: list[str] = []
         for path in reversed(paths):
             damage, meta = self._damage(path)

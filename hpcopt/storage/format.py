@@ -10,7 +10,10 @@ The extents of an array tile its rows; nothing depends on how many ranks wrote t
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ import h5py
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
+
+from hpcopt.errors import UserError
+from hpcopt.ground import inside
 
 SCHEMA = "hpcopt-checkpoint"
 SCHEMA_VERSION = 2
@@ -50,7 +56,12 @@ def name_of(round: int) -> str:
 
 def listed(directory: Path) -> list[Path]:
     """The checkpoints in a directory, by their rounds; none if there is no directory."""
-    found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()] if directory.is_dir() else []
+    if not os.path.isdir(directory):
+        return []
+    try:
+        found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir()]
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
@@ -85,11 +96,12 @@ def read_meta(path: Path) -> dict[str, Any]:
         Damaged: it is not readable as it was written.
     """
     with _reading(path) as file:
-        text = file["meta"][...]
-        if digest(text) != int(file["meta"].attrs["crc32c"]):
+        data = inside.dataset(file, "meta")
+        text = data[...]
+        if digest(text) != int(data.attrs["crc32c"]):
             raise Damaged("/meta does not match its digest")
-    meta: dict[str, Any] = json.loads(text.tobytes())
-    schema, version = meta.get("schema"), meta.get("schema_version")
+        meta: dict[str, Any] = json.loads(text.tobytes())
+        schema, version = meta.get("schema"), meta.get("schema_version")
     if schema != SCHEMA or version not in range(1, SCHEMA_VERSION + 1):
         raise Damaged(f"schema {schema} version {version} is not known here")
     return meta
@@ -104,8 +116,8 @@ def extents(path: Path, meta: dict[str, Any]) -> list[Extent]:
     found: list[Extent] = []
     with _reading(path) as file:
         for name, shape in meta["arrays"].items():
-            dataset = file[f"state/{name}"]
-            table = file[f"digests/{name}"][...]
+            dataset = inside.dataset(file, f"state/{name}")
+            table = inside.dataset(file, f"digests/{name}")[...]
             table = table[np.argsort(table[:, 0], kind="stable")]
             edges = np.concatenate([[0], table[:, 1]])
             whole = edges[-1] == shape[0] and np.array_equal(edges[:-1], table[:, 0])
@@ -123,34 +135,32 @@ def check(path: Path, wanted: list[Extent]) -> None:
     """
     with _reading(path) as file:
         for extent in wanted:
-            if digest(file[f"state/{extent.name}"][extent.start : extent.stop]) != extent.digest:
+            rows = inside.dataset(file, f"state/{extent.name}")[extent.start : extent.stop]
+            if digest(rows) != extent.digest:
                 raise Damaged(f"/state/{extent.name}[{extent.start}:{extent.stop}] does not match its digest")
 
 
 def read_rows(path: Path, name: str, start: int, stop: int) -> NDArray[np.generic]:
     """Rows [start, stop) of one array."""
     with _reading(path) as file:
-        rows: NDArray[np.generic] = file[f"state/{name}"][start:stop]
+        rows: NDArray[np.generic] = inside.dataset(file, f"state/{name}")[start:stop]
         return rows
 
 
-class _reading:
+@contextmanager
+def sound() -> Iterator[None]:
+    """Whatever is missing in what a checkpoint holds, or is something else, is damage."""
+    try:
+        yield
+    except inside.FAULTS as error:
+        raise Damaged(f"not readable ({_first_line(error)})") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
     """An open checkpoint; whatever goes wrong inside is damage."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        try:
-            self._file = h5py.File(self._path, "r")
-        except (OSError, RuntimeError) as error:
-            raise Damaged(f"not readable as HDF5 ({_first_line(error)})") from None
-        return self._file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._file.close()
-        if isinstance(error, (OSError, RuntimeError, KeyError, ValueError, TypeError)):
-            raise Damaged(f"not readable ({_first_line(error)})") from None
+    with sound(), h5py.File(path, "r") as file:
+        yield file
 
 
 def _first_line(error: BaseException) -> str:

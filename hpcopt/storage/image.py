@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.ground import files
+from hpcopt.storage import digests
 from hpcopt.storage.file_like import Sparse
 from hpcopt.storage.place import Place, Rows
-from hpcopt.storage.schema import RECORD, SCHEMA, SCHEMA_VERSION, Schema, dtype_of, group_of, unit_of
+from hpcopt.storage.schema import DIGESTS, RECORD, SCHEMA, SCHEMA_VERSION, Schema, dtype_of, group_of, unit_of
 
 LIBVER = ("v108", "v110")
 """versions of HDF5 that read what is written"""
@@ -46,11 +47,14 @@ def write(
     Raises:
         UserError: it cannot be written; what was there stays.
     """
+    known = dict(known) | digests.of_known(schema, known)
+    schema = digests.with_digests(schema)
     structure = Sparse()
     with h5py.File(structure, "w", libver=LIBVER) as file:
-        file.attrs.update(dict(attributes) | {"schema": SCHEMA, "schema_version": SCHEMA_VERSION})
+        about = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "digests": DIGESTS}
+        file.attrs.update(dict(attributes) | about)
         places = _structure(file, schema, copies)
-    content = dict(known) | coordinates(schema, schema.columns, known)
+    content = known | coordinates(schema, schema.columns, known)
     with files.replacing(path) as partial, partial.open("wb", buffering=0) as stream:
         stream.truncate(structure.size)
         files.reserve(partial)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.ground import files
-from hpcopt.storage import image
+from hpcopt.storage import digests, image
 from hpcopt.storage.place import Place, Rows
 from hpcopt.storage.records import Records, read_header, read_records
 from hpcopt.storage.relabel import Relabelled
@@ -111,10 +111,15 @@ class RunFile:
             self._extend(record)
         with files.refusals(self.path):
             self._write_arrays(record)
-            for name in sorted(record.keys() - self._arrays.keys(), key=LAST_WRITTEN.__eq__):
-                row = np.asarray(record[name], dtype=dtype_of(name))
-                assert row.shape == self._schema.row(name), name
-                self._places[name].put(self._descriptor, self.count, row[None])
+            row = {
+                name: np.asarray(record[name], dtype_of(name)) for name in record.keys() - self._arrays.keys()
+            }
+            assert {name: value.shape for name, value in row.items()} == {
+                name: self._schema.row(name) for name in row
+            }
+            row |= digests.of_record(self._schema, row, self._arrays)
+            for name in sorted(row, key=LAST_WRITTEN.__eq__):
+                self._places[name].put(self._descriptor, self.count, row[name][None])
         self.count += 1
         if time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
+from hpcopt.ground import inside
 from hpcopt.storage.column import Column, Read
+from hpcopt.storage.digests import names, of_arrays, of_rows, seed, step
 from hpcopt.storage.file_like import Opened
 from hpcopt.storage.image import COPIES
 from hpcopt.storage.place import Place
-from hpcopt.storage.schema import LAST_WRITTEN, RECORD, SCHEMA, SCHEMA_VERSION, Schema, group_of
+from hpcopt.storage.schema import ARRAYS, LAST_WRITTEN, RECORD, ROW, SCHEMA, SCHEMA_VERSION, Schema, group_of
+
+LABELS = inside.NUMBERS + "OSU"
 
 
 class Records(Mapping[str, NDArray[np.generic]]):
@@ -44,15 +50,15 @@ class Records(Mapping[str, NDArray[np.generic]]):
         self._places: dict[str, Place] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
         self._units: dict[str, str] = {}
-        with _readable(path):
+        with readable(path):
             self._file = Opened(path)
             with h5py.File(self._file, "r") as structure:
                 self.attributes = _header(structure, path)
                 structure.visititems(self._see)
             complete, arrays = self._settled()
-        self.count = complete
+            self.count, arrays = self._intact(complete, arrays, up_to)
         if up_to is not None:
-            self.count = _first_gap(self._all(LAST_WRITTEN)[:complete] <= up_to)
+            self.count = _first_gap(self._all(LAST_WRITTEN)[: self.count] <= up_to)
         self.columns = self._rows() | arrays
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
@@ -86,6 +92,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
         """Takes down a dataset of the file."""
         if not isinstance(found, h5py.Dataset) or h5py.check_string_dtype(found.dtype) is not None:
             return
+        inside.check(found)
         offset = found.id.get_offset()
         if offset is None and found.size:
             raise ValueError(f"/{name} is not contiguous: somebody has packed the file")
@@ -94,7 +101,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
             self._dims[name] = tuple(axis.label for axis in found.dims)
             self._units[name] = found.attrs["units"]
             for dim in self._dims[name][1:]:
-                self.labels[dim] = _labels(found.parent[dim])
+                self.labels[dim] = _labels(inside.dataset(found.parent, dim, LABELS))
 
     def _settled(self) -> tuple[int, dict[str, Column]]:
         """How many records are complete, and the arrays as they were then.
@@ -109,6 +116,50 @@ class Records(Mapping[str, NDArray[np.generic]]):
             arrays = self._arrays(COPIES[count % 2])
             if not self._following(count):
                 return count, arrays
+
+    def _intact(
+        self, complete: int, arrays: dict[str, Column], up_to: int | None
+    ) -> tuple[int, dict[str, Column]]:
+        """How many records match their digests, and the arrays as they were then.
+
+        A node's crash may leave the last ones of a job torn, which then do not count. Any others are damaged.
+
+        Raises:
+            ValueError: there are such, or those up to a round are torn.
+        """
+        if "digests" not in self.attributes:  # an older file
+            return complete, arrays
+        rounds: Any = self._all(LAST_WRITTEN)
+        written = int(np.flatnonzero(rounds >= 0)[-1:].sum()) + bool((rounds >= 0).any())
+        fine = self._matching(written) & (rounds[:written] >= 0)
+        first = _first_gap(fine)
+        if first < written:
+            finished = self.attributes.get("stopped_by") or len(rounds) == complete
+            if finished or fine[first:].any() or (up_to is not None and rounds[first] <= up_to):
+                raise ValueError(f"record {first}, of round {rounds[first]}, does not match its digest")
+        elif self.attributes.get("stopped_by") and written < len(rounds):
+            raise ValueError(f"record {written} is not complete")
+        count = min(complete, first)
+        if count < complete:
+            arrays = self._arrays(COPIES[count % 2])
+        if count and ARRAYS in self._places:
+            digest: Any = self._places[ARRAYS].get(self._file, count - 1, count)[0]
+            if of_arrays({name: column[:] for name, column in arrays.items()}) != digest:
+                if count == complete:
+                    raise ValueError("arrays do not match their digest")
+                arrays = {name: replace(column, length=0) for name, column in arrays.items()}
+        return count, arrays
+
+    def _matching(self, count: int) -> NDArray[np.bool_]:
+        """Which of the first records match their digests; rows pass through memory block by block."""
+        places, begin = [self._places[name] for name in names(self._dims)], seed(self._dims)
+        block = step(sum(place.row_bytes for place in places))
+        fine = np.zeros(count, bool)
+        for start in range(0, count, block):
+            stop = min(start + block, count)
+            rows = [place.get(self._file, start, stop) for place in places]
+            fine[start:stop] = of_rows(rows, begin) == self._places[ROW].get(self._file, start, stop)
+        return fine
 
     def _following(self, count: int) -> int:
         """How many complete records there are after the first ``count``, or some of them; 0: none."""
@@ -129,7 +180,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
         return {
             name: self._column(name, self.count, partial(self._places[name].get, self._file))
             for name, dims in self._dims.items()
-            if dims[0] == RECORD
+            if dims[0] == RECORD and name not in (ROW, ARRAYS)
         }
 
     def _column(self, name: str, length: int, read: Read) -> Column:
@@ -155,9 +206,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a readable run.h5.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
-    with _readable(path), h5py.File(path, "r") as file:
+    with readable(path), h5py.File(path, "r") as file:
         return _header(file, path)
 
 
@@ -175,11 +226,11 @@ def _header(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Whatever a file lacks becomes a `UserError` that names it."""
     try:
         yield
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+    except inside.FAULTS as error:
         raise UserError(f"{path}: not a readable run.h5 ({error})") from None
 
 

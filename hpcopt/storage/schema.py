@@ -16,6 +16,9 @@ RECORD = "record"
 RECORDED = ("metrics", "workers", "ports", "phases")
 """the groups that have a row for each record, and no array that a method keeps"""
 LAST_WRITTEN = "metrics/round"
+DIGESTS = "crc32c"
+ROW, ARRAYS = "digests/row", "digests/arrays"
+"""columns of every file that no schema lists, see `hpcopt.storage.digests`"""
 
 # a word of a column's name -> its unit; every other column is a pure number
 _UNITS = {"seconds": "s", "bytes": "B", "payload": "B", "memory": "B"}
@@ -112,9 +115,9 @@ def group_of(column: str) -> str:
 
 
 def dtype_of(column: str) -> type[np.generic]:
-    """float64, but for rounds, numbers of rows, and the counts of groups that a method keeps."""
+    """float64, but for rounds, digests, numbers of rows, and the counts of groups that a method keeps."""
     counts = group_of(column) == "rows" or (column.endswith("/count") and group_of(column) not in RECORDED)
-    return np.int64 if column == LAST_WRITTEN or counts else np.float64
+    return np.int64 if column in (LAST_WRITTEN, ROW, ARRAYS) or counts else np.float64
 
 
 def missing(dtype: Any) -> float:

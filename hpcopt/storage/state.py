@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ def pieces_of(comm: MPI.Comm, tensors: Tensors) -> list[Piece]:
     return pieces
 
 
-def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Tensors) -> None:
+def check_fits(comm: MPI.Comm, path: Path, arrays: Mapping[str, list[int]], tensors: Tensors) -> None:
     """Checks that a checkpoint holds exactly the arrays that this state has, but for empty ones. Collective.
 
     Raises:
@@ -64,7 +63,7 @@ def check_fits(comm: MPI.Comm, path: Path, meta: Mapping[str, Any], tensors: Ten
     }
     wanted = {name: shape for name, shape in wanted.items() if 0 not in shape}
     found: dict[str, list[int]] = {
-        name: shape for name, shape in meta["arrays"].items() if 0 not in shape and not name.startswith(FIXED)
+        name: shape for name, shape in arrays.items() if 0 not in shape and not name.startswith(FIXED)
     }
     different = [
         f"{name} {found.get(name, 'is not there')}, here {wanted.get(name, 'is none')}"

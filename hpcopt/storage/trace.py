@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
+from hpcopt.ground import files, inside
 from hpcopt.storage import journal
 from hpcopt.storage.image import LIBVER
 from hpcopt.storage.trace_rows import append
@@ -109,8 +111,8 @@ def read(path: str | Path) -> Trace:
     Raises:
         UserError: there is no such file, or it is no trace; names the row.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = files.home(path)
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise UserError(f"{path}: there is no such file; a trace is the trace.h5 of a run, or a CSV file")
     with path.open("rb") as stream:
         packed = stream.read(8) == b"\x89HDF\r\n\x1a\n"
@@ -127,9 +129,9 @@ def _from_hdf5(path: Path) -> Trace:
                 "those that average with their neighbours /gradients, /averaged"
             )
         names = NAMES[layout]
-        gradients, applied = (_numbers(file[name], 2) for name in names)
-        ends = _numbers(file["segments/round"], 1)
-        cuts = [[0, *_numbers(file[f"segments/{name}"], 1).tolist()] for name in names]
+        gradients, applied = (_numbers(file, name, 2) for name in names)
+        ends = _numbers(file, "segments/round", 1)
+        cuts = [[0, *_numbers(file, f"segments/{name}", 1).tolist()] for name in names]
         if {len(cut) for cut in cuts} != {len(ends) + 1}:
             raise ValueError("segments of different numbers")
         made_for = int(file.attrs["workers"]), int(file.attrs["dim"])
@@ -146,8 +148,9 @@ def _from_hdf5(path: Path) -> Trace:
     return Trace(str(path), tuple(segments), slices, made_for)
 
 
-def _numbers(data: h5py.Dataset, ndim: int) -> Rows:
-    if data.dtype.kind not in "iu" or data.ndim != ndim:
+def _numbers(file: h5py.File, name: str, ndim: int) -> Rows:
+    data = inside.dataset(file, name, "iu")
+    if data.ndim != ndim:
         raise ValueError(f"{data.name} has no whole numbers of {ndim} dimension(s)")
     rows: Rows = data[...].astype(np.int64)
     return rows
@@ -224,7 +227,7 @@ class readable:
             self._file = h5py.File(self._whole(), "r")
             schema, version = self._file.attrs.get("schema"), self._file.attrs.get("schema_version", 0)
             ours = bool(schema == SCHEMA and int(version) <= SCHEMA_VERSION)
-        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        except inside.FAULTS as error:
             raise UserError(f"{self._path}: not a readable trace ({error})") from None
         if not ours:
             self._file.close()
@@ -243,5 +246,5 @@ class readable:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._file.close()
-        if isinstance(error, (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)):
+        if isinstance(error, inside.FAULTS):
             raise UserError(f"{self._path}: not a readable trace ({error})") from None

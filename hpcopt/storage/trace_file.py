@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 
 from hpcopt.errors import UserError
-from hpcopt.ground import files
+from hpcopt.ground import files, inside
 from hpcopt.storage import journal
 from hpcopt.storage.image import LIBVER
 from hpcopt.storage.trace import SCHEMA, SCHEMA_VERSION, Rows, readable
@@ -58,7 +58,7 @@ class TraceFile:
             files.discard(self._journal)
             return
         with readable(self._path) as file:
-            later = any(file["segments/round"][...] > round)
+            later = any(inside.dataset(file, "segments/round", "iu")[...] > round)
         if later or self._journal.exists():
             self._settle(round)
 

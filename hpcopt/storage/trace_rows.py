@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcopt.ground import inside
 from hpcopt.storage.journal import Entry, Rows
 
 CHUNK_BYTES = 64 << 10
@@ -17,7 +18,8 @@ BATCH_BYTES = 8 << 20
 
 def append(file: h5py.File, entries: Iterable[Entry]) -> None:
     """Appends what happened until one round after the other, but for those that the file has."""
-    before = int(file["segments/round"][-1]) if len(file["segments/round"]) else 0
+    rounds = dataset(file, "segments/round", ())
+    before = int(rounds[-1]) if len(rounds) else 0
     for batch in _batches(entry for entry in entries if entry[0] > before):
         for name in batch[0][1]:
             rows = np.concatenate([arrays[name] for _, arrays in batch])
@@ -25,7 +27,7 @@ def append(file: h5py.File, entries: Iterable[Entry]) -> None:
             ends = len(data) + np.cumsum([len(arrays[name]) for _, arrays in batch])
             _extend(data, rows)
             _extend(dataset(file, f"segments/{name}", ()), ends)
-        _extend(file["segments/round"], np.array([round for round, _ in batch]))
+        _extend(rounds, np.array([round for round, _ in batch]))
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -43,17 +45,18 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def cut(file: h5py.File, round: int) -> None:
     """Cuts off what was after a round."""
-    keep = int(np.searchsorted(file["segments/round"][...], round, side="right"))
-    for name, ends in file["segments"].items():
+    keep = int(np.searchsorted(dataset(file, "segments/round", ())[...], round, side="right"))
+    for name in file["segments"]:
+        ends = dataset(file, f"segments/{name}", ())
         if name != "round":
-            file[name].resize(int(ends[keep - 1]) if keep else 0, 0)
+            dataset(file, name, ()).resize(int(ends[keep - 1]) if keep else 0, 0)
         ends.resize(keep, 0)
 
 
 def dataset(file: h5py.File, name: str, row: tuple[int, ...]) -> h5py.Dataset:
     """The dataset of this name, made if it is not there; its small numbers are packed."""
     if name in file:
-        return file[name]
+        return inside.dataset(file, name, "iu")
     chunk = max(1, CHUNK_BYTES // (8 * int(np.prod(row))))
     how: dict[str, Any] = {"chunks": (chunk, *row), "shuffle": True, "compression": "gzip"}
     return file.create_dataset(name, (0, *row), np.int64, maxshape=(None, *row), **how)

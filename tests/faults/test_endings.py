@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -190,6 +191,33 @@ def test_a_signal_while_a_process_ends_leaves_its_exit_code() -> None:
             process.send_signal(signal.SIGUSR1)
             time.sleep(0.01)
     assert process.returncode == 2
+
+
+def test_ctrl_c_without_a_launcher_becomes_a_checkpoint(tmp_path: Path) -> None:
+    with Started(config(tmp_path, "nothing", pause=0.01), cwd=HERE) as job:
+        while reached(tmp_path / "out") < 10 and job.process.poll() is None:
+            time.sleep(0.01)
+        os.kill(job.process.pid, signal.SIGINT)
+        outcome = job.wait(60)
+    assert outcome.code == 75, outcome
+    assert outcome.err.count("hpcopt: stopping with a checkpoint") == 1
+    assert re.search(r"hpcopt: error: stopped by a signal after round \d+; .*\n?.*hpcopt resume", outcome.err)
+    assert len(list((tmp_path / "out/checkpoints").glob("round-*.h5"))) >= 1
+
+
+@pytest.mark.parametrize(
+    ("streams", "ranks"), [(">&- 2>&-", 1), (">/dev/full 2>/dev/full", 1), ("2>&1 | head -c 0", 2)]
+)
+def test_no_run_ends_for_want_of_stdout_or_stderr(streams: str, ranks: int, tmp_path: Path) -> None:
+    """Closed, so that the next file that is opened gets their numbers; full; and whose reader has gone."""
+    launcher = "mpirun -n 2 " * (ranks == 2)
+    command = shlex.join(config(tmp_path, "nothing"))
+    script = f"set -o pipefail; {launcher}{command} --set run.rounds=9 {streams}"
+    outcome = launch(["bash", "-c", script], cwd=HERE, env={"OMP_NUM_THREADS": "1,1"})
+    assert outcome.code == 0 or ranks == 2, outcome  # mpirun may end by its own SIGPIPE
+    run = (tmp_path / "out/run.h5").read_bytes()
+    assert b"hpcopt: " not in run
+    assert '"event": "end"' in (tmp_path / "out/log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("send", [usr1_to_the_launcher, term_to_one_rank])

@@ -158,7 +158,7 @@ def test_a_state_comes_back_on_any_number_of_ranks_in_other_slices(comm, mpi_tmp
                     path, meta, _ = Checkpoints(sub, mpi_tmp_path / str(written), 1).newest()
                     wanted = Toy.on(sub, uneven=written)
                     state = wanted.cleared()
-                    check_fits(sub, path, meta, state.tensors())
+                    check_fits(sub, path, meta["arrays"], state.tensors())
                     restore(sub, path, state.tensors())
                     for name, (_, tensor) in wanted.tensors().items():
                         assert torch.equal(state.tensors()[name][1], tensor), (name, written, ranks)
@@ -172,5 +172,5 @@ def test_a_state_of_other_totals_is_refused_on_every_rank(comm, mpi_tmp_path):
     if comm.rank == comm.size - 1:  # one of its workers has another row now
         state.duals = torch.cat([state.duals, torch.zeros(1, dtype=torch.float64)])
     with pytest.raises(UserError, match=r"this run's state: duals \[10\], here \[11\]$"):
-        check_fits(comm, path, meta, state.tensors())
+        check_fits(comm, path, meta["arrays"], state.tensors())
     comm.Barrier()

@@ -67,6 +67,18 @@ def test_a_signal_on_one_rank_stops_all_in_the_same_round(comm):
     assert len(set(comm.allgather(stopped))) == 1
 
 
+def test_c14_a_signal_in_a_long_round_stops_all_at_its_end(comm, monkeypatch):
+    monkeypatch.setattr("hpcopt.control.stopping.WINDOW_SECONDS", 0.0)  # so that every round is long
+    stopping = StopAgreement(comm, 0)
+    stops = []
+    for round in range(1, 6):
+        if round == 5 and comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        stops.append(stopping.poll(round))
+    stopping.close()
+    assert stops == [Stop.NO] * 4 + [Stop.SIGNAL]
+
+
 def test_nobody_asks_and_nobody_stops(comm):
     stopping = StopAgreement(comm, 0)
     assert {stopping.poll(round) for round in range(200)} == {Stop.NO}

@@ -91,7 +91,7 @@ def test_a_finished_file_is_plain_netcdf_of_what_is_valid(path, file):
             assert all("units" in data[name].attrs for name in data.variables)
     assert sizes == {"record": 4, "worker": 3, "port": 1, "delay": 4, "refresh": 3, "pair": 2}
     with h5py.File(path) as raw:
-        assert set(raw) == set(GROUPS)
+        assert set(raw) == {*GROUPS, "digests"}
         assert raw["ports/bytes"].attrs["units"] == "B"
         assert raw["staleness/count"].dtype == raw["metrics/round"].dtype == np.int64
 
@@ -104,7 +104,8 @@ def test_only_places_that_no_reader_takes_change_while_a_job_runs(path, file):
     changed = set(np.flatnonzero(before != after).tolist())
     allowed = set()
     with h5py.File(path) as raw:
-        for name, dims in SCHEMA.columns.items():
+        digests = dict.fromkeys(["digests/row", "digests/arrays"], ("record",))
+        for name, dims in (SCHEMA.columns | digests).items():
             if dims[0] == "record":  # the fifth row
                 row = raw[name][:1].nbytes
                 start = raw[name].id.get_offset() + 4 * row
@@ -298,6 +299,7 @@ from pathlib import Path
 import numpy as np
 import hpcopt
 from hpcopt.ground import files
+from hpcopt.storage.digests import of_known
 from hpcopt.storage.metrics import RunFile, Schema
 
 files.sync = lambda path: None  # how long the disk takes is not the question
@@ -314,6 +316,10 @@ for round in range(3):
 with path.open("r+b") as raw:  # as if all of its records were there
     raw.seek(file._places["metrics/round"].offset)
     raw.write(np.arange(rounds).tobytes())
+    raw.seek(file._places["digests/row"].offset + 3 * 8)
+    rows = of_known(schema, {"metrics/round": np.arange(rounds)})["digests/row"]
+    for start in range(3, rounds, 4096):
+        raw.write(rows[start : start + 4096].tobytes())
 file.finish({})
 data = hpcopt.load(path)
 assert data["metrics/loss"].shape == (rounds,)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from hpcopt.config.base import Count, LearningRate, NonNegative, Positive
+from hpcopt.config.base import Count, LearningRate, NonNegative, Positive, Whole
 from hpcopt.config.methods.gossip import GraphTable
 
 if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
 
-Rounds = Annotated[int, Field(ge=0)]
+Rounds = Whole
 
 
 class DelayedSGDTable(GraphTable, LearningRate):

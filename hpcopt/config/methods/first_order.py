@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import Count, FirstOrder, Positive
+from hpcopt.config.base import Count, FirstOrder, Positive, Whole
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -23,7 +23,7 @@ class SparsifiedTable(FirstOrder):
     """entries that each worker sends, in place of density"""
     per_layer: bool = False
     """choose the same fraction in each parameter tensor, not the largest entries of all"""
-    density_warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    density_warmup_rounds: Whole = 0
     """rounds over which the density falls geometrically from density_start"""
     density_start: Annotated[float, Field(gt=0, le=1)] = 0.25
     """the density of round 0 where there is such a warm-up"""

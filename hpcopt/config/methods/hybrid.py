@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import Count, FirstOrder, Fraction, LearningRate, NonNegative, Positive
+from hpcopt.config.base import Count, FirstOrder, Fraction, LearningRate, NonNegative, Positive, Whole
 
 
 class DHO2Table(LearningRate):
@@ -17,9 +17,9 @@ class DHO2Table(LearningRate):
     variant: Literal["fosi", "admm", "concurrent"] = "fosi"
     """fosi: the plain step; admm: with DHO2's outer steps, of weight sigma; concurrent: the plain step, which
     goes on while eigenpairs are computed at a snapshot, by ranks of their own if run.curvature_ranks > 0"""
-    largest: Annotated[int, Field(ge=0)] = 10
+    largest: Whole = 10
     """k: eigenpairs of the Hessian with the largest eigenvalues"""
-    smallest: Annotated[int, Field(ge=0)] = 0
+    smallest: Whole = 0
     """l: eigenpairs with the smallest ones; with k = l = 0 the method is its base"""
     lanczos_iterations: Count | None = None
     """products with the Hessian for these pairs, each of them a pass; if not given, FOSI's 4 (k + l), or
@@ -35,7 +35,7 @@ class DHO2Table(LearningRate):
     curvature_batch: Count | None = None
     """rows of each worker from which they are computed; the problem's batch size if not given, or, with
     refresh_every = "auto", a quarter of it, and of all workers two rows at least for each pair"""
-    warmup: Annotated[int, Field(ge=0)] | None = None
+    warmup: Whole | None = None
     """rounds of the base alone before the pairs are computed for the first time, not the learning rate's
     warmup_rounds; if not given, 100, or, with refresh_every = "auto", as few as it needs"""
     warmup_lr: Positive | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import Count, Fraction, Positive, Table
+from hpcopt.config.base import Count, Fraction, Positive, Table, Whole
 
 
 class MarginsTable(Table):
@@ -69,7 +69,7 @@ class FADLTable(LocalModelsTable, SpanTable):
     fixed = SpanTable.fixed | {"approximation"}
     tolerance: Fraction = 0.0
     """ε: the run ends where ‖∇f(w)‖ ≤ ε times what it was in the first round that computed it; 0: never"""
-    warm_start: Annotated[int, Field(ge=0)] = 0
+    warm_start: Whole = 0
     """the first round is so many epochs of each worker's own SGD, averaged; 0: none"""
     cost_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
     """adaptive: what a round with the workers' directions costs, in rounds without; 2 where passes are what

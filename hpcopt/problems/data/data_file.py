@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hpcopt.errors import UserError
+from hpcopt.ground.inside import FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +25,7 @@ def open_readonly(path: Path) -> Iterator[h5py.File]:
     """The file, checked to be ours; everything that goes wrong with it is a `UserError` that names it."""
     import h5py  # with a parallel HDF5, importing it starts MPI: not before it is needed
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any name
         raise UserError(f"{path}: there is no such file")
     try:
         with h5py.File(path, "r", driver="sec2", locking=False) as file:
@@ -36,6 +38,8 @@ def open_readonly(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read (permission denied)") from error
-    # h5py tells damage in many ways; IndexError stays, for it is the caller's
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    # IndexError stays, for it is the caller's
+    except FAULTS as error:
+        if isinstance(error, IndexError):
+            raise
         raise UserError(f"{path}: not a readable data file: damaged or cut short? ({error})") from error

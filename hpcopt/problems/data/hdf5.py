@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground import inside
 from hpcopt.math.fingerprint import fingerprint
 from hpcopt.problems.data.data_file import SPARSE, open_readonly
 from hpcopt.problems.data.dataset import Dataset, check_rows
@@ -109,7 +110,7 @@ def open_hdf5(path: Path) -> Dataset:
 
 
 def _split(path: Path, file: h5py.File, group: str, classes: int | None) -> Hdf5Split:
-    x, y = file[group]["x"], file[group]["y"]
+    x, y = inside.dataset(file, f"{group}/x"), inside.dataset(file, f"{group}/y")
     if x.ndim < 2 or y.ndim < 1 or x.shape[0] != y.shape[0] or x.shape[0] == 0:
         raise UserError(f"{path}: /{group} holds x of shape {x.shape} and y of shape {y.shape}")
     labels = y[()]

@@ -5,6 +5,7 @@ Sparse data come by `hpcopt.problems.data.sparse_importer`.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def import_idx(source: Path, out: Path, progress: Report | None = None) -> None:
     Raises:
         UserError: names the file and what is wrong with it; then ``out`` does not exist.
     """
-    pairs = _idx_directory(source) if source.is_dir() else {"train": (source, _labels_beside(source))}
+    pairs = _idx_directory(source) if os.path.isdir(source) else {"train": (source, _labels_beside(source))}
     with ExitStack() as stack:
         feeds = [
             Feed(stack.enter_context(open_idx(images)), stack.enter_context(open_idx(labels)), split)
@@ -116,7 +117,7 @@ def _listing(folder: Path) -> list[Path]:
 
 def _labels_beside(images: Path) -> Path:
     match = IDX_NAME.fullmatch(images.name)
-    if not images.is_file() or not match or match["what"].lower() != "images":
+    if not os.path.isfile(images) or not match or match["what"].lower() != "images":
         raise UserError(f"{images}: not a directory and not a file named like train-images-idx3-ubyte[.gz]")
     for path in _listing(images.parent):
         other = IDX_NAME.fullmatch(path.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground.files import home
 from hpcopt.ground.words import suggestion
 from hpcopt.problems.data.arrays import assemble
 from hpcopt.problems.data.dataset import Dataset, moments_of
@@ -39,14 +40,15 @@ def open_dataset(name_or_path: str) -> Dataset:
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]()
-    if Path(name_or_path).suffix in (".h5", ".hdf5"):
-        return open_hdf5(Path(name_or_path))
+    path = home(name_or_path)
+    if path.suffix in (".h5", ".hdf5"):
+        return open_hdf5(path)
     allowed = 'allowed are "fashion-mnist", "digits" and the path of an .h5 or .hdf5 file'
     raise UserError(f'dataset = "{name_or_path}" is not known: {allowed}{_hint(name_or_path)}')
 
 
 def _hint(name: str) -> str:
-    if Path(name).exists():
+    if os.path.exists(home(name)):  # unlike Path.exists, it takes any name
         return "; make one of this with `hpcopt data import`"
     return suggestion(name.lower().replace("_", "-"), BUILT_IN, '"')
 

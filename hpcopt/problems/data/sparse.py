@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcopt.errors import UserError
+from hpcopt.ground import inside
 from hpcopt.math.fingerprint import fingerprint
 from hpcopt.problems.data.data_file import open_readonly
 from hpcopt.problems.data.dataset import Dataset, check_rows
@@ -61,7 +62,11 @@ class SparseSplit:
         ascending = len(rows) == 0 or bool((np.diff(rows) > 0).all())
         wanted, back = (rows, None) if ascending else np.unique(rows, return_inverse=True)
         with open_readonly(self._path) as file:
-            matrix = csr(*_rows(file[self._group], wanted), self.shape[0])
+            data, indices, indptr = _rows(file[self._group], wanted)
+            # the products of scipy would not look where they read
+            if len(indices) and not (indices.min() >= 0 and indices.max() < self.shape[0]):
+                raise ValueError(f"indices that are not in 0…{self.shape[0] - 1}")
+            matrix = csr(data, indices, indptr, self.shape[0])
         return matrix if back is None else matrix[back]
 
     def told(self) -> list[str]:
@@ -90,6 +95,8 @@ def _rows(group: h5py.Group, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDA
     first = int(rows[0])
     bounds = group["indptr"][first : int(rows[-1]) + 2]
     begins, ends = bounds[rows - first], bounds[rows - first + 1]
+    if (ends < begins).any() or (begins < 0).any() or (ends > len(group["data"])).any():
+        raise ValueError("indptr is not ascending")
     starts = starts_of(ends - begins)
     parts = [np.empty(starts[-1], group[name].dtype) for name in ("data", "indices")]
     for run in _runs(begins, ends, parts[0].itemsize):
@@ -126,8 +133,10 @@ def read_sparse(path: Path, file: h5py.File) -> Dataset:
 
 
 def _split(path: Path, file: h5py.File, group: str, classes: int | None) -> SparseSplit:
-    data, indices, indptr = (file[group][name] for name in ("data", "indices", "indptr"))
-    labels, features = file[group]["y"][()], int(file.attrs["features"])
+    data, indices, indptr, y = (
+        inside.dataset(file, f"{group}/{name}") for name in ("data", "indices", "indptr", "y")
+    )
+    labels, features = y[()], int(file.attrs["features"])
     alike = data.shape == indices.shape == (int(indptr[-1]),) and indptr.shape == (len(labels) + 1,)
     if not alike or len(labels) == 0 or labels.ndim != 1 or features < 1:
         raise UserError(

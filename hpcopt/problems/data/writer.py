@@ -129,7 +129,7 @@ def check_new(out: Path) -> None:
     """Raises `UserError` where no file of this name can be made."""
     if out.suffix not in (".h5", ".hdf5"):
         raise UserError(f"{out}: the name must end in .h5 or .hdf5")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UserError(f"{out}: cannot be written, {out.parent} is not a directory")
     _refuse_existing(out)
 
@@ -167,5 +167,5 @@ def _room_to_close(partial: Path, spare: Path) -> Iterator[None]:
 
 
 def _refuse_existing(out: Path) -> None:
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise UserError(f"{out}: exists already, and is not overwritten")
