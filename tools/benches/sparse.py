@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 import hpcopt
 from hpcopt.comm.reduce.ring import Ring
-from hpcopt.comm.sparse.costs import EXCHANGES, Shape
+from hpcopt.costs.volumes import EXCHANGES, Shape
 from hpcopt.math.topk import take
 from hpcopt.problems.base import Draw
 

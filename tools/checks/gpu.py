@@ -36,7 +36,7 @@ from hpcopt.comm.ports import Full, Mailbox, Neighbours, Reducer, SparseSum
 from hpcopt.comm.reduce.choice import Reduction
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
-from hpcopt.comm.sparse.costs import EXCHANGES
+from hpcopt.costs.volumes import EXCHANGES
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.control.launcher import local_rank
