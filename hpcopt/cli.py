@@ -154,8 +154,8 @@ def predict(
     if extrap is not None:
         from hpcopt.costs.extrap import second_opinion, write
 
-        write(found.models, extrap)
-        typer.echo(second_opinion(extrap))
+        for file in write(found.models, extrap):
+            typer.echo(second_opinion(file))
 
 
 @app.command()

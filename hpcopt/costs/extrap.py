@@ -19,22 +19,29 @@ from hpcopt.ground import files
 SECONDS = 120
 
 
-def write(models: dict[str, Model], file: Path) -> None:
-    """Writes seconds of a round, and of its parts, by ranks.
+def write(models: dict[str, Model], file: Path) -> list[Path]:
+    """Writes seconds of a round, and of its parts, by ranks; a file for each method, for ranks may differ.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: a file cannot be written.
     """
-    lines = []
+    written = []
     for label, model in models.items():
+        values: dict[tuple[str, int], list[float]] = {}
         for run in model.runs:
             parts = {"round": run.seconds, "compute": run.compute} | {u.name: u.seconds for u in run.uses}
             for part, seconds in parts.items():
-                values = np.asarray(seconds).tolist()
-                about = {"callpath": f"{label}->{part}", "metric": "seconds", "value": values}
-                lines.append(json.dumps({"params": {"p": run.on.ranks}} | about))
-    with files.replacing(file) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                values.setdefault((part, run.on.ranks), []).extend(np.asarray(seconds).tolist())
+        lines = [
+            json.dumps({"params": {"p": ranks}, "callpath": part, "metric": "seconds", "value": of_ranks})
+            for (part, ranks), of_ranks in values.items()
+        ]
+        name = "".join(c if c.isalnum() else "-" for c in label).strip("-")
+        path = file if len(models) == 1 else file.with_name(f"{file.stem}-{name}{file.suffix}")
+        with files.replacing(path) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        written.append(path)
+    return written
 
 
 def second_opinion(file: Path) -> str:

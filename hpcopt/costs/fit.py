@@ -49,13 +49,14 @@ class Network:
     @property
     def per_byte(self) -> float:
         """Seconds of a byte that leaves a host."""
-        machine = self.machine
-        return 1 / machine.between.bandwidth if machine else self.fitted.get(("between", "byte"), 0.0)
+        if self.machine:
+            return 1 / self.machine.link("between").bandwidth
+        return self.fitted.get(("between", "byte"), 0.0)
 
     @property
     def burst(self) -> float:
         """Bytes that pass a link at once after a pause."""
-        return self.machine.between.burst if self.machine else 0.0
+        return self.machine.link("between").burst if self.machine else 0.0
 
     @property
     def spread(self) -> float:
@@ -70,16 +71,12 @@ class Network:
         if self.machine is not None:
             hops, beyond, nbytes, extrapolated = traffic_seconds(self.machine, work, on, of)
             place = "between" if of.between.pieces else "within"
-            measured = self.machine.overhead(place, _verb(work), 2, 1.0) is not None
+            measured = self.machine.overhead(place, work.verb, 2, 1.0) is not None
             return Price(hops + beyond + (0.0 if measured else local), nbytes, tuple(extrapolated))
         seconds = local + self.fitted.get(("within", "byte"), 0.0) * of.within.nbytes
         for place in PLACES:
             seconds += self.fitted.get((place, "hop"), 0.0) * getattr(of, place).hops
         return Price(seconds, of.between.nbytes)
-
-
-def _verb(work: Work) -> str:
-    return "sum" if work.kind in ("scalars", "slices") else work.kind
 
 
 def fit(uses: Sequence[tuple[float, Work, Travel, float]]) -> dict[tuple[str, str], float]:

@@ -10,16 +10,15 @@ import hashlib
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hpcopt.costs.travel import Layout, Traffic, Travel, Work, gossip, travel
 from hpcopt.errors import UserError
 
 SHIPPED = Path(__file__).parent / "machines"
-VERBS = ("sum", "scatter", "gather", "sparse", "neighbours")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -43,8 +42,8 @@ class About(_Table):
 class Point(_Table):
     """A measured use of a port, one worker a rank."""
 
-    verb: str
-    """one of `VERBS`"""
+    verb: Literal["sum", "scatter", "gather", "sparse", "neighbours"]
+    """sums, both halves of one, sums of sparse vectors, averages with both neighbours in a ring"""
     ranks: Annotated[int, Field(ge=2)]
     """all of them within a host, or one per host"""
     bytes: Positive
@@ -96,14 +95,26 @@ class Machine(_Table):
     Attributes:
         machine: what it is of.
         within: within a host; none: as between hosts.
-        between: between hosts.
+        between: between hosts; none: nobody knows.
         conditions: of a measurement: congestion control, queue, cores, commit, …
     """
 
     machine: About
     within: Link | None = None
-    between: Link
+    between: Link | None = None
     conditions: dict[str, str | int | float] = {}
+
+    @model_validator(mode="after")
+    def _some_link(self) -> Machine:
+        if self.within is None and self.between is None:
+            raise ValueError("needs a table [between], or [within]")
+        return self
+
+    def link(self, place: str) -> Link:
+        """What connects ranks there; that of the other place where nobody knows."""
+        found = (self.within or self.between) if place == "within" else (self.between or self.within)
+        assert found is not None
+        return found
 
     @cached_property
     def curves(self) -> dict[tuple[str, str], dict[int, tuple[list[float], list[float]]]]:
@@ -115,7 +126,7 @@ class Machine(_Table):
                 hosts = point.ranks if place == "between" else 1
                 traffic: Traffic = getattr(travel(point.work, Layout(point.ranks, hosts, point.ranks)), place)
                 beyond = point.seconds - traffic.hops * link.latency - traffic.nbytes / link.bandwidth
-                curve = found.setdefault((place, point.verb), {}).setdefault(point.ranks, [])
+                curve = found.setdefault((place, point.work.verb), {}).setdefault(point.ranks, [])
                 curve.append((traffic.piece, beyond / max(traffic.pieces, 1)))
         return {
             key: {ranks: ([a for a, _ in sorted(c)], [b for _, b in sorted(c)]) for ranks, c in of.items()}
@@ -185,6 +196,8 @@ def load_machine(name: str | Path) -> tuple[Machine, str]:
 
 def _explained(detail: Any) -> str:
     key = ".".join(map(str, detail["loc"]))
+    if not key:
+        return str(detail["msg"].removeprefix("Value error, "))
     if detail["type"] == "missing":
         return f"{key}: is missing"
     if detail["type"] == "extra_forbidden":
@@ -199,14 +212,12 @@ def traffic_seconds(
     """Of one use: seconds of messages and of overheads, bytes that leave a host, and what is extrapolated."""
     seconds, beyond, extrapolated = 0.0, 0.0, []
     for place, traffic, count in (("within", of.within, on.within), ("between", of.between, on.hosts)):
-        link = getattr(machine, place) or machine.between
+        link = machine.link(place)
         if not traffic.pieces:
             continue
         seconds += traffic.hops * link.latency
         if place == "within":
             seconds += traffic.nbytes / link.bandwidth
-        verb = "sum" if work.kind in ("scalars", "slices") else work.kind
-        verb = "neighbours" if work.kind in ("mailbox", "beside") else verb
-        beyond += traffic.pieces * (machine.overhead(place, verb, count, traffic.piece) or 0.0)
-        extrapolated += [text] if (text := machine.outside(place, verb, count, traffic.piece)) else []
+        beyond += traffic.pieces * (machine.overhead(place, work.verb, count, traffic.piece) or 0.0)
+        extrapolated += [text] if (text := machine.outside(place, work.verb, count, traffic.piece)) else []
     return seconds, beyond, of.between.nbytes, extrapolated

@@ -85,8 +85,13 @@ def _labelled(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
 
 
 def _reached_by_all(models: dict[str, Model]) -> float:
-    """The smallest loss that a run of every method has seen."""
-    return max(min(float(np.nanmin(run.curve[1])) for run in model.runs) for model in models.values())
+    """The smallest loss that every method has come down to; of those that came down at all."""
+    best = {
+        label: min((float(np.nanmin(run.curve[1])), -float(run.curve[1][0])) for run in model.runs)
+        for label, model in models.items()
+    }
+    lower = [loss for loss, start in best.values() if loss < -start]
+    return max(lower, default=math.nan)
 
 
 def _order(row: Prediction) -> tuple[bool, float]:
@@ -134,7 +139,7 @@ def _remarks(
             )
     if any(run.crowded for model in models.values() for run in model.runs):
         said.append("in some of the runs ranks shared cores: times of those are distorted")
-    missed = [label for label in models if not any(r.method == label and r.rounds for r in rows)]
+    missed = list(dict.fromkeys(row.method for row in rows if math.isnan(row.target)))
     if missed and not math.isnan(target):
         said.append(f"never reached a loss of {target:.4g}: {', '.join(missed)}")
     return said

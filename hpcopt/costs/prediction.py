@@ -3,12 +3,13 @@
 A round computes for c, on the fullest rank, and then sends w bytes from every host over links of bandwidth B,
 of which b pass at once after a pause; hops, overheads and work in memory take h:
 
-    T = max(c + h + (w − b)⁺ / B,  w / B)
+    T = h + max(c + (w − b)⁺ / B,  w / B)
 
-The interval is T (1 ± 2 √(s² + r² + m²)): s, how much blocks of rounds differed (half the interquartile range
-over the median), r, by how much the runs' own fit misses them (root mean square of relative errors), m, the
-spread of the machine file's points; never less than 5 %. Beyond the measured ranks it is 1 + log₂(P / most
-ranks) times as wide. Where something travels while gradients are computed, its upper end is without that.
+The interval is T / (1 + e) to T (1 + e) with e = 2 √(s² + r² + m²): s, how much blocks of rounds differed
+(half the interquartile range over the median), r, by how much the runs' own fit misses them (root mean square
+of relative errors), m, the spread of the machine file's points; e is at least 5 %, and beyond the measured
+ranks 1 + log₂(P / most ranks) times as large. Where something travels while gradients are computed, the upper
+end is without that.
 """
 
 from __future__ import annotations
@@ -101,11 +102,12 @@ class Model:
         self.network = replace(self.own, name=machine.machine.name, machine=machine) if machine else self.own
         self.compute = compute(self.runs)
         self.memory: Compute = compute(self.runs, "memory")
-        widest = max(self.runs, key=lambda run: run.on.within)
-        several = max(run.on.hosts for run in self.runs) > 1
-        self._per_host = ranks_per_host or (
-            machine.machine.ranks_per_host if machine else widest.on.within if several else 1 << 30
-        )
+        if machine:
+            several, per_host = machine.between is not None, machine.machine.ranks_per_host
+        else:
+            several = max(run.on.hosts for run in self.runs) > 1
+            per_host = max(run.on.within for run in self.runs)
+        self._per_host = ranks_per_host or (per_host if several else 1 << 30)
         self._spread = max(_spread(run) for run in self.runs)
         self._residual = self._misses()
 
@@ -144,7 +146,7 @@ class Model:
             method=self.label,
             on=on,
             seconds=round_seconds,
-            low=round_seconds * max(0.0, 1 - half),
+            low=round_seconds / (1 + half),
             high=(round_seconds + hidden) * (1 + half),
             parts=parts,
             hidden=hidden,
@@ -161,8 +163,8 @@ class Model:
     def _check(self, machine: Machine | None) -> None:
         if machine is None and max(run.on.ranks for run in self.runs) == 1:
             raise UserError(
-                f"{self.label}: was measured on a single rank alone, which says nothing about a network; give "
-                "runs on several ranks, or --machine FILE"
+                f"{self.label}: was measured on a single rank alone, which says nothing about a network; "
+                "give runs on several ranks, or --machine FILE"
             )
 
     def _at(self, run: Measured, use: Use) -> tuple[Work, Travel]:
@@ -214,7 +216,8 @@ class Model:
                 sum(v for k, v in parts.items() if k != "compute" and k not in mail),
             )
             hidden = min(c, travels)
-        total = max(sum(parts.values()) - hidden, w * wire)
+        still = sum(seconds.values()) - seconds["compute"]  # h
+        total = max(sum(parts.values()) - hidden, still * (not hidden) + w * wire)
         if (waits := total - sum(parts.values()) + hidden) > 0:
             parts["links full"] = waits
         return total, parts, hidden
@@ -228,8 +231,11 @@ class Model:
         """In what way it is beyond what was measured."""
         found = []
         most = max(run.on.ranks for run in self.runs)
-        if self.network.machine is None and on.ranks > most:
-            found.append(f"measured on up to {most} ranks")
+        machine = self.network.machine
+        if on.ranks > most and not (machine and machine.curves):
+            found.append(
+                f"runs on up to {most} ranks" + (", and no sums were measured there" if machine else "")
+            )
         least, largest = self.compute.least, self.compute.most
         if not least <= on.fullest <= largest:
             measured = f"{least}" if least == largest else f"{least} to {largest}"

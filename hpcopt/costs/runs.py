@@ -87,7 +87,8 @@ class Measured:
     def kind(self) -> str:
         """The same for runs that differ only in where and for how long they ran."""
         run = {k: v for k, v in self.config["run"].items() if k not in ONES_OWN}
-        return json.dumps([run, self.config["method"], self.problem], sort_keys=True, default=str)
+        method = {k: v for k, v in self.config["method"].items() if not k.endswith("_horizon")}  # run.rounds
+        return json.dumps([run, method, self.problem], sort_keys=True, default=str)
 
     @cached_property
     def problem(self) -> str:
@@ -181,19 +182,21 @@ def measured(file: Path) -> Measured:
         needed = ("ports/calls", "phases/seconds_min", "metrics/seconds")
         if any(name not in records.columns for name in needed):
             raise UserError(f"{file}: written by an older hpcopt: it says too little about its ports")
-        if records.count < 3:
-            raise UserError(
-                f"{file}: has {records.count} records; three are needed, for the rounds up to the second one "
-                "warm up: set run.evaluate_every"
-            )
         return _of(file, records)
 
 
 def _of(file: Path, records: Records) -> Measured:
     attributes = records.attributes
     config, ports = json.loads(attributes["config"]), records.labels["port"]
-    phases, first = records.labels["phase"], 1  # of the first block, which warms up
+    phases: list[str] = records.labels["phase"]
     index: Any = records["metrics/round"]
+    last = json.loads(attributes["jobs"])[-1]["round"]  # earlier jobs may have had other ranks
+    first = int(np.searchsorted(index, last)) + 1  # the rounds up to the next record warm up
+    if len(index) < first + 2:
+        raise UserError(
+            f"{file}: its last job has {max(0, len(index) - first + 1)} records; three are needed, for the "
+            "rounds up to the second one warm up: set run.evaluate_every"
+        )
     rounds = np.diff(index.astype(float))[first:]
 
     def per_round(column: str, at: int | None = None) -> Floats:

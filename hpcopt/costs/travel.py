@@ -1,8 +1,8 @@
 """What one use of a port makes travel on any number of ranks and hosts: the counters of a run, scaled.
 
-Bytes are those of `hpcopt.costs.volumes`: within a host as if it were alone, between hosts as if each were one
-rank. Messages that wait for each other are ⌈log₂ H⌉, in a ring H − 1, for a reduce-scatter or an allgather, and
-twice as many for an allreduce.
+Bytes are those of `hpcopt.costs.volumes`: within a host as if it were alone, between hosts as if each were
+one rank. Messages that wait for each other are ⌈log₂ H⌉, in a ring H − 1, for a reduce-scatter or an
+allgather, and twice as many for an allreduce.
 
 Symbols: N workers, P ranks, H hosts, L ranks of a host, m bytes.
 """
@@ -134,6 +134,12 @@ class Work:
     dim: int = 0
     selects: bool = False
     rows: Rows | None = field(default=None, compare=False)
+
+    @property
+    def verb(self) -> str:
+        """What measured points of it are called."""
+        others = {"scalars": "sum", "slices": "sum", "mailbox": "neighbours", "beside": "neighbours"}
+        return f"sparse {self.exchange}" if self.kind == "sparse" else others.get(self.kind, self.kind)
 
 
 def travel(work: Work, on: Layout) -> Travel:
