@@ -79,17 +79,23 @@ class Network:
         return Price(seconds, of.between.nbytes)
 
 
-def fit(uses: Sequence[tuple[float, Work, Travel, float]]) -> dict[tuple[str, str], float]:
+def fit(
+    uses: Sequence[tuple[float, Work, Travel, float]], several: bool = True
+) -> dict[tuple[str, str], float]:
     """Latency, seconds per byte and work per byte that explain measured uses best.
 
     Non-negative least squares of relative errors (Lawson & Hanson, Solving Least Squares Problems, 1974).
 
     Args:
         uses: seconds of one use, what it did, what travelled, and what the relative errors weigh.
+        several: they were measured on several numbers of ranks; else nothing tells work from travelling, and
+            what travels is taken to be all of it.
     """
     columns: dict[tuple[str, str], list[float]] = {}
     for at, (_, work, of, _) in enumerate(uses):
-        found: dict[tuple[str, str], float] = {("work", work.kind): of.worked}
+        found: dict[tuple[str, str], float] = {}
+        if several or work.kind in MAIL:
+            found["work", work.kind] = of.worked
         if work.kind not in MAIL:
             found |= {(place, "hop"): getattr(of, place).hops for place in PLACES}
             found |= {(place, "byte"): getattr(of, place).nbytes for place in PLACES}

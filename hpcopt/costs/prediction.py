@@ -98,7 +98,8 @@ class Model:
             if (calls := run.calls(use))
         ]
         self._check(machine)
-        self.own = Network("the runs' own fit", fit(_weighed(uses)))
+        several = len({run.on.ranks for run in self.runs}) > 1 or self.runs[0].on.ranks == 1
+        self.own = Network("the runs' own fit", fit(_weighed(uses), several))
         self.network = replace(self.own, name=machine.machine.name, machine=machine) if machine else self.own
         self.compute = compute(self.runs)
         self.memory: Compute = compute(self.runs, "memory")

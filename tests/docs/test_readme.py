@@ -28,7 +28,7 @@ def test_the_readme_works(tmp_path):
             )
             assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
             ran.append(code)
-    assert len(ran) == 17
+    assert len(ran) == 18
     assert (tmp_path / "weights.npz").is_file()
     assert (tmp_path / "runs/script/run.h5").is_file()
     # what is one's own has to stay short

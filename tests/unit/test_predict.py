@@ -156,6 +156,15 @@ def test_the_model_finds_the_machine_and_the_computing(method):
     assert inside.high / inside.seconds < row.high / row.seconds
 
 
+def test_one_number_of_ranks_says_nothing_about_work(tmp_path):
+    """On another machine the seconds of a slow network are not taken for work in memory."""
+    loaded, _ = load_machine("infiniband-hdr")
+    row = Model([made_up(4)], loaded).predict(Layout(4, 4, N))
+    assert row.parts["reduce.sum"] == pytest.approx(4 * 1.2e-6 + 6e6 / 24e9)
+    own = Model([made_up(4)])
+    assert own.predict(own.layout(4)).seconds == pytest.approx(made_up(4).seconds[0])
+
+
 def test_above_n_ranks_n_grows():
     model = Model([made_up(p) for p in (1, 2, 4, 8)])
     row = model.predict(model.layout(64))
