@@ -19,6 +19,7 @@ import numpy as np
 
 from hpcopt.costs import volumes
 from hpcopt.costs.volumes import Shape, allreduce_bytes, gather_bytes
+from hpcopt.errors import UserError
 from hpcopt.ground.placement import sizes
 
 RING_ELEMENTS = 1 << 14
@@ -210,9 +211,13 @@ def gossip(topology: str, weights: str, **options: Any) -> Rows:
     def rows(on: Layout) -> tuple[float, float, float]:
         from hpcopt.math.mixing import mixing
 
+        try:
+            matrices = mixing(topology, weights, on.workers, **options).matrices
+        except ImportError as error:
+            raise UserError(f'topologies need {error.name}: pip install "hpcopt[run]"') from error
         hosts = on.host_of
         found = []
-        for W in mixing(topology, weights, on.workers, **options).matrices:
+        for W in matrices:
             each = volumes.rows_sent(W, on.owners)
             across = volumes.rows_sent(W, on.owners, hosts)
             of_hosts = np.bincount(hosts[: len(across)], weights=across)

@@ -1,12 +1,12 @@
 """`tools/bench predict DIR`: how well predictions hold, between hosts whose links are limited.
 
     mpirun … python -m mpi4py predict.py measure DIR NAME    runs on these ranks, into DIR/NAME
-    python predict.py freeze DIR                             predictions of all held-out runs: predictions.json
+    python predict.py freeze DIR                             predictions of held-out runs: predictions.json
     python predict.py table DIR                              errors of these, a table per method: RESULTS.md
 
 Fitted on runs on 1 and 2 hosts at 100 Mbit/s and on machine files that were measured on 2 and 4 hosts, which
-`freeze` writes down with their digests before a held-out run starts: 8 hosts at 100 Mbit/s, 2 to 4 at 1
-Gbit/s, vectors of other lengths than the machine files have. Computing is sleeping: all hosts share few cores.
+`freeze` writes down with their digests before a held-out run starts: 8 hosts at 100 Mbit/s, 2 to 4 at
+1 Gbit/s, vectors of other lengths than the machine files have. Computing is sleeping: hosts share few cores.
 """
 
 from __future__ import annotations
@@ -136,14 +136,14 @@ def table(out: Path) -> None:
             seconds = float(np.median(measured(file).seconds))
             errors.append(one["seconds"] / seconds - 1)
             inside += one["low"] <= seconds <= one["high"]
-            text.append(
-                f"| {one['name']} | {one['dim']} | {one['pause']} | {one['seconds']:.4f} | {seconds:.4f} | {errors[-1]:+.1%} |"
-            )
+            cells = [one["name"], one["dim"], one["pause"], f"{one['seconds']:.4f}", f"{seconds:.4f}"]
+            text.append(f"| {' | '.join(map(str, [*cells, f'{errors[-1]:+.1%}']))} |")
         size = np.abs(errors)
         met = np.median(size) <= MEDIAN and np.mean(size <= MOST) >= 0.9
         text.append(
-            f"\n{len(errors)} points: median error {np.median(size):.1%} (aim {MEDIAN:.0%}), {np.mean(size <= MOST):.0%} within "
-            f"{MOST:.0%} (aim 90%), {inside} inside their intervals: {'met' if met else 'not met'}\n"
+            f"\n{len(errors)} points: median error {np.median(size):.1%} (aim {MEDIAN:.0%}), "
+            f"{np.mean(size <= MOST):.0%} within {MOST:.0%} (aim 90%), {inside} inside their intervals: "
+            f"{'met' if met else 'not met'}\n"
         )
     (out / "RESULTS.md").write_text("\n".join(text))
     print("\n".join(text))
