@@ -66,7 +66,7 @@ class Network:
     def price(self, work: Work, on: Layout, of: Travel) -> Price:
         """Of one use."""
         local = self.fitted.get(("work", work.kind), 0.0) * of.worked
-        if work.kind in MAIL:  # travels by itself
+        if work.kind == MAIL:  # travels by itself
             return Price(local, of.between.nbytes)
         if self.machine is not None:
             hops, beyond, nbytes, extrapolated = traffic_seconds(self.machine, work, on, of)
@@ -94,9 +94,9 @@ def fit(
     columns: dict[tuple[str, str], list[float]] = {}
     for at, (_, work, of, _) in enumerate(uses):
         found: dict[tuple[str, str], float] = {}
-        if several or work.kind in MAIL:
+        if several or work.kind == MAIL:
             found["work", work.kind] = of.worked
-        if work.kind not in MAIL:
+        if work.kind != MAIL:
             found |= {(place, "hop"): getattr(of, place).hops for place in PLACES}
             found |= {(place, "byte"): getattr(of, place).nbytes for place in PLACES}
         for name, value in found.items():

@@ -22,7 +22,7 @@ import numpy as np
 
 from hpcopt.costs.fit import Compute, Network, Price, compute, fit
 from hpcopt.costs.machine import Machine
-from hpcopt.costs.runs import Measured, Use
+from hpcopt.costs.runs import BESIDE, MAIL, Measured, Use
 from hpcopt.costs.travel import Layout, Travel, Work, travel
 from hpcopt.costs.volumes import EXCHANGES
 from hpcopt.errors import UserError
@@ -42,6 +42,7 @@ class Prediction:
         parts: what it is made of: "compute", a port, [s]; what overlaps is not in it.
         hidden: seconds of ports that pass while gradients are computed.
         sent: bytes that a rank with workers sends, on average.
+        sent_idle: bytes of what ranks without workers do, per such rank, as measured; 0 where there is none.
         memory: of a rank with workers, at most [B].
         memory_idle: of a rank that hosts none; 0 where there is none.
         extrapolated: in what way it is beyond what was measured; empty: it is not.
@@ -59,6 +60,7 @@ class Prediction:
     parts: dict[str, float]
     hidden: float
     sent: float
+    sent_idle: float
     memory: float
     memory_idle: float
     extrapolated: tuple[str, ...]
@@ -94,6 +96,7 @@ class Model:
             (float(np.median(use.seconds)) / calls, work, travelled, float(np.median(use.seconds)))
             for run in self.runs
             for use in run.uses
+            if use.kind != BESIDE
             for work, travelled in [self._at(run, use)]
             if (calls := run.calls(use))
         ]
@@ -133,8 +136,12 @@ class Model:
             raise UserError(f"--ranks {on.ranks}: {on.beside} of them host no worker; there have to be more")
         run = max(self.runs, key=lambda run: run.on.ranks)
         seconds = {"compute": self.compute.of(on.fullest)}
-        nbytes, sent, notes = {}, 0.0, self._beyond(on)
+        nbytes, sent, sent_idle, notes = {}, 0.0, 0.0, self._beyond(on)
         for use in run.uses:
+            if use.kind == BESIDE:
+                seconds[use.name] = float(np.median(use.seconds))
+                sent_idle += use.sent / run.on.beside if run.on.beside else 0.0
+                continue
             price, travelled = self._use(run, use, on)
             seconds[use.name] = price.seconds
             nbytes[use.name], sent = price.nbytes, sent + travelled.sent
@@ -152,6 +159,7 @@ class Model:
             parts=parts,
             hidden=hidden,
             sent=sent,
+            sent_idle=sent_idle,
             memory=self.memory.of(on.fullest) if several else run.memory,
             memory_idle=(self.memory.fixed if several else run.memory) * bool(on.beside),
             extrapolated=tuple(notes),
@@ -202,7 +210,7 @@ class Model:
     ) -> tuple[float, dict[str, float], float]:
         """T, its parts, and what is hidden; see the top."""
         wire, free = self.network.per_byte, self.network.burst
-        mail = {name for name in nbytes if name.split("_")[0] in ("mailbox", "beside")}
+        mail = {name for name in nbytes if name.split("_")[0] == MAIL}
         w = sum(nbytes.values())
         there = sum(n for name, n in nbytes.items() if name not in mail)
         passes = max(0.0, there - free) / there if there else 0.0
@@ -254,8 +262,10 @@ class Model:
         network, self.network = self.network, self.own
         errors = []
         for run in self.runs:
-            prices = {use.name: self._use(run, use, run.on)[0] for use in run.uses}
-            seconds = {"compute": float(np.median(run.compute))} | {k: p.seconds for k, p in prices.items()}
+            uses = [use for use in run.uses if use.kind != BESIDE]
+            prices = {use.name: self._use(run, use, run.on)[0] for use in uses}
+            seconds = {use.name: float(np.median(use.seconds)) for use in run.uses if use.kind == BESIDE}
+            seconds |= {"compute": float(np.median(run.compute))} | {k: p.seconds for k, p in prices.items()}
             total, _, _ = self._round(run, seconds, {k: p.nbytes for k, p in prices.items()})
             errors.append(total / float(np.median(run.seconds)) - 1)
         self.network = network

@@ -17,8 +17,9 @@ from hpcopt.errors import UserError
 from hpcopt.storage.records import Records
 
 Floats = NDArray[np.float64]
-MAIL = ("mailbox", "beside")
-"""ports whose vectors travel while everybody computes"""
+MAIL, BESIDE = "mailbox", "beside"
+"""ports whose vectors travel while everybody computes; of the second, which ranks without workers serve,
+seconds and bytes are taken as they were measured"""
 ITEMSIZE = {"float32": 4, "float64": 8}
 ONES_OWN = (
     *("out", "workers", "rounds", "max_seconds", "target_loss", "device", "curvature_ranks", "metrics"),
@@ -110,15 +111,15 @@ class Measured:
     def dense(self) -> bool:
         """Whether nothing but sums of whole vectors carries the method."""
         used = {use.kind for use in self.uses} - {"scalars", "slices"}
-        whole = self.dim * self.itemsize * self.on.ranks
+        whole = self.dim * self.itemsize * self.on.hosting
         return used == {"sum"} and all(u.payload >= whole * u.calls for u in self.uses if u.kind == "sum")
 
     def work(self, use: Use) -> Work:
         """What one use of a port has to do on any ranks."""
         on, method = self.on, self.config["method"]
-        of_workers = dict.fromkeys(("sparse", "neighbours", *MAIL), on.workers) | {"gather": 1}
-        nbytes = use.payload / self.calls(use) / of_workers.get(use.kind, on.ranks)
-        rows: Rows | None = everybody if use.kind in MAIL else None
+        of_workers = dict.fromkeys(("sparse", "neighbours", MAIL), on.workers) | {"gather": 1}
+        nbytes = use.payload / self.calls(use) / of_workers.get(use.kind, on.hosting)
+        rows: Rows | None = everybody if use.kind == MAIL else None
         if use.kind == "neighbours":
             options = {"probability": method.get("probability", 0.25), "seed": self.config["run"]["seed"]}
             rows = gossip(method["topology"], method["mixing"], **options)
@@ -130,7 +131,7 @@ class Measured:
 
     def calls(self, use: Use) -> float:
         """Uses per round; of mail those of one worker, for the counter is of the rank with the most."""
-        return use.calls / self.on.fullest if use.kind in MAIL else use.calls
+        return use.calls / self.on.fullest if use.kind == MAIL else use.calls
 
     def reached(self, target: float) -> int | None:
         """The first recorded round whose loss is not above a target; None: it was not reached."""

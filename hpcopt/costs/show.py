@@ -37,8 +37,9 @@ def show(found: Outlook, console: Console | None = None) -> None:
 
 
 def _cells(row: Prediction, names: list[str]) -> list[str]:
-    memory = nbytes(row.memory)
+    sent, memory = nbytes(row.sent), nbytes(row.memory)
     if row.on.beside:
+        sent += f" ({nbytes(row.sent_idle)} without workers)"
         memory += f" ({nbytes(row.memory_idle)} without workers)"
     return [
         str(row.on.ranks),
@@ -49,7 +50,7 @@ def _cells(row: Prediction, names: list[str]) -> list[str]:
         f"{row.low:.3g} to {row.high:.3g}",
         *(f"{row.parts[name]:.3g}" if name in row.parts else "" for name in names),
         f"{row.hidden:.3g}" if row.hidden else "",
-        nbytes(row.sent),
+        sent,
         memory,
         "" if math.isnan(row.target) else f"{row.target:.3g}",
         "extrapolated" if row.extrapolated else "",

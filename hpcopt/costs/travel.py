@@ -115,7 +115,7 @@ class Work:
     """What one use of a port has to do, whatever the ranks; of a run's counters.
 
     Attributes:
-        kind: "sum", "scatter", "gather", "scalars", "slices", "sparse", "neighbours", "mailbox" or "beside".
+        kind: "sum", "scatter", "gather", "scalars", "slices", "sparse", "neighbours" or "mailbox".
         nbytes: dense: of the whole vector; sparse: of a worker's entries; else of a worker's vector.
         ring: long dense sums take the ring.
         itemsize: bytes of a number.
@@ -139,7 +139,7 @@ class Work:
     @property
     def verb(self) -> str:
         """What measured points of it are called."""
-        others = {"scalars": "sum", "slices": "sum", "mailbox": "neighbours", "beside": "neighbours"}
+        others = {"scalars": "sum", "slices": "sum", "mailbox": "neighbours"}
         return f"sparse {self.exchange}" if self.kind == "sparse" else others.get(self.kind, self.kind)
 
 
@@ -147,7 +147,7 @@ def travel(work: Work, on: Layout) -> Travel:
     """What one use makes travel there."""
     if work.kind == "sparse":
         return _sparse(work, on)
-    if work.kind in ("neighbours", "mailbox", "beside"):
+    if work.kind in ("neighbours", "mailbox"):
         return _rows(work, on)
     return _dense(work, on)
 
@@ -155,9 +155,9 @@ def travel(work: Work, on: Layout) -> Travel:
 def _dense(work: Work, on: Layout) -> Travel:
     half = work.kind in ("scatter", "gather")
     m, share = work.nbytes, gather_bytes if half else allreduce_bytes
-    sent = share(m, on.ranks)
+    sent = share(m, on.hosting)
     if work.ordered and not half:
-        sent += (on.workers / on.hosting - 1) * gather_bytes(m, on.ranks)
+        sent += (on.workers / on.hosting - 1) * gather_bytes(m, on.hosting)
     ring = work.ring and m >= RING_ELEMENTS * work.itemsize
 
     def of(parts: int, nbytes: float, ring: bool) -> Traffic:
@@ -178,7 +178,7 @@ def _sparse(work: Work, on: Layout) -> Travel:
     per_rank = on.workers / on.hosting
     own = k * per_rank if work.ordered else shape.chance(k, per_rank)
     result = k if work.selects else shape.chance(k, on.workers)
-    P, H, L = on.ranks, on.hosts, on.within
+    P, H, L = on.hosting, on.hosts, on.within
     off = own * (P - 1) / P
     sent = volumes.sparse_bytes(work.exchange, shape, P, own, off, result)
     rounds = {"allgather": 1, "owner": 5, "dense": 4}[work.exchange]

@@ -115,7 +115,7 @@ def made_up(ranks, hosts=None, method="allreduce_sgd", nbytes=4e6, workers=N, lo
         else Work("sum", nbytes, itemsize=4)
     )
     seconds, sent = truth(work, on), travel(work, on).sent * on.hosting
-    payload = nbytes * (workers if gossips else ranks)
+    payload = nbytes * (workers if gossips else on.hosting)
     use = Use("neighbours" if gossips else "reduce.sum", 1.0, payload, sent, np.full(3, seconds))
     table = {"topology": "ring", "mixing": "metropolis"} if gossips else {}
     config = {"run": {"dtype": "float32", "seed": 0, **run}, "method": table, "problem": {"kind": "made up"}}
@@ -173,8 +173,12 @@ def test_above_n_ranks_n_grows():
 
 
 def test_ranks_without_workers():
-    model = Model([made_up(3, beside=1), made_up(5, beside=1)])
+    made = [made_up(3, beside=1), made_up(5, beside=1)]
+    mail = Use("beside", 0.1, 1e5, 2e5, np.full(3, 0.004))
+    model = Model([replace(run, uses=(*run.uses, mail), seconds=run.seconds + 0.004) for run in made])
     row = model.predict(model.layout(9))
+    assert (row.parts["beside"], row.sent_idle) == (0.004, 2e5)
+    assert row.seconds == pytest.approx(made_up(9, beside=1).seconds[0] + 0.004, rel=0.01)
     assert (row.on.hosting, row.on.fullest, row.memory_idle) == (8, 1, pytest.approx(3e8))
     with pytest.raises(UserError, match="--ranks 1: 1 of them host no worker"):
         model.predict(model.layout(1))
