@@ -242,6 +242,38 @@ def spectrum(
 
 
 @app.command()
+def predict(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Measured runs, on several numbers of ranks if possible."),
+    ],
+    ranks: Annotated[str, typer.Option(help="For which numbers of ranks: 64,1024,8192.")],
+    machine: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A machine file, or the name of one of hpcopt's own.")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Rank methods by the time to this loss (the smallest that all reached)."),
+    ] = None,
+    ranks_per_host: Annotated[int | None, typer.Option(min=1, help="(the machine's, or the runs')")] = None,
+    extrap: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write input for Extra-P; run it, if installed.")
+    ] = None,
+) -> None:
+    """Predict rounds on other numbers of ranks and another machine, from measured runs."""
+    from hpcopt.costs.outlook import outlook, parse_ranks
+    from hpcopt.costs.show import show
+
+    found = outlook(runs, parse_ranks(ranks), machine, target, ranks_per_host)
+    show(found)
+    if extrap is not None:
+        from hpcopt.costs.extrap import second_opinion, write
+
+        for file in write(found.models, extrap):
+            typer.echo(second_opinion(file))
+
+
+@app.command()
 def doctor() -> None:
     """Try what this machine really does, with a remedy per line. Alone, and under mpirun or srun."""
     from hpcopt.doctor import examine

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -20,13 +19,13 @@ from hpcopt.comm.mailbox.port import Full as Full
 from hpcopt.comm.mailbox.port import Mail as Mail
 from hpcopt.comm.mailbox.port import Mailbox as Mailbox
 from hpcopt.comm.mailbox.port import Transport as Transport
+from hpcopt.costs.volumes import Exchange as Exchange
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcopt.math.mixing import Mixing
 
-Exchange = Literal["auto", "allgather", "owner", "dense"]
 Select = Literal["local", "global"]
 Way = Callable[[], object]
 VERBS = ("sum", "scatter", "gather", "scalars", "slices")
@@ -39,7 +38,7 @@ class Counter:
 
     Attributes:
         calls: uses.
-        bytes: bytes sent by this rank (see `allreduce_bytes` for the definition with collectives).
+        bytes: bytes sent by this rank (see `hpcopt.costs.volumes` for the definition with collectives).
         bytes_workers: the same, had every worker a rank of its own; this rank's share.
         payload: bytes that were handed over here to be sent, however they then travelled.
         seconds: wall time inside the port [s].
@@ -65,17 +64,6 @@ class Counter:
         self.payload += payload
         self.seconds += time.perf_counter() - since
         self.passes += passes
-
-
-def gather_bytes(nbytes: int, parts: int) -> float:
-    """Bytes that each of ``parts`` sends in a reduce-scatter or an allgather of ``nbytes`` in all."""
-    return nbytes * (parts - 1) / parts
-
-
-@lru_cache  # asked for twice in every sum, of which the small ones take microseconds
-def allreduce_bytes(nbytes: int, parts: int) -> float:
-    """Bytes that each of ``parts`` sends in an allreduce of ``nbytes``."""
-    return 2 * gather_bytes(nbytes, parts)
 
 
 class Gradients(Protocol):

@@ -81,8 +81,8 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
     import torch
 
     from hpcopt.comm.mpi_ports import MPIPorts
-    from hpcopt.comm.sparse.costs import EXCHANGES
     from hpcopt.comm.staging import Staging
+    from hpcopt.costs.volumes import EXCHANGES
     from hpcopt.ground.placement import Placement
 
     placement = Placement.even(comm.size, comm.size, comm.rank)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import hpcopt
-from hpcopt.comm.ports import gather_bytes
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.staging import Staging
+from hpcopt.costs.volumes import gather_bytes
 from hpcopt.ground.placement import Placement
 from hpcopt.math.lanczos import lanczos, random_start
 from hpcopt.problems.base import Share

@@ -6,10 +6,10 @@ import torch
 import hpcopt
 from hpcopt.comm import gather
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.ports import allreduce_bytes, gather_bytes
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.staging import Staging
+from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
 from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Draw, Share

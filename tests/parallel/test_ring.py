@@ -7,12 +7,12 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcopt.comm.ports import allreduce_bytes, gather_bytes
 from hpcopt.comm.reduce import mpi_reducer
 from hpcopt.comm.reduce import ring as ring_module
 from hpcopt.comm.reduce.choice import choose
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
+from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
 from hpcopt.ground.placement import Placement, sizes
 
 pytestmark = pytest.mark.mpi

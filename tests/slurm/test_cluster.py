@@ -146,7 +146,11 @@ def test_rate(cluster):
         *cluster.run("tc", "qdisc", "show", "dev", "eth0", host="n1").splitlines(),
     ]
     assert [line.partition(" burst")[0].split(" rate ")[1] for line in there] == ["100Mbit", "100Mbit"]
-    assert "100Mbit" in cluster.tool("status").stdout
+    shown = cluster.tool("status").stdout
+    assert re.search(r"rate +100Mbit\nburst +256Kb\nqueue +1s\ncontrol +reno, slow start after idle 0", shown)
+    assert cluster.tool("rate", "100mbit", "--burst", 16384).returncode == 0
+    assert "burst 16Kb lat 1s" in "".join(lines("tc", "qdisc", "show", "dev", link))
+    assert cluster.tool("rate", "100mbit", "--burst", "few").returncode == 2
     assert cluster.tool("rate", "none").returncode == 0
     assert "tbf" not in "".join(lines("tc", "qdisc", "show", "dev", link))
     assert cluster.tool("rate", "fast").returncode == 2

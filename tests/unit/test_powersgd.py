@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.comm.ports import allreduce_bytes
 from hpcopt.comm.reduce.contribution import Buffer
+from hpcopt.costs.volumes import allreduce_bytes
 from hpcopt.math.streams import stream
 from hpcopt.problems.base import Draw, Share
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.comm.sparse.costs import EXCHANGES, Costs, Shape, bounds, sample, worker_cost
+from hpcopt.comm.sparse.costs import Costs, bounds, sample
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.sparse.selection import keep_largest
+from hpcopt.costs.volumes import EXCHANGES, Shape, worker_cost
 from hpcopt.math.topk import largest
 
 D, K, N = 200_000, 2000, 32

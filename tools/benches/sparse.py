@@ -17,7 +17,7 @@ from torch import Tensor
 import hpcopt
 from hpcopt.comm.ports import Aggregate
 from hpcopt.comm.reduce.ring import Ring
-from hpcopt.comm.sparse.costs import EXCHANGES, Shape
+from hpcopt.costs.volumes import EXCHANGES, Shape
 from hpcopt.math.topk import take
 from hpcopt.problems.base import Draw
 from tools.benches.common import (

@@ -36,11 +36,11 @@ from hpcopt.comm.ports import Full, Mailbox, Neighbours, Reducer, Select, Sparse
 from hpcopt.comm.reduce.choice import Reduction
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
-from hpcopt.comm.sparse.costs import EXCHANGES
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging, local_device
 from hpcopt.control.launcher import local_rank
 from hpcopt.control.world import world
+from hpcopt.costs.volumes import EXCHANGES
 from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
 from hpcopt.math.topk import largest

@@ -69,21 +69,31 @@ enter() { # NAME COMMAND…: replaces this process by the command on that host, 
     bash -c 'cd "$0" 2>/dev/null || { echo "cluster: $(hostname) has no folder $0 (its /tmp is its own)" >&2; exit 2; }; exec "$@"' "$PWD" "${@:2}"
 }
 
-set_rate() { # RATE N: of every link, in both directions
+set_rate() { # RATE N BURST: of every link, in both directions
   local name
   for name in $(names "$2"); do
-    shape "$1" tc qdisc -- dev "$(veth_of "$name")"
-    shape "$1" tc -n "$(netns_of "$name")" qdisc -- dev eth0
+    shape "$1" "$3" tc qdisc -- dev "$(veth_of "$name")"
+    shape "$1" "$3" tc -n "$(netns_of "$name")" qdisc -- dev eth0
   done
 }
 
-shape() { # RATE TC-COMMAND… -- DEVICE…
-  local rate=$1 command=()
-  shift
+of_link() { # WORD: what tc says behind it of a link; all are alike
+  tc qdisc show dev "$(veth_of n1)" |
+    awk -v word="$1" '/^qdisc tbf/ { for (i = 1; i < NF; i++) if ($i == word) value = $(i + 1) } END { print value ? value : "none" }'
+}
+
+control() { # how the hosts' connections react to losses, and whether they start slowly again after a pause
+  local place=/proc/sys/net/ipv4
+  (enter n1 sh -c "printf '%s, slow start after idle %s' \"\$(cat $place/tcp_congestion_control)\" \"\$(cat $place/tcp_slow_start_after_idle)\"")
+}
+
+shape() { # RATE BURST TC-COMMAND… -- DEVICE…
+  local rate=$1 burst=$2 command=()
+  shift 2
   while [ "$1" != -- ]; do command+=("$1"); shift; done
   shift
   if [ "$rate" != none ]; then
-    "${command[@]}" replace "$@" root tbf rate "$rate" burst 256kb latency 100ms
+    "${command[@]}" replace "$@" root tbf rate "$rate" burst "$burst" latency 1s
   elif [[ $("${command[@]}" show "$@") == "qdisc tbf"* ]]; then
     "${command[@]}" del "$@" root
   fi

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hpcopt.comm.mailbox.links import Links, Pair
-from hpcopt.comm.mailbox.parcel import HEADER
 from hpcopt.comm.ports import Agreed, Counter, Full, Mail
+from hpcopt.costs.volumes import parcel_bytes
 from hpcopt.ground.placement import Placement
 
 Delay = Callable[[int, int, int], int]
@@ -135,4 +135,4 @@ class LocalMailbox:
         one.due = self._calls + (self._delay(*pair, one.number) if self._delay else 0)
         line.under_way.append(one)
         line.waiting = None
-        self.counter.bytes_workers += (HEADER + one.vector.nbytes) * (pair[0] != pair[1])
+        self.counter.bytes_workers += parcel_bytes(one.vector.nbytes) * (pair[0] != pair[1])

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm.ports import Full
+from hpcopt.costs.volumes import PARCEL_HEADER
 
-HEADER = 64
+HEADER = PARCEL_HEADER
 """bytes; the vector begins on a cache line of its own"""
 NUMBER, COUNT, STAMP, STAMPS, LENGTH, BYTES = range(6)
 """places in the header: the fields of `hpcopt.comm.ports.Mail`, how many numbers, how many bytes in all"""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcopt.costs.volumes import entries, rows_sent
 from hpcopt.ground.placement import Placement
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Schedule:
 def schedule(W: csr_array, placement: Placement) -> Schedule:
     """The part of this rank; takes time and memory in proportion to the entries of W."""
     N = W.shape[0]
-    i, j, w = _entries(W)
+    i, j, w = entries(W)
     owner, here, rank = placement.owners, placement.here, placement.rank
     needs, has = owner[i] == rank, owner[j] == rank
     sends = {q: tuple((rows - here.start).tolist()) for q, rows in _by_rank(owner[i], j, has & ~needs, N)}
@@ -78,19 +79,7 @@ def schedule(W: csr_array, placement: Placement) -> Schedule:
 
 def travelling(W: csr_array, placement: Placement) -> int:
     """Rows that travel between ranks in a round, each once per pair of ranks; with N ranks, its messages."""
-    N = W.shape[0]
-    i, j, _ = _entries(W)
-    owner = placement.owners
-    return sum(len(rows) for _, rows in _by_rank(owner[i], j, owner[i] != owner[j], N))
-
-
-def _entries(W: csr_array) -> tuple[Numbers, Numbers, NDArray[np.float64]]:
-    """i, j and W_ij of all W_ij ≠ 0, by i and then by j."""
-    i = np.repeat(np.arange(W.shape[0]), np.diff(W.indptr))
-    kept = W.data != 0
-    i, j, w = i[kept], W.indices[kept].astype(np.int64), W.data[kept]
-    order = np.lexsort((j, i))
-    return i[order], j[order], w[order]
+    return int(rows_sent(W, placement.owners).sum())
 
 
 def _by_rank(rank: Numbers, row: Numbers, chosen: NDArray[np.bool_], N: int) -> list[tuple[int, Numbers]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hpcopt.comm.ports import VERBS, Counter, Gradients, allreduce_bytes, gather_bytes
+from hpcopt.comm.ports import VERBS, Counter, Gradients
 from hpcopt.comm.reduce.contribution import Buffer, sum_in_order
+from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
 
 
 class LocalReducer:

@@ -10,12 +10,13 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm import gather
-from hpcopt.comm.ports import VERBS, Counter, Gradients, allreduce_bytes, gather_bytes
+from hpcopt.comm.ports import VERBS, Counter, Gradients
 from hpcopt.comm.reduce.buckets import BucketedSum
 from hpcopt.comm.reduce.choice import Reduction
 from hpcopt.comm.reduce.contribution import Buffer, sum_in_order
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
+from hpcopt.costs.volumes import allreduce_bytes, gather_bytes, ordered_bytes
 from hpcopt.ground.placement import Placement, block, sizes
 
 # below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
@@ -160,9 +161,8 @@ class MPIReducer:
     def _count_sum(self, verb: str, since: float, total: Tensor) -> None:
         size = total.numel()
         nbytes = size * total.element_size()
-        sent = allreduce_bytes(nbytes, self._ranks)
-        if self._ordered:  # the ordered exchange sends every worker's row
-            sent += (self._n - 1) * gather_bytes(nbytes, self._ranks)
+        # the ordered exchange sends every worker's row
+        sent = ordered_bytes(nbytes, self._ranks, self._n if self._ordered else 1)
         passes = 0.0 if verb == "scalars" or size != self._dim else 1.0
         workers = self._n * allreduce_bytes(nbytes, self._workers)
         self.counters[verb].add(since, sent, workers, nbytes, passes)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
-from hpcopt.comm.sparse.costs import Shape, bounds, bytes_of, sample, worker_cost
-from hpcopt.comm.sparse.selection import STEP_BYTES, keep_largest
+from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select
+from hpcopt.comm.sparse.costs import bounds, sample
+from hpcopt.comm.sparse.selection import keep_largest
+from hpcopt.costs.volumes import Shape, selection_bytes, sparse_bytes, worker_cost
 from hpcopt.ground.placement import block
 from hpcopt.math.topk import union
 
@@ -73,12 +74,12 @@ class LocalSparseSum:
         staying = [((e >= cut[rank]) & (e < cut[rank + 1])).sum() for rank, e in enumerate(own)]
         mean = sum(map(len, own)) / self._ranks
         off_rank = mean - sum(staying) / self._ranks
-        selection = steps * allreduce_bytes(STEP_BYTES, self._ranks)
+        selection = selection_bytes(steps, self._ranks)
         found = {
-            "allgather": bytes_of("allgather", self._shape, self._ranks, own=mean),
-            "owner": bytes_of("owner", self._shape, self._ranks, off_rank=off_rank, result=result)
+            "allgather": sparse_bytes("allgather", self._shape, self._ranks, own=mean),
+            "owner": sparse_bytes("owner", self._shape, self._ranks, off_rank=off_rank, result=result)
             + selection,
-            "dense": bytes_of("dense", self._shape, self._ranks),
+            "dense": sparse_bytes("dense", self._shape, self._ranks),
         }
         return min(found.values()) if self._exchange == "auto" else found[self._exchange]
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt.comm import gather
-from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select, allreduce_bytes
+from hpcopt.comm.ports import Aggregate, Counter, Exchange, Select
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
-from hpcopt.comm.sparse.costs import Costs, Shape, bits, bounds, bytes_of, sample, worker_cost
-from hpcopt.comm.sparse.selection import STEP_BYTES, keep_largest
+from hpcopt.comm.sparse.costs import Costs, bounds, sample
+from hpcopt.comm.sparse.selection import keep_largest
+from hpcopt.costs.volumes import Shape, allreduce_bytes, bits, selection_bytes, sparse_bytes, worker_cost
 from hpcopt.ground.placement import Placement
 from hpcopt.math.flat import buffer
 from hpcopt.math.optimizers import scattered
@@ -26,7 +27,7 @@ Records = NDArray[np.void]
 
 
 class MPISparseSum:
-    """`SparseSum` over a communicator; its plans are those of `hpcopt.comm.sparse.costs`.
+    """`SparseSum` over a communicator; its plans are those of `hpcopt.costs.volumes`.
 
     Entries travel as (index, value) records through host memory, also those of a GPU: there are few of them.
     The vector that they are added up in stays on its device. Workers that share a rank are added up before
@@ -132,7 +133,7 @@ class MPISparseSum:
         self._support = union(torch.cat([where for where, _ in parts]))
         self._keep_largest(indices.shape[1])
         total = sum(len(segment) for segment in segments)
-        return bytes_of("allgather", self._shape, self._comm.size, total / self._comm.size)
+        return sparse_bytes("allgather", self._shape, self._comm.size, total / self._comm.size)
 
     def _sum_by_owners(self, indices: Tensor, values: Tensor) -> float:
         own = self._own_segments(indices, values)
@@ -141,8 +142,8 @@ class MPISparseSum:
         everything = np.concatenate(self._gather([result], [1] * self._comm.size))
         self._support, total = self._tensors(everything)  # owners have ascending ranges
         self._dense[self._support] = total
-        sent = bytes_of("owner", self._shape, self._comm.size, off_rank=off_rank, result=len(everything))
-        return sent + steps * allreduce_bytes(STEP_BYTES, self._comm.size)
+        sent = sparse_bytes("owner", self._shape, self._comm.size, off_rank=off_rank, result=len(everything))
+        return sent + selection_bytes(steps, self._comm.size)
 
     def _result(self, segments: list[Records], k: int) -> tuple[Records, int]:
         """The sum of what this rank owns, and the steps that a global selection took. Collective."""

@@ -7,10 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-BITS = 5
-BINS = 1 << BITS
-STEP_BYTES = BINS * 8
-"""of the histogram that is summed over ranks in every step"""
+from hpcopt.costs.volumes import BINS, BITS
 
 
 def keep_largest(

@@ -1,0 +1,1 @@
+"""What communication costs in bytes, messages and seconds, for ports that count and for predictions."""
