@@ -119,7 +119,7 @@ def uses(comm: MPI.Comm, ports: MPIPorts) -> Iterator[tuple[dict[str, Any], Call
         for exchange in ("allgather", "owner"):
             port = ports.sparse_sum(torch.zeros(DIM), exchange=exchange)  # type: ignore[arg-type]
             of_sparse = {"bytes": k * entry, "verb": "sparse", "exchange": exchange, "dim": DIM}
-            yield about | of_sparse, lambda p=port, i=indices, v=values: p.sum(i, v)  # type: ignore[misc]
+            yield about | of_sparse, lambda p=port, i=indices, v=values: p.sum(i, v)
 
 
 def burst() -> float:

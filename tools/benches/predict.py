@@ -51,11 +51,11 @@ class Sleeping(hpcopt.Objective):
         """c_n."""
         return (np.random.default_rng([seed, worker]).standard_normal((1, self.dim), dtype=np.float32),)
 
-    def loss(self, x: Any, c: Any, **_: Any) -> Any:  # type: ignore[override]
+    def loss(self, x: Any, c: Any, **_: Any) -> Any:
         """A mean over its one row."""
         return (x - c[0]).square().sum() / 2
 
-    def gradient(self, x: Any, c: Any, **_: Any) -> Any:  # type: ignore[override]
+    def gradient(self, x: Any, c: Any, **_: Any) -> Any:
         """x − c_n."""
         time.sleep(self.pause)
         return x - c[0]
@@ -78,7 +78,7 @@ def measure(out: Path, name: str) -> None:
     """Runs what is missing. Collective."""
     from mpi4py import MPI
 
-    made = {
+    made: dict[str, hpcopt.Method[Any, Any]] = {
         "allreduce_sgd": hpcopt.AllreduceSGD(lr=0.1),
         "topk": hpcopt.TopK(lr=0.1, density=0.01),
         "dpsgd": hpcopt.DPSGD(lr=0.1, local_steps=1),
