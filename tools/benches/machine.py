@@ -17,6 +17,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ def uses(comm: MPI.Comm, ports: MPIPorts) -> Iterator[tuple[dict[str, Any], Call
         chosen = np.sort(np.random.default_rng([comm.rank, k]).choice(DIM, k, replace=False))
         indices, values = torch.from_numpy(chosen)[None], torch.ones((1, k))
         for exchange in ("allgather", "owner"):
-            port = ports.sparse_sum(torch.zeros(DIM), exchange=exchange)  # type: ignore[arg-type]
+            port = ports.sparse_sum(torch.zeros(DIM), exchange=exchange)
             of_sparse = {"bytes": k * entry, "verb": "sparse", "exchange": exchange, "dim": DIM}
-            yield about | of_sparse, lambda p=port, i=indices, v=values: p.sum(i, v)
+            yield about | of_sparse, partial(port.sum, indices, values)
 
 
 def burst() -> float:
