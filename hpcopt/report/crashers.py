@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,28 +16,36 @@ PATIENCE = 30.0
 """seconds that HDF5 may need for the structure of one file"""
 
 
-def crashers(places: Sequence[Path]) -> set[Path]:
-    """Those at which another process ends or hangs, in which they are all opened before.
+def tried(places: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each place, and whether another process crashes or hangs at it, which goes ahead and opens them all.
 
     Args:
         places: directories of runs, or files.
     """
-    found, left, context = set(), list(places), get_context("fork")
+    left, context = list(places), get_context("fork")
     while left:
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_open, args=(left, there), daemon=True)
         process.start()
         there.close()
-        done = 0
-        with suppress(EOFError):
-            while done < len(left) and here.poll(PATIENCE):
-                here.recv_bytes()
-                done += 1
-        process.kill()
-        process.join()
-        found |= set(left[done : done + 1])
-        left = left[done + 1 :]
-    return found
+        try:
+            while left and _done(here):
+                yield left.pop(0), False
+        finally:
+            process.kill()
+            process.join()
+            here.close()
+        if left:
+            yield left.pop(0), True
+
+
+def _done(here: Connection) -> bool:
+    """Whether the next one is done, before the process has ended or patience has."""
+    with suppress(EOFError):
+        if here.poll(PATIENCE):
+            here.recv_bytes()
+            return True
+    return False
 
 
 def _open(places: Sequence[Path], done: Connection) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
-from hpcopt.report.crashers import RUN, SCALING, crashers
+from hpcopt.report.crashers import RUN, SCALING, tried
 from hpcopt.report.load import load
 from hpcopt.report.naming import Alike as Alike
 from hpcopt.report.naming import alike as alike
@@ -134,10 +134,9 @@ def find(paths: Iterable[str | Path]) -> Found:
             troubles.append(_trouble(path, error))
         troubles += [*_failures(path), *_waiting(path)]
     opened: list[tuple[Path, xarray.DataTree]] = []
-    crashing = crashers(list(places.values()))
-    for place in places.values():
+    for place, crashes in tried(list(places.values())):
         try:
-            if place in crashing:
+            if crashes:
                 raise UserError(f"{place}: damaged (HDF5 crashes or hangs at it)")
             opened.append((place, _opened(place)))
         except UserError as error:

@@ -101,7 +101,7 @@ def test_a_million_records_and_many_curves_are_a_small_page(write, tmp_path):
         columns |= {"metrics/round": rounds, "metrics/loss": random, "metrics/seconds": rounds * 1e-3}
 
     assert len(write(made_up.run(tmp_path / "long", records=10**6, change=long))) < 1e6
-    runs = [made_up.run(tmp_path / f"r{at}", 200, settings={"lr": at}) for at in range(20)]
+    runs = [made_up.run(tmp_path / f"r{at}", 200, settings={"lr": at}) for at in range(12)]
     # two figures of curves with five panels each: of a network's runs there are about five times as many
     assert len(write(*runs)) < 1e6
 
@@ -142,7 +142,7 @@ def load():
     return load
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH (apt-get install chromium)")
 def test_in_a_browser_nothing_is_asked_for_and_nothing_is_wrong(everything, load, tmp_path):
     asks = '<img src="a.png"><img src="http://other.test/b.png"><img src="https://third.test/c.png">'
     asked, console, _ = load(asks + '<script>console.error("told")</script>', tmp_path / "1")
