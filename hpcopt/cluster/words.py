@@ -54,10 +54,16 @@ def file_pattern(path: str) -> str:
 
 def array(name: str, words: Iterable[str], before: str = "") -> str:
     """A bash array, one element per line where there are several, each with a fixed word ``before`` it."""
-    quoted = [before + shlex.quote(word) for word in words]
+    quoted = [before + _quoted(word) for word in words]
     if len(quoted) <= 1:
         return f"{name}=({' '.join(quoted)})"
     return "\n".join([f"{name}=(", *(f"  {word}" for word in quoted), ")"])
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; with quotes around a comma, which nobody then takes for one between words."""
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "," in word else quoted
 
 
 def seconds(time: str) -> int:
