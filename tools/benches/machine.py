@@ -48,8 +48,8 @@ SECONDS, BLOCKS = 0.15, 5
 PIECE = 60 << 10
 
 
-def timed(comm: MPI.Comm, call: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of a use, of the slowest rank, and half the interquartile range over that."""
+def blocks(comm: MPI.Comm, call: Callable[[], object]) -> list[float]:
+    """Seconds of a use, of the slowest rank, in blocks of uses."""
     call()
     once = seconds(comm, call)
     count = max(1, min(2000, int(SECONDS / max(once, 1e-6))))
@@ -60,13 +60,17 @@ def timed(comm: MPI.Comm, call: Callable[[], object]) -> tuple[float, float]:
 
     if count > 1:
         block_of()
-    each = [seconds(comm, block_of) / count for _ in range(BLOCKS)]
-    low, middle, high = statistics.quantiles(each, n=4)
+    return [seconds(comm, block_of) / count for _ in range(BLOCKS)]
+
+
+def timed(comm: MPI.Comm, call: Callable[[], object]) -> tuple[float, float]:
+    """Their median, and half the interquartile range over that."""
+    low, middle, high = statistics.quantiles(blocks(comm, call), n=4)
     return middle, (high - low) / 2 / middle
 
 
 def link(comm: MPI.Comm) -> tuple[float, float]:
-    """Latency and bandwidth between the first two ranks; the others wait."""
+    """Latency and bandwidth between the first two ranks, of the quickest block; the others wait."""
     pair = comm.Split(comm.rank < 2)
     if comm.rank > 1:
         comm.Barrier()
@@ -82,7 +86,7 @@ def link(comm: MPI.Comm) -> tuple[float, float]:
             pair.Recv(small, there)
             pair.Send(small, there)
 
-    latency = timed(pair, ping)[0] / 2
+    latency = min(blocks(pair, ping)) / 2
     sent, landed = np.zeros(64 * PIECE, np.uint8), np.empty(64 * PIECE, np.uint8)
     pieces = [slice(at, at + PIECE) for at in range(0, len(sent), PIECE)]
 
@@ -92,7 +96,7 @@ def link(comm: MPI.Comm) -> tuple[float, float]:
         ]
         MPI.Request.Waitall(requests)
 
-    bandwidth = len(sent) / timed(pair, both)[0]
+    bandwidth = len(sent) / min(blocks(pair, both))
     comm.Barrier()
     pair.Free()
     return latency, bandwidth
