@@ -211,7 +211,8 @@ def scale(
     """How far does a config scale? Launches it on several numbers of ranks, again and again."""
     if launcher_name() == "mpirun" or expected_size() > 1:
         _together(_launches_itself)
-    from hpcopt.config.scale import Wish, numbers, usual_launcher
+    from hpcopt.config.scale_plan import keep
+    from hpcopt.config.scale_wish import Wish, numbers, usual_launcher
 
     options = {"mode": mode, "ranks": numbers("--ranks", ranks), "repeats": repeats, "rounds": rounds}
     options |= {"warm_up": warm_up, "launcher": launcher}
@@ -224,7 +225,7 @@ def scale(
         typer.echo("\n".join(chain.scripts() if dry_run else chain.submit()))
         return
     signals.catch()
-    plan = wish.plan(usual_launcher()).keep(wish.directory)
+    plan = keep(wish.plan(usual_launcher()), wish.directory)
     points = plan.points(these)
     typer.echo(plan.said())
     from hpcopt.engine.scale import Study
