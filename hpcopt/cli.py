@@ -382,7 +382,8 @@ def scale(
     """How far does a config scale? Launches it on several numbers of ranks, again and again."""
     if launcher_name() == "mpirun" or expected_size() > 1:
         _together(_launches_itself)
-    from hpcopt.config.scale import Wish, numbers, usual_launcher
+    from hpcopt.config.scale_plan import keep
+    from hpcopt.config.scale_wish import Wish, numbers, usual_launcher
 
     options = {"mode": mode, "ranks": numbers("--ranks", ranks), "repeats": repeats, "rounds": rounds}
     options |= {"warm_up": warm_up, "launcher": launcher}
@@ -395,7 +396,7 @@ def scale(
         say("\n".join(chain.scripts() if dry_run else chain.submit()))
         return
     signals.catch()
-    plan = wish.plan(usual_launcher()).keep(wish.directory)
+    plan = keep(wish.plan(usual_launcher()), wish.directory)
     points = plan.points(these)
     say(plan.said())
     from hpcopt.engine.scale import Study

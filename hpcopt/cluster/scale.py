@@ -14,7 +14,9 @@ from hpcopt.cluster.render import Submission, render
 from hpcopt.cluster.slurm import LIMIT_SECONDS, NoAnswer, call
 from hpcopt.cluster.submit import env_file, note, sbatch
 from hpcopt.config import check_table
-from hpcopt.config.scale import RANKS, SOURCE, Plan, Wish
+from hpcopt.config.scale import RANKS, SOURCE, Plan
+from hpcopt.config.scale_plan import keep
+from hpcopt.config.scale_wish import Wish
 from hpcopt.errors import UserError
 from hpcopt.ground import files
 
@@ -64,7 +66,7 @@ class Chain:
         """
         numbers: list[str] = []
         folder = self.directory / JOBS
-        self.plan.keep(self.directory)
+        keep(self.plan, self.directory)
         with files.refusals(folder):
             folder.mkdir(exist_ok=True)
         for job in self.jobs:

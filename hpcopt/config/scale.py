@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import shlex
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from hpcopt.config.base import Count, Table
-from hpcopt.config.io import RunConfig, check_table, from_tables, load, parse
+from hpcopt.config.io import RunConfig, check_table, from_tables, load
 from hpcopt.errors import UserError
-from hpcopt.ground import files
 
-PLAN, CONFIGS = "scale.toml", "configs"
 SOURCE = "hpcopt scale"
 RANKS = "{ranks}"
 """what stands for their number in a launcher's command"""
 ROWS = ("samples_per_worker", "rows_per_worker")
 """keys of [problem] that say how many rows a worker has, however many workers there are"""
-OTHER = ("config.toml", "run.h5", "sweep.toml")
-"""what a directory that is none of a study's may hold"""
 
 
 class ScaleTable(Table):
@@ -120,100 +113,6 @@ class Plan:
         each = f"{workers // first} P" if workers % first == 0 else f"{workers}/{first} P"
         return f"weak scaling: N = {each} workers on P ranks; {_rows_kept(self.config)}"
 
-    def keep(self, directory: Path) -> Plan:
-        """Writes the plan and the configs into a study's directory; the plan with the order that is there.
-
-        Raises:
-            UserError: it holds another plan, or something else, or cannot be written.
-        """
-        path = directory / PLAN
-        if os.path.exists(path):  # unlike Path.exists, it takes any name
-            stored = read(directory)
-            if different := _differences(stored, self):
-                raise UserError(
-                    "\n".join([f"{directory}: holds another study; choose another directory", *different])
-                )
-            return stored
-        held = next((name for name in OTHER if os.path.exists(directory / name)), None)
-        if held:
-            raise UserError(f"{directory}: already holds {held}; choose another directory with --out")
-        with files.refusals(directory):
-            (directory / CONFIGS).mkdir(parents=True, exist_ok=True)
-        for ranks in self.table.ranks:
-            _write(directory / CONFIGS / f"p{ranks:05d}.toml", _toml(self.config_of(ranks)))
-        order = ", ".join(f"[{launch.ranks}, {launch.repeat}]" for launch in self.order)
-        written = f"# Written by `hpcopt scale`; order: [ranks, repeat]\norder = [{order}]\n"
-        # last: where it is, all is
-        _write(path, self.table.model_dump() | {"config": _toml(self.config)}, written)
-        return self
-
-
-def numbers(option: str, text: str | None) -> list[int] | None:
-    """A list like "1,2,4", if one is given; raises `UserError` where it is none."""
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7})*", text):
-        raise UserError(f"{option} {text}: must be whole numbers with commas, like 1,2,4")
-    return [int(number) for number in text.split(",")]
-
-
-def usual_launcher() -> str:
-    """What starts the ranks here: inside of an allocation of Slurm its own."""
-    inside = "SLURM_JOB_ID" in os.environ and shutil.which("srun")
-    return f"srun --mpi=pmix --kill-on-bad-exit=0 --wait=60 -n {RANKS}" if inside else f"mpirun -n {RANKS}"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user asks for, as typed.
-
-    Attributes:
-        source: a config, or the directory of a study, which goes on.
-        overrides: see `hpcopt.config.load`.
-        options: by the names of `ScaleTable`; those that are None are not given.
-        out: the study's directory, where the source is a config.
-    """
-
-    source: Path
-    overrides: tuple[str, ...]
-    options: Mapping[str, Any]
-    out: Path | None
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the source is a study."""
-        return os.path.isdir(self.source)
-
-    @property
-    def directory(self) -> Path:
-        """Of the study, absolute; raises `UserError` where it is not named."""
-        if self.goes_on:
-            return self.source.absolute()
-        if self.out is None:
-            raise UserError("--out: is missing; it names the study's directory")
-        return Path(os.path.normpath(self.out.absolute()))
-
-    def plan(self, launcher: str, *, by_point: bool = False) -> Plan:
-        """The plan, checked; nothing is written.
-
-        Args:
-            launcher: where none is named.
-            by_point: see `plan`.
-
-        Raises:
-            UserError: as `plan`; or the directory has a plan, and something else was asked for.
-        """
-        given = {key: value for key, value in self.options.items() if value is not None}
-        if not self.goes_on:
-            return plan(self.source, self.overrides, {"launcher": launcher} | given, by_point=by_point)
-        if given or self.overrides or self.out:
-            named = [f"--{key.replace('_', '-')}" for key in given]
-            named += [name for name, value in (("--set", self.overrides), ("--out", self.out)) if value]
-            raise UserError(
-                f"{self.source}: a study goes on as {PLAN} says; {', '.join(named)} is for a config"
-            )
-        return read(self.source)
-
 
 def plan(
     config: Path, overrides: Iterable[str], options: Mapping[str, Any], *, by_point: bool = False
@@ -243,23 +142,6 @@ def plan(
     found = Plan(table, from_tables(tables, str(config)), _order(table, tables["run"]["seed"], by_point))
     _check_points(found, config)
     return found
-
-
-def read(directory: Path) -> Plan:
-    """The plan of a study that is in a directory.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = directory / PLAN
-    found = parse(path)
-    tables = found.pop("config", {})
-    order = [tuple(pair) if isinstance(pair, list) else pair for pair in found.pop("order", [])]
-    table = check_table(ScaleTable, found, str(path))
-    launches = {(ranks, repeat) for ranks in table.ranks for repeat in range(table.repeats)}
-    if len(order) != len(launches) or set(order) != launches:
-        raise UserError(f"{path}: order: must have every repeat of every point once")
-    return Plan(table, from_tables(tables, str(path)), tuple(Launch(*pair) for pair in order))
 
 
 def _lengths(table: ScaleTable, config: RunConfig, source: Path) -> tuple[ScaleTable, int]:
@@ -331,36 +213,3 @@ def _rows_kept(config: RunConfig, where: str = "") -> str:
             f"{where}[problem] {key}: must be set for --mode weak, which keeps the rows of each worker"
         )
     return f"{problem.kind} gives every worker its rows"
-
-
-def _differences(stored: Plan, now: Plan) -> list[str]:
-    """What is not as the directory has it, a line each."""
-    then, new = _flat(stored), _flat(now)
-    return [
-        f"{key} = {new.get(key)!r}, but there {then.get(key)!r}"
-        for key in [*new, *(key for key in then if key not in new)]
-        if then.get(key) != new.get(key)
-    ]
-
-
-def _flat(plan: Plan) -> dict[str, Any]:
-    """All but the order, by names for people."""
-    options = {
-        ScaleTable.model_fields[key].alias or key: value for key, value in plan.table.model_dump().items()
-    }
-    tables = _toml(plan.config).items()
-    return options | {f"[{name}] {key}": value for name, table in tables for key, value in table.items()}
-
-
-def _toml(config: RunConfig) -> dict[str, Any]:
-    """The tables, without a directory: every launch has its own."""
-    tables = config.tables()
-    tables["run"].pop("out", None)
-    return tables
-
-
-def _write(path: Path, tables: dict[str, Any], before: str = "") -> None:
-    import tomli_w
-
-    with files.replacing(path) as partial:
-        partial.write_text(before + tomli_w.dumps(tables), encoding="utf-8")

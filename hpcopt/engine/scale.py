@@ -11,35 +11,25 @@ DIR/scaling.h5                the samples of all launches that are done (`hpcopt
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from hpcopt.config.scale import CONFIGS, RANKS, Launch, Plan
+from hpcopt.config.scale import Launch, Plan
+from hpcopt.config.scale_plan import CONFIGS
 from hpcopt.control import signals
+from hpcopt.engine.scale_launch import last_words, start
+from hpcopt.engine.scale_samples import attributes_of, median, samples_of, short, table
 from hpcopt.errors import Interrupted, UserError
 from hpcopt.ground import files
 from hpcopt.ground.stamps import now
 from hpcopt.storage import scaling
 from hpcopt.storage.lease import Lease
-from hpcopt.storage.records import Records, read_header, read_records
+from hpcopt.storage.records import read_header, read_records
 
 RUNS, LOGS, FAILED = "runs", "logs", "failed"
-COPIED = ("method", "problem", "version", "commit", "libraries")
-"""attributes of run.h5 that the study has too"""
-TOLD = 2000
-"""letters of what a launch printed last that a failure keeps"""
-ENDING = 60.0
-"""seconds that a launch has to end when it was told to"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class Study:
                     self.collect()
             samples = self.collect()
         if samples:
-            self.say(_table(samples))
+            self.say(table(samples))
         missing = self.missing(points or self.plan.table.ranks)
         failed = [launch.name for launch in missing if self._failure(launch).exists()]
         if failed:
@@ -106,10 +96,10 @@ class Study:
         for place, launch in enumerate(self.plan.order):
             if self.done(launch):
                 with read_records(self._run(launch) / "run.h5") as records:
-                    samples += self._samples(launch, place, records)
+                    samples += samples_of(self.plan, launch, place, records)
                     headers.append(records.attributes)
         if headers:
-            scaling.write(self.directory / scaling.NAME, self._attributes(headers), samples)
+            scaling.write(self.directory / scaling.NAME, attributes_of(self.plan, headers), samples)
         return samples
 
     def _run(self, launch: Launch) -> Path:
@@ -136,14 +126,16 @@ class Study:
         if signals.received():
             raise stopped
         self._clear(launch)
-        code, printed = self._start(launch)
+        config = self.directory / CONFIGS / f"p{launch.ranks:05d}.toml"
+        log = self.directory / LOGS / f"{launch.name}.txt"
+        code = start(self.plan.table.launcher, launch.ranks, config, self._run(launch), log)
         if code == Interrupted.exit_code or signals.received():
             raise stopped
         place = f"{1 + self.plan.order.index(launch)}/{len(self.plan.order)}"
         told = f"{place}: {launch.ranks} ranks, repeat {launch.repeat}"
         try:
             if code:
-                raise UserError(_last_words(printed))
+                raise UserError(last_words(log))
             samples = self._checked(launch)
         except UserError as error:
             failure = {"exit_code": code, "message": str(error), "when": now(), "ranks": launch.ranks}
@@ -151,7 +143,7 @@ class Study:
                 partial.write_text(json.dumps(failure), encoding="utf-8")
             self.say(f"{told}: failed (exit code {code}): {error}")
             return
-        self.say(f"{told}: {_short(_median(samples))} s per round")
+        self.say(f"{told}: {short(median(samples))} s per round")
         if samples[0]["overcommitted"] and not self._warned():
             self.say(
                 f"hpcopt: warning: {launch.ranks} ranks on {samples[0]['cores']} cores: ranks that share "
@@ -176,24 +168,6 @@ class Study:
             shutil.rmtree(run)
         files.discard(self._failure(launch))
 
-    def _start(self, launch: Launch) -> tuple[int, str]:
-        """Its exit code, and what it printed."""
-        words = [word.replace(RANKS, str(launch.ranks)) for word in shlex.split(self.plan.table.launcher)]
-        config = self.directory / CONFIGS / f"p{launch.ranks:05d}.toml"
-        command = [*words, _hpcopt(), "run", str(config), "--out", str(self._run(launch))]
-        log = self.directory / LOGS / f"{launch.name}.txt"
-        with log.open("wb") as output:
-            try:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-                )
-            except OSError as error:
-                raise UserError(
-                    f"{words[0]}: cannot be started ({error.strerror}); --launcher names another one"
-                ) from None
-            code = _wait(process)
-        return code, log.read_text("utf-8", errors="replace")
-
     def _checked(self, launch: Launch) -> list[scaling.Sample]:
         """The samples of a launch that has ended.
 
@@ -203,7 +177,7 @@ class Study:
         path = self._run(launch) / "run.h5"
         with read_records(path) as records:
             about = records.attributes
-            samples = self._samples(launch, 0, records)
+            samples = samples_of(self.plan, launch, 0, records)
         if about["ranks"] != launch.ranks:
             raise UserError(f"{about['ranks']} ranks were started, not {launch.ranks}: see --launcher")
         if not samples:
@@ -221,99 +195,3 @@ class Study:
                     )
                 break
         return samples
-
-    def _samples(self, launch: Launch, place: int, records: Records) -> list[scaling.Sample]:
-        """A row for each block of rounds after the warm-up: differences of what run.h5 adds up."""
-        about, warm_up = records.attributes, self.plan.table.warm_up or 0
-        timed = np.asarray(records["metrics/round"], np.int64) >= warm_up
-        columns = {name: records[f"metrics/{name}"][timed] for name in ("round", *_ADDED, "peak_memory")}
-        phases = {name: records[f"phases/{key}"][timed] for name, key in _PHASES.items()}
-        common = {
-            "ranks": launch.ranks,
-            "workers": about["workers"],
-            "hosts": len(json.loads(about["hosts"])),
-            "cores": about["cores"],
-            "repeat": launch.repeat,
-            "launch": place,
-            "overcommitted": int(launch.ranks > about["cores"]),
-        }
-        rows = []
-        for block in range(int(timed.sum()) - 1):
-            row = common | {"block": block, "peak_memory": columns["peak_memory"][block + 1]}
-            row |= {name: np.diff(columns[name])[block] for name in _ADDED}
-            row |= {"rounds": np.diff(columns["round"])[block]}
-            for name, values in phases.items():
-                row[name] = dict(zip(records.labels["phase"], np.diff(values, axis=0)[block], strict=True))
-            rows.append(row)
-        return rows
-
-    def _attributes(self, headers: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of scaling.h5: `COPIED` as in the last launch, and what the plan says."""
-        table = self.plan.table
-        complete = len(headers) == len(self.plan.order)
-        return {key: headers[-1][key] for key in COPIED} | {
-            "mode": table.mode,
-            "config": json.dumps(self.plan.config.tables()),
-            "start": min(header["start"] for header in headers),
-            "end": max(header["end"] for header in headers) if complete else "",
-            "warm_up": table.warm_up,
-            "ranks": json.dumps(table.ranks),
-            "repeats": table.repeats,
-            "launcher": table.launcher,
-        }
-
-
-_ADDED = ("seconds", "gradients", "bytes_sent")
-_PHASES = dict(zip(scaling.PHASES, ("seconds", "seconds_min", "seconds_mean"), strict=True))
-
-
-def _table(samples: list[scaling.Sample]) -> str:
-    """Median seconds per round of each point, as text."""
-    lines = ["ranks  workers  launches  s per round"]
-    for ranks in sorted({sample["ranks"] for sample in samples}):
-        here = [sample for sample in samples if sample["ranks"] == ranks]
-        launches, note = len({sample["launch"] for sample in here}), ""
-        if here[0]["overcommitted"]:
-            note = "  more ranks than cores"
-        lines.append(f"{ranks:5}  {here[0]['workers']:7}  {launches:8}  {_short(_median(here)):>11}{note}")
-    return "\n".join(lines)
-
-
-def _median(samples: list[scaling.Sample]) -> float:
-    return float(np.median([sample["seconds"] / sample["rounds"] for sample in samples]))
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Until it has ended; a signal that is for us is its ranks' too, and they end by themselves."""
-    handed_on = False
-    try:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(0.5)
-            if signals.received() and not handed_on:
-                process.send_signal(signals.STOPPING[0])
-                handed_on = True
-    finally:
-        if process.poll() is None:  # an interrupt from the keyboard, or a bug
-            process.terminate()
-            try:
-                process.wait(ENDING)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _hpcopt() -> str:
-    """The command of this installation."""
-    beside = Path(sys.executable).parent / "hpcopt"
-    return str(beside) if os.access(beside, os.X_OK) else "hpcopt"
-
-
-def _last_words(printed: str) -> str:
-    """Our own error in what a launch printed, or its end."""
-    _, found, message = printed.rpartition("hpcopt: error: ")
-    text = message if found else printed
-    return text.strip()[:TOLD] if found else text.strip()[-TOLD:] or "it printed nothing"

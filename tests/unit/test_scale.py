@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import hpcopt
 from hpcopt.cluster.scale import prepare
-from hpcopt.config.scale import Launch, Wish, plan, read
+from hpcopt.config.scale import Launch, plan
+from hpcopt.config.scale_plan import keep, read
+from hpcopt.config.scale_wish import Wish
 from hpcopt.control import signals
 from hpcopt.engine.scale import Study
 from hpcopt.errors import Interrupted, UserError
@@ -69,7 +71,7 @@ def test_every_repeat_of_every_point_once_in_an_order_that_the_seed_decides(
     else:
         for r in range(repeats):
             assert sorted(points[r * len(ranks) : (r + 1) * len(ranks)]) == sorted(ranks)
-    kept = found.keep(config.parent / "study")
+    kept = keep(found, config.parent / "study")
     assert kept.table.ranks == sorted(ranks)
     assert read(config.parent / "study") == found
     assert (config.parent / "study/configs" / f"p{max(ranks):05d}.toml").is_file()
@@ -152,12 +154,12 @@ def test_a_factory_with_rows_per_worker(write, tmp_path):
 
 def test_a_directory_has_one_study(write, tmp_path):
     options = {"mode": "strong", "ranks": [1, 2], "repeats": 2}
-    found = plan(write(), [], options, by_point=True).keep(tmp_path / "study")
+    found = keep(plan(write(), [], options, by_point=True), tmp_path / "study")
     # the order in which it began stays
-    assert plan(write(), [], options).keep(tmp_path / "study").order == found.order
+    assert keep(plan(write(), [], options), tmp_path / "study").order == found.order
     other = plan(write(), ["method.lr=0.1"], options | {"repeats": 3, "ranks": [1, 4]})
     with pytest.raises(UserError) as caught:
-        other.keep(tmp_path / "study")
+        keep(other, tmp_path / "study")
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/study: holds another study; choose another directory",
         "--ranks = [1, 4], but there [1, 2]",
@@ -169,7 +171,7 @@ def test_a_directory_has_one_study(write, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.toml").touch()
     with pytest.raises(UserError, match=r"already holds config\.toml"):
-        found.keep(tmp_path / "run")
+        keep(found, tmp_path / "run")
 
 
 # --- scaling.h5 ----------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ def study(write, tmp_path, one):
         with h5py.File(target, "r+") as file:
             file.attrs["ranks"], file.attrs["cores"] = ranks, 1
     said = []
-    return Study(tmp_path / "study", found.keep(tmp_path / "study"), said.append), said
+    return Study(tmp_path / "study", keep(found, tmp_path / "study"), said.append), said
 
 
 def calls(study):
@@ -349,7 +351,7 @@ def test_launches_that_are_not_what_the_plan_says(study, tmp_path):
 def test_weak_with_other_rows_per_worker_is_none(study, write, tmp_path):
     study, said = study
     options = {"mode": "weak", "ranks": [1, 2], "repeats": 1, "launcher": study.plan.table.launcher}
-    found = plan(write(), [], options).keep(tmp_path / "weak")
+    found = keep(plan(write(), [], options), tmp_path / "weak")
     with h5py.File(tmp_path / "run2.h5", "r+") as file:
         file.attrs["workers"] = 8  # with the rows of four
     assert not Study(tmp_path / "weak", found, said.append).run([1, 2])
@@ -358,7 +360,7 @@ def test_weak_with_other_rows_per_worker_is_none(study, write, tmp_path):
 
 def test_without_a_launcher(write, tmp_path):
     options = {"mode": "strong", "ranks": [1], "repeats": 1, "launcher": "nowhere/mpirun -n {ranks}"}
-    found = plan(write(), [], options).keep(tmp_path / "study")
+    found = keep(plan(write(), [], options), tmp_path / "study")
     with pytest.raises(UserError, match=r"nowhere/mpirun: cannot be started .*--launcher"):
         Study(tmp_path / "study", found, print).run([1])
     assert not list((tmp_path / "study").glob("failed/*"))
