@@ -58,8 +58,10 @@ class Plan:
     def config(self, case: Case, out: Path) -> RunConfig:
         """A case's config, checked; raises `UserError`."""
         tables = copy.deepcopy(self.tables)
-        for setting in (*case.settings, f"run.out={json.dumps(str(out))}"):
+        for setting in case.settings:
             override(tables, setting)
+        if isinstance(tables.setdefault("run", {}), dict):
+            tables["run"]["out"] = str(out)
         return from_tables(tables, f"{self.source}, case {case.name}")
 
     def check(self, ranks: int) -> None:
@@ -151,7 +153,7 @@ def listed(file: Path) -> tuple[Case, ...]:
         if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
             raise UserError(f"{file}: [{name}]: must have lines TABLE.KEY = VALUE, like method.lr = 0.1")
         keys = _flat(tables).items()
-        found.append(Case(name, tuple(f"{key}={json.dumps(value, default=str)}" for key, value in keys)))
+        found.append(Case(name, tuple(f"{key}={_toml(value)}" for key, value in keys)))
     _differ([case.settings for case in found], str(file))
     if not 0 < len(found) <= MOST:
         raise UserError(f"{file}: has {len(found)} cases, allowed are 1 to {MOST}")
@@ -233,7 +235,12 @@ def _flat(tables: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value, default=str)
+    return "nothing" if value is None else _toml(value)
+
+
+def _toml(value: Any) -> str:
+    """JSON's numbers, strings, booleans and lists are TOML's, but for escaped surrogates."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def _table(name: str, table: type[Table], values: dict[str, Any]) -> str:
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         value = values.get(key, default)
         lines.append(f"# {' '.join((field.description or key).split())}{_allowed(field)}")
-        lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+        lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join([*lines, ""])
 
 

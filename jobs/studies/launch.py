@@ -38,7 +38,7 @@ class Case:
     @property
     def overrides(self) -> list[str]:
         """The settings as `hpcopt run --set` takes them; JSON's numbers, strings and booleans are TOML's."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.settings.items()]
 
     @property
     def sweep(self) -> str:

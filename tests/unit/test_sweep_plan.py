@@ -95,7 +95,9 @@ def test_names():
 
 @given(st.lists(words, min_size=1, max_size=3))
 def test_a_name_is_one_plain_file(values):
-    cases = combined([f"problem.k{n}={json.dumps(value)}" for n, value in enumerate(values)], False)
+    cases = combined(
+        [f"problem.k{n}={json.dumps(value, ensure_ascii=False)}" for n, value in enumerate(values)], False
+    )
     assert all(
         set(case.name)
         <= set("=,.+-_") | set("0123456789") | {c for c in case.name if c.isascii() and c.isalnum()}

@@ -132,7 +132,7 @@ def best(study: Study, problem: Problem) -> float:
     """f*, found once and kept beside the runs."""
     known = optima(study)
     if problem.name not in known:
-        keys = [f"{key}={json.dumps(value)}" for key, value in problem.settings().items()]
+        keys = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in problem.settings().items()]
         known[problem.name] = optimum(load(problem.config, [*keys, "run.workers=1"]))
         study.directory.mkdir(parents=True, exist_ok=True)
         (study.directory / OPTIMA).write_text(json.dumps(known, indent=1))
