@@ -208,7 +208,7 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def _override(tables: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, text = override.partition("=") if isinstance(override, str) else ("", "", "")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
         raise UserError(f"--set {override}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")
