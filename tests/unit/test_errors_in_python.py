@@ -58,7 +58,7 @@ def test_settings_of_a_run(tmp_path, keys, words):
     ("make", "words"),
     [
         (lambda: hpcopt.Quadratic("2"), "Quadratic: workers = '2': must be a whole number"),
-        (lambda: hpcopt.Quadratic(*range(2, 9)), "Quadratic: 6 values were given; by place there are eigenvalues, dim"),
+        (lambda: hpcopt.Quadratic(*range(2, 9)), "6 values were given; by place there are eigenvalues, dim"),
         (lambda: hpcopt.Quadratic(2, dimm=3), "dimm: unknown key; did you mean 'dim'"),
         (lambda: hpcopt.run(hpcopt.AllreduceSGD(), PROBLEM, out="x", metrics="loss"), 'run.metrics = "loss"'),
     ],
