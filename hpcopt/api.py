@@ -38,7 +38,7 @@ def run(
     problem: Recipe,
     *,
     comm: MPI.Comm | None = None,
-    out: str | Path,
+    out: str | Path | None,
     metrics: Sequence[Metric | str] = (),
     **settings: Any,
 ) -> Path:
@@ -48,7 +48,7 @@ def run(
         method: for example ``hpcopt.AllreduceSGD(lr=0.1)``, or one of your own.
         problem: for example ``hpcopt.Network(...)``.
         comm: the ranks; all that the launcher started if None.
-        out: the run's directory; must not hold a run.
+        out: the run's directory, runs/METHOD-PROBLEM-seedS if None; must not hold a run.
         metrics: functions of your own, or their "package.module:function" (see `hpcopt.engine.own_metrics`).
         settings: keys of the [run] table: ``rounds``, ``seed``, ``evaluate_every``, …
 
@@ -62,7 +62,9 @@ def run(
     """
     comm = ranks_for(comm)
     with agreed(comm):
-        config = config_in_python("hpcopt.run", method, problem, metrics, {"out": str(out)} | settings)
+        config = config_in_python(
+            "hpcopt.run", method, problem, metrics, {"out": out and str(out)} | settings
+        )
     with filled_in(method, config):
         return execute(comm, config, Path(config.run.out or "."), method, problem, metrics)
 

@@ -213,7 +213,7 @@ def override(tables: dict[str, Any], setting: str) -> None:
     Raises:
         UserError: it is not written so.
     """
-    key, equals, text = setting.partition("=")
+    key, equals, text = setting.partition("=") if isinstance(setting, str) else ("", "", "")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
         raise UserError(f"--set {setting}: must be TABLE.KEY=VALUE, for example --set run.rounds=100")

@@ -66,8 +66,12 @@ class ProblemTable(Table):
             UserError: everything that is wrong with them, one line for each.
         """
         common = {*ProblemTable.model_fields, "batch_size"}
-        own = [key for key in type(self).model_fields if key not in common]
-        keys |= zip(own[: len(values)], values, strict=True)
+        own, name = [key for key in type(self).model_fields if key not in common], type(self).__name__
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise UserError(f"{name}: workers = {workers!r}: must be a whole number")
+        if len(values) > len(own):
+            raise UserError(f"{name}: {len(values)} values were given; by place there are {', '.join(own)}")
+        keys |= zip(own, values, strict=False)
         keys.setdefault("kind", _kind(type(self)))
         try:
             super().__init__(**{key: _plain(value) for key, value in keys.items()})

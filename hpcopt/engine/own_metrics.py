@@ -36,6 +36,7 @@ def places(metrics: Iterable[Metric | str]) -> list[str]:
     Raises:
         UserError: a function without a name.
     """
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     return [metric if isinstance(metric, str) else _place(metric) for metric in metrics]
 
 

@@ -54,6 +54,27 @@ def test_settings_of_a_run(tmp_path, keys, words):
         hpcopt.run(hpcopt.AllreduceSGD(), PROBLEM, out=tmp_path, **keys)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: hpcopt.Quadratic("2"), "Quadratic: workers = '2': must be a whole number"),
+        (lambda: hpcopt.Quadratic(*range(2, 9)), "6 values were given; by place there are eigenvalues, dim"),
+        (lambda: hpcopt.Quadratic(2, dimm=3), "dimm: unknown key; did you mean 'dim'"),
+        (lambda: hpcopt.run(hpcopt.AllreduceSGD(), PROBLEM, out="x", metrics="loss"), 'run.metrics = "loss"'),
+    ],
+)
+def test_d18_what_a_problem_or_a_run_is_given(make, words):
+    with pytest.raises(hpcopt.UserError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("overrides", [[9], {"run.rounds": 9}, "run.rounds"])
+def test_d18_overrides_that_are_none(overrides, tmp_path):
+    (tmp_path / "config.toml").write_text('[problem]\nkind = "quadratic"\n')
+    with pytest.raises(hpcopt.UserError, match=r"must be TABLE.KEY=VALUE"):
+        hpcopt.resume(tmp_path, overrides=overrides)
+
+
 def test_one_override_is_a_string(tmp_path):
     hpcopt.run(hpcopt.AllreduceSGD(), PROBLEM, out=tmp_path, rounds=2)
     with pytest.raises(hpcopt.UserError, match=r"problem = .*call it: problem = factory\("):
