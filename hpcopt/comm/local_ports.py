@@ -18,6 +18,7 @@ from hpcopt.comm.ports import (
     Full,
     Mailbox,
     Neighbours,
+    Receive,
     Reducer,
     Select,
     SparseSum,
@@ -84,9 +85,11 @@ class LocalPorts:
         depth: int = 4,
         transport: Transport = "auto",
         full: Full = "add",
+        receive: Receive | None = None,
     ) -> Mailbox:
         """See `Ports`."""
-        port = LocalMailbox(self._workers, like, links, depth, self._delay, full, lambda: self.wish())
+        how = (links, depth, self._delay, full, lambda: self.wish(), receive)
+        port = LocalMailbox(self._workers, like, *how)
         return self._open.add("mailbox", port)
 
     def counters(self) -> dict[str, Counter]:

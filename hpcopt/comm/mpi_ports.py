@@ -21,6 +21,7 @@ from hpcopt.comm.ports import (
     Full,
     Mailbox,
     Neighbours,
+    Receive,
     Reducer,
     Select,
     SparseSum,
@@ -136,6 +137,7 @@ class MPIPorts:
         depth: int = 4,
         transport: Transport = "auto",
         full: Full = "add",
+        receive: Receive | None = None,
     ) -> Mailbox:
         """See `Ports`.
 
@@ -153,6 +155,7 @@ class MPIPorts:
             full,
             wish=lambda: self.wish(),
             remembered=self.chosen.get("mailbox", ""),
+            receive=receive,
         )
         self.chosen["mailbox"] = port.transport
         self._mailboxes.append(port)

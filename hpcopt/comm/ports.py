@@ -18,6 +18,7 @@ from hpcopt.comm.mailbox.port import Agreed as Agreed
 from hpcopt.comm.mailbox.port import Full as Full
 from hpcopt.comm.mailbox.port import Mail as Mail
 from hpcopt.comm.mailbox.port import Mailbox as Mailbox
+from hpcopt.comm.mailbox.port import Receive as Receive
 from hpcopt.comm.mailbox.port import Transport as Transport
 from hpcopt.costs.volumes import Exchange as Exchange
 
@@ -378,6 +379,7 @@ class Ports(Protocol):
         depth: int = 4,
         transport: Transport = "auto",
         full: Full = "add",
+        receive: Receive | None = None,
     ) -> Mailbox:
         """Opens a port for vectors that workers put to each other without waiting. Collective.
 
@@ -389,4 +391,5 @@ class Ports(Protocol):
                 which is tried, else messages.
             full: what becomes of a put where K are under way and one more waits: it is added to that one, or
                 takes its place.
+            receive: see `Mailbox`; None: `Mailbox.collect` gives what has arrived.
         """

@@ -128,6 +128,48 @@ def test_random_interleavings(comm, transport):
     interleave(comm, transport, MESSAGES, 300)
 
 
+@pytest.mark.parametrize("threaded", [True, False])
+def test_what_arrives_is_received_at_once(comm, threaded):
+    """While nobody collects, if there is a thread; and answered by another mailbox."""
+    size, messages = 30, 100
+    like = torch.zeros(size, dtype=torch.float64)
+    answers, here = opened(comm, like, "auto", threaded=threaded)
+    reader, inside, answered = Reader(size), [], 0
+
+    def receive(mail):
+        assert not inside, "two at a time"
+        inside.append(mail)
+        reader.take([mail])
+        time.sleep(1e-4)
+        answers.put(mail.to, mail.origin, mail.vector[: length(mail.origin, size)], 0)
+        inside.clear()
+
+    port, _ = opened(comm, like, "auto", receive=receive, threaded=threaded)
+    for number in range(messages):
+        for origin in here:
+            to = (origin + number) % WORKERS  # in turn, itself among them
+            port.put(
+                origin, to, content(origin, to, number // WORKERS, length(to, size)), 3 * (number // WORKERS)
+            )
+            if number % 3 == 0:
+                assert port.collect() == []
+                answered += sum(mail.count for mail in answers.collect())
+    if threaded:
+        deadline = time.monotonic() + SECONDS
+        while sum(reader.got.values()) < messages * len(here):
+            assert time.monotonic() < deadline, "nothing was received"
+            time.sleep(1e-3)
+        barrier(comm, port, 1)
+    port.pause()
+    assert port.collect() == []
+    assert reader.got == {(origin, to): messages // WORKERS for origin in range(WORKERS) for to in here}
+    answers.pause()
+    answered += sum(mail.count for mail in answers.collect())
+    assert comm.allreduce(answered) == comm.allreduce(reader.parcels)
+    port.free()
+    answers.free()
+
+
 @pytest.mark.mpi(min_size=4)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("transport", ["windows", "messages"])

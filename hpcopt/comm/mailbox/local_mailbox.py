@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hpcopt.comm.mailbox.links import Links, Pair
-from hpcopt.comm.ports import Agreed, Counter, Full, Mail
+from hpcopt.comm.ports import Agreed, Counter, Full, Mail, Receive
 from hpcopt.costs.volumes import parcel_bytes
 from hpcopt.ground.placement import Placement
 
@@ -61,6 +61,7 @@ class LocalMailbox:
             it never overtakes another of its link. None: the next one finds it.
         full: see `hpcopt.comm.ports.Ports.mailbox`.
         wish: see `hpcopt.comm.ports.Ports`.
+        receive: see `Mailbox`; called in `collect`.
     """
 
     transport = "local"
@@ -74,9 +75,10 @@ class LocalMailbox:
         delay: Delay | None = None,
         full: Full = "add",
         wish: Callable[[], int] = lambda: 0,
+        receive: Receive | None = None,
     ) -> None:
         self._size, self._depth, self._delay = len(like), depth, delay
-        self._full, self._wish = full, wish
+        self._full, self._wish, self._receive = full, wish, receive
         self._lines = {pair: Line() for pair in Links(links, Placement.even(workers)).leaving}
         self._calls = 0
         self.counter, self.merged, self.busy = Counter(), 0, 0.0
@@ -106,7 +108,11 @@ class LocalMailbox:
                 mail.append(Mail(origin, to, one.number, one.count, one.stamp, one.stamps, one.vector))
             self._send((origin, to), line)
         self.counter.seconds += time.perf_counter() - start
-        return mail
+        if self._receive is None:
+            return mail
+        for arrived in mail:
+            self._receive(arrived)
+        return []
 
     def collected(self, origin: int, to: int) -> int:
         """See `Mailbox`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcopt.comm.mailbox.choice import choose
 from hpcopt.comm.mailbox.links import Lanes, Links, Pair
 from hpcopt.comm.mailbox.sums import Sums
-from hpcopt.comm.ports import Agreed, Counter, Full, Mail, Transport
+from hpcopt.comm.ports import Agreed, Counter, Full, Mail, Receive, Transport
 from hpcopt.comm.staging import Staging
 from hpcopt.ground.placement import Placement
 
@@ -38,7 +38,7 @@ class MPIMailbox:
         comm: duplicated; the caller's stays as it is. Collective.
         placement: of the workers on the ranks of ``comm``.
         staging: of the device of the vectors.
-        like, links, depth, transport, full: see `hpcopt.comm.ports.Ports.mailbox`.
+        like, links, depth, transport, full, receive: see `hpcopt.comm.ports.Ports.mailbox`.
         wish: see `hpcopt.comm.ports.Ports`; called by the thread.
         remembered: the transport that an earlier job of the run chose; empty: there was none.
         threaded: whether it has a thread, where MPI allows that.
@@ -60,6 +60,7 @@ class MPIMailbox:
         wish: Callable[[], int] = lambda: 0,
         remembered: str = "",
         threaded: bool = True,
+        receive: Receive | None = None,
     ) -> None:
         assert depth > 0
         assert isinstance(comm, MPI.Intracomm)
@@ -67,6 +68,9 @@ class MPIMailbox:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._wake, self._pausing, self._rests = threading.Event(), False, False
+        self._receive = receive
+        # held by whoever starts the thread; by whoever hands on what has arrived, in its order
+        self._starting, self._handing_on = threading.Lock(), threading.Lock()
         self._multiple = threaded and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
         own = Staging(staging.device, aware=False)  # pinned memory of its own
@@ -92,7 +96,7 @@ class MPIMailbox:
     def collect(self) -> list[Mail]:
         """See `Mailbox`."""
         self._keep_pace()
-        mail = self._post.collect()
+        mail = self._arrived()
         if self._rests:  # what the pause brought; other ports may still be at work
             self._rests = False
         else:
@@ -129,6 +133,15 @@ class MPIMailbox:
         self._sums.free()
         self._comm.Free()
 
+    def _arrived(self) -> list[Mail]:
+        """What has arrived and nobody receives."""
+        if self._receive is None:
+            return self._post.collect()
+        with self._handing_on:
+            for mail in self._post.collect():
+                self._receive(mail)
+        return []
+
     # --- the thread ----------------------------------------------------------------------------------------
 
     def _go(self, news: bool = True) -> None:
@@ -137,10 +150,12 @@ class MPIMailbox:
         self._rests = False
         if not self._multiple:
             self._carry(pausing=False)
-        elif self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
-            self._thread.start()
-        elif news:
+            return
+        with self._starting:  # who puts may be another mailbox's thread
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
+                self._thread.start()
+        if news:
             self._wake.set()
 
     def _keep_pace(self) -> None:
@@ -164,6 +179,8 @@ class MPIMailbox:
             moved = self._post.turn(absorb=pausing)
             quiet = pausing and self._post.quiet()
             over = self._sums.turn(quiet, self._wish())
+        if self._receive is not None:
+            self._arrived()
         self._carried = puts
         self._turned.set()
         return moved, over

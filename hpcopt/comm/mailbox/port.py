@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -36,6 +37,10 @@ class Mail:
     vector: Tensor
 
 
+Receive = Callable[[Mail], None]
+"""what becomes of a vector at once where it arrives; another port's `Mailbox.put` may be called in it"""
+
+
 @dataclass(frozen=True)
 class Agreed:
     """What all ranks made together, as one sum of many found it; the same on every rank.
@@ -60,8 +65,11 @@ class Mailbox(Protocol):
     them are under way, from when they are sent until they are collected; what is put beyond that is added to
     what waits, in the order of the puts, or takes its place. So memory is bounded and no put blocks.
 
+    Where it was opened with a `Receive`, that is called for every vector as soon as it is here, one at a
+    time, by the port's thread or in `collect`, which then gives none.
+
     Attributes:
-        counter: what it cost so far. ``seconds``: of the computing thread. ``bytes``: of parcels.
+        counter: what it cost so far. ``seconds``: in `put`, `collect` and `pause`. ``bytes``: of parcels.
         merged: puts from here that met one that waited.
         busy: CPU time of the port's thread, until it ended in the last `pause` [s].
         transport: what carries the vectors.

@@ -1,6 +1,8 @@
 """What becomes of vectors between `put` and `collect`: queues, merging and counts, whatever carries them.
 
 Two threads share it: the computing one calls `put` and `collect`, which make no MPI call, the other `turn`.
+One thread at a time calls `put`, and one `collect`: where vectors are received at once, that may be the
+other.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ class Post:
         self._to_tell: set[Arriving] = set()
         self._given: list[Parcel] = []
         self._spare: list[Parcel] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._before = 0
         self.merged, self.counter = 0, Counter()
 
@@ -152,7 +154,8 @@ class Post:
                     self._to_tell.add(one)
         for one in {one for one, _ in arrived if one.link.stays}:
             out = self._leaving[one.link.origin, one.link.to]
-            out.free, out.collected = max(out.free, one.emptied), one.collected
+            with self._lock:
+                out.free, out.collected = max(out.free, one.emptied), one.collected
             self._pass_on(out)
         mail = [self._mail(one.link, parcel) for one, parcel in arrived]
         with self._lock:
@@ -165,8 +168,9 @@ class Post:
 
     def _pass_on(self, one: Leaving) -> None:
         """What stays on this rank need not wait for the thread, which leaves it alone but in a pause."""
-        while one.waiting and one.filled - one.free < self._depth:
-            self._send_one(one)
+        with self._lock:
+            while one.waiting and one.filled - one.free < self._depth:
+                self._send_one(one)
 
     # --- the thread that makes the MPI calls ---------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """A model that every worker owns a slice of, kept up to date by vectors that workers put to each other.
 
 Worker m owns slice m of N, the same on any number of ranks. Who has a gradient puts its slices to their
-owners. An owner applies what it finds and puts its newest slice back to those whose gradients it applied, so
-a worker's model has slices of different ages. A slice's version is the number of gradients in it; the
-staleness of a gradient, slice by slice, how many others were applied since the version that it is of.
+owners. An owner's slice changes as soon as they arrive, while the owner's own gradient, of the model as it
+was, is still being computed; the newest slice goes back to whose gradient it was. So a worker's model has
+slices of different ages. A slice's version is the number of gradients in it; the staleness of a gradient,
+slice by slice, how many others were applied since the version that it is of.
 
 There is no server, and nobody waits: a gradient that meets a full link is added to the one that waits there,
 an old slice makes room for a newer one.
@@ -11,6 +12,7 @@ an old slice makes room for a newer one.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.comm.ports import Ports
+from hpcopt.comm.ports import Mail, Ports
 from hpcopt.ground.placement import block
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
 from hpcopt.methods.parts.free import BINS, Free
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 class Owners(Clock):
     """The slices owned here, and how they are exchanged.
 
-    Opening and `settle` are collective, nothing else.
+    Opening and `settle` are collective, nothing else. Two threads share it: the slices owned here change in
+    `_arrived`, which the mailbox calls, the model that is computed with only between two gradients.
 
     Args:
         settings: the window, what carries the vectors, and whether a trace is kept.
@@ -53,24 +56,25 @@ class Owners(Clock):
         self._mine = slice(starts[here.start], starts[here.stop])
         # with fewer parameters than workers some own nothing
         self._slices = {m: slice(*ends) for m, ends in enumerate(pairwise(starts)) if ends[0] < ends[1]}
+        # of the model as it is known here; of the slices owned here
         self._versions = dict.fromkeys(self._slices, 0)
+        self._own: dict[int, Tensor] = {}
+        self._applied = dict.fromkeys((m for m in here if m in self._slices), 0)
+        self._changing = threading.Lock()
         there = [(n, m) for n in range(N) for m in self._slices]
         back = [(m, n) for n, m in there]
         like, transport = x[self._slices[0]], settings.transport
-        self._gradients = ports.mailbox(like, there, transport=transport)
+        self._gradients = ports.mailbox(like, there, transport=transport, receive=self._arrived)
         self._newest = ports.mailbox(like, back, transport=transport, full="newest")
         self._log = Log(settings.trace_out, gradients=2 + len(self._slices), applied=4)
         self._flat, self._free = Flat(problem), Free(settings, problem.share, self._gradients)
 
     def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
         """See `Clock`: a gradient at a time, of the model as it is here."""
-        self._round, self._rate = state.round, self._rates.of(state.L, state.round)
+        if not self._own:  # nothing arrives before this rank's first call of the mailbox
+            self._own = {m: state.x[self._slices[m]].clone() for m in self._applied}
+        self._now = state.round, self._rates.of(state.L, state.round)
         for i, draw in self._free.turns(state):
-            # x ← the newest slices of others that have come back
-            for mail in self._newest.collect():
-                if mail.stamp > self._versions[mail.origin]:
-                    state.x[self._slices[mail.origin]] = mail.vector
-                    self._versions[mail.origin] = mail.stamp
             yield [Due(i, state.x, draw)]
         self.info = self._free.info
 
@@ -82,24 +86,40 @@ class Owners(Clock):
             self._gradients.put(worker, m, g[part], self._versions[m])
 
     def apply(self, state: DelayedSGDState) -> None:
-        """See `Clock`: x_m ← x_m − η(τ) g for the slices m owned here, in the order of arrival.
+        """See `Clock`: x ← the newest slices, those owned here and those that have come back."""
+        self._gradients.collect()  # and whatever has arrived is applied
+        with self._changing:
+            for m, part in self._own.items():
+                self._renew(state, m, part, self._applied[m])
+        for mail in self._newest.collect():
+            self._renew(state, mail.origin, mail.vector, mail.stamp)
+
+    def _renew(self, state: DelayedSGDState, m: int, part: Tensor, version: int) -> None:
+        """Slice m of the model that is computed with, if this one is newer."""
+        if version > self._versions[m]:
+            state.x[self._slices[m]] = part
+            self._versions[m] = version
+
+    def _arrived(self, mail: Mail) -> None:
+        """x_m ← x_m − η(τ) g for the slice m that is owned here, whatever is being computed.
 
         The staleness of gradients that were added up on their way is their mean.
         """
-        for mail in self._gradients.collect():
-            m, late = mail.to, mean_staleness(self._versions[mail.to], mail.stamps, mail.count)
-            self._log.add("applied", m, mail.origin, mail.count, self._round)
-            state.x[self._slices[m]].add_(mail.vector, alpha=-self._rate(late))
-            self._versions[m] += mail.count
-            self._free.staleness.add(mail.origin, late, mail.count)
-            if mail.origin not in self._share.workers:
-                self._newest.put(m, mail.origin, state.x[self._slices[m]], self._versions[m])
+        m, late = mail.to, mean_staleness(self._applied[mail.to], mail.stamps, mail.count)
+        round, rate = self._now
+        with self._changing:
+            self._own[m].add_(mail.vector, alpha=-rate(late))
+            self._applied[m] += mail.count
+        self._log.add("applied", m, mail.origin, mail.count, round)
+        self._free.staleness.add(mail.origin, late, mail.count)
+        if mail.origin not in self._share.workers:
+            self._newest.put(m, mail.origin, self._own[m], self._applied[m])
 
     def settle(self, state: DelayedSGDState) -> None:
         """See `Clock`: afterwards x is the same everywhere."""
         # of the round that is made: the next one's rate may be 0
-        self._round = max(state.round - 1, 0)
-        self._rate = self._rates.of(state.L, self._round)
+        made = max(state.round - 1, 0)
+        self._now = made, self._rates.of(state.L, made)
         self._gradients.pause()
         self.apply(state)
         self._newest.pause()
@@ -107,6 +127,7 @@ class Owners(Clock):
         state.x.copy_(self._reduce.allgather(state.x[self._mine], len(state.x), by_worker=True))
         # now every slice has every gradient in it: all are of one age again
         self._versions = dict.fromkeys(self._slices, 0)
+        self._applied = dict.fromkeys(self._applied, 0)
         state.counts += self._free.staleness.take(self._reduce)
 
     def trace(self) -> dict[str, NDArray[np.int64]]:
