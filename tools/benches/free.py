@@ -210,7 +210,7 @@ def race(folder: Path) -> None:
 
 def stopped(folder: Path) -> None:
     """What the others do while the last rank is stopped. Collective."""
-    comm, wait = MPI.COMM_WORLD, 4.0
+    comm, wait = MPI.COMM_WORLD, 8.0
     for name in METHODS:
         if name == "synchronous":
             continue
