@@ -25,8 +25,8 @@ import hpcopt
 
 WORKERS = 8
 QUICK = bool(os.environ.get("QUICK"))
-DIMS = (400_000,) if QUICK else (150_000, 400_000, 1_200_000, 2_500_000)
-PAUSES = (0.02,) if QUICK else (0.01, 0.06)
+DIMS = (400_000,) if QUICK else (150_000, 600_000, 2_000_000)
+PAUSES = (0.02,) if QUICK else (0.03, 0.15)
 METHODS = ("allreduce_sgd", "topk", "dpsgd")
 HELD_OUT = {"8-100mbit": (8, "100mbit"), **{f"{p}-1gbit": (p, "1gbit") for p in (2, 3, 4)}}
 FITTED = ("1-100mbit", "2-100mbit")
