@@ -21,7 +21,7 @@ FILES = ("run.h5", "scaling.h5")
 
 @dataclass(frozen=True)
 class Alike:
-    """Runs of one config that differ in nothing but run.seed, and where they were written."""
+    """Runs of one config that differ in nothing but seeds and where they were written."""
 
     name: str
     runs: Sequence[Run]
@@ -45,7 +45,7 @@ def names(paths: Sequence[Path]) -> list[str]:
 
 
 def alike(runs: Iterable[Run]) -> list[Alike]:
-    """Runs that differ only in run.seed (and run.out) together, on the same number of ranks.
+    """Runs that differ only in seeds (and run.out) together, on the same number of ranks.
 
     A group's name is its only run's; what the names of its runs have in common; or the first one's.
     """
@@ -60,9 +60,10 @@ def alike(runs: Iterable[Run]) -> list[Alike]:
 
 
 def _but_seed(run: Run) -> str:
-    config = {table: dict(keys) for table, keys in run.config.items()}
-    for key in ("seed", "out"):
-        config.get("run", {}).pop(key, None)
+    config = {
+        table: {key: value for key, value in keys.items() if key != "seed" and (table, key) != ("run", "out")}
+        for table, keys in run.config.items()
+    }
     return json.dumps([config, run.tree.attrs.get("ranks"), run.tree.attrs.get("method")], sort_keys=True)
 
 

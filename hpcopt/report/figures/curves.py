@@ -81,7 +81,7 @@ def _figure(name: str, title: str, groups: Sequence[Group], panels: Sequence[tup
         drawing.legend(axes[len(panels)], list(handles.values()), list(handles))
     if max(len(group.runs) for group in groups) > 1:
         words.notes.append(
-            "Runs that differ only in run.seed are one curve: the median of those that got there, in a band "
+            "Runs that differ only in seeds are one curve: the median of those that got there, in a band "
             "from the smallest to the largest."
         )
     repeats = [len(group.runs) for group in groups]

@@ -74,7 +74,7 @@ def medians(runs: Sequence[Run]) -> Table:
                 )
     return Table(
         "medians",
-        "Medians of runs that differ only in run.seed",
+        "Medians of runs that differ only in seeds",
         "Of the last records, whatever the runs' status. Intervals are nonparametric (order statistics); "
         "below six runs they are the smallest and the largest value.",
         columns("runs", "quantity", "unit", "count [1]", "median [1]", "low [1]", "high [1]", "low to high"),
