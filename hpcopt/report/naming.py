@@ -10,6 +10,8 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcopt.ground.terminal import printable
+
 if TYPE_CHECKING:
     from hpcopt.report.runs import Run
 
@@ -27,11 +29,6 @@ class Alike:
     runs: Sequence[Run]
 
 
-def plain(text: str) -> str:
-    """Text from outside as something that may be printed: what is not printable is written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of different paths that tell them apart, printable."""
     parts = [path.resolve().parts for path in paths]
@@ -40,7 +37,7 @@ def names(paths: Sequence[Path]) -> list[str]:
     for path, one in zip(paths, parts, strict=True):
         others = [other for other in parts if other is not one]
         end = next((k for k in range(1, len(one)) if one[-k:] not in [o[-k:] for o in others]), None)
-        found.append(plain("/".join(one[-end:])) if end else plain(str(path)))
+        found.append(printable("/".join(one[-end:])) if end else printable(path))
     return found
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
+from hpcopt.ground.terminal import printable
 from hpcopt.report.crashers import RUN, SCALING, tried
 from hpcopt.report.load import load
 from hpcopt.report.naming import Alike as Alike
 from hpcopt.report.naming import alike as alike
-from hpcopt.report.naming import names, plain
+from hpcopt.report.naming import names
 from hpcopt.report.status import Status, end_of, living, outcome
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _failures(path: Path) -> Iterator[Trouble]:
             message = f"failed with exit code {told['exit_code']}: {told['message']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"failed; its report is not readable ({error})"
-        yield Trouble(plain(str(path / file.stem)), plain(message))
+        yield Trouble(printable(path / file.stem), printable(message))
 
 
 def _waiting(path: Path) -> Iterator[Trouble]:
@@ -193,11 +194,11 @@ def _waiting(path: Path) -> Iterator[Trouble]:
         begun = [(path / "cases" / name / RUN).is_file() for name in names]
         failed = [(path / "failed" / f"{name}.json").is_file() for name in names]
         if left := sum(not (a or b) for a, b in zip(begun, failed, strict=True)):
-            yield Trouble(plain(str(path)), f"{left} of {len(names)} cases have no record yet")
+            yield Trouble(printable(path), f"{left} of {len(names)} cases have no record yet")
 
 
 def _trouble(path: Path, error: Exception) -> Trouble:
-    return Trouble(plain(str(path)), plain(str(error).removeprefix(f"{path}: ")))
+    return Trouble(printable(path), printable(str(error).removeprefix(f"{path}: ")))
 
 
 def _opened(place: Path) -> xarray.DataTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 
 from rich import box
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from hpcopt.ground.terminal import forgiving
 from hpcopt.report.tables import Column, Table, shown
 
 WIDE = 160
@@ -22,7 +24,7 @@ Rows = list[list[str]]
 
 def write(tables: Iterable[Table], console: Console | None = None) -> None:
     """Writes tables; one that is too wide lies on its side where that fits, else its columns take turns."""
-    console = console or Console()
+    console = console or Console(file=forgiving(sys.stdout))
     width = console.width if console.is_terminal else WIDE
     if not console.is_terminal:  # nothing there is cut or broken
         console = Console(file=console.file, width=1_000_000, color_system=None)

@@ -95,7 +95,7 @@ def _read(path: Path, totals: tuple[int, int | None]) -> tuple[list[Any], list[A
     try:
         with h5py.File(path, "r", driver="sec2", locking=False) as file:
             unknown = [name for name in file if name not in SPLITS]
-            if unknown or "train" not in file:
+            if unknown or file.get("train", getlink=True) is None:
                 raise UserError(
                     f'problem.rows = "{path}": has {", ".join(f"/{name}" for name in file) or "nothing"}; it '
                     "needs /train, and may have /test, with a dataset of row numbers for each worker: "
@@ -112,9 +112,10 @@ def _group(path: Path, file: h5py.File, split: str, total: int | None) -> list[A
     """The rows of workers 0, 1, … in a group; None where there is none. Nothing is read from elsewhere."""
     import h5py
 
-    if split not in file:
+    link = file.get(split, getlink=True)  # of what is there, also where it leads nowhere
+    if link is None:
         return None
-    if not isinstance(file.get(split, getlink=True), h5py.HardLink):
+    if not isinstance(link, h5py.HardLink):
         raise UserError(f'problem.rows = "{path}": /{split} is a link')
     group, found = file[split], []
     for worker in range(len(group)):

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure as Sheet
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from hpcopt.ground import files
-from hpcopt.report.naming import plain
+from hpcopt.ground.terminal import printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
@@ -178,7 +178,7 @@ def legend(axis: Axes, handles: Sequence[Any], labels: Sequence[str]) -> None:
 
 def label(text: str, longest: int = LONGEST) -> str:
     """A name short enough to be drawn, and never taken for one that a legend is to leave out."""
-    text = plain(text)
+    text = printable(text)
     text = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest - longest // 2 - 1) :]}"
     return f" {text}" if text.startswith("_") else text
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from hpcopt.ground.terminal import printable
 from hpcopt.report.figures import drawing
 from hpcopt.report.figures.conditions import OVERCOMMITTED, conditions, overcommitted
 from hpcopt.report.figures.drawing import Figure
-from hpcopt.report.naming import plain
 from hpcopt.report.runs import Run
 from hpcopt.report.tables.costs import COMPUTE, NO_PORTS, times
 
@@ -119,4 +119,4 @@ def _bar(axis: Axes, at: int, run: Run, parts: Sequence[Part]) -> None:
 
 
 def _names(run: Run) -> list[str]:
-    return [plain(str(name)) for name in run.labels("phases", "phase")]
+    return [printable(name) for name in run.labels("phases", "phase")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.naming import plain
+from hpcopt.ground.terminal import printable
 
 Cell = str | float | int | None
 """text, a number in its column's unit, or what there is not"""
@@ -26,7 +26,7 @@ class Column:
     @property
     def head(self) -> str:
         """What stands above the column."""
-        return plain(self.name) + (f" [{self.unit}]" if self.unit not in ("", "1") else "")
+        return printable(self.name) + (f" [{self.unit}]" if self.unit not in ("", "1") else "")
 
 
 @dataclass(frozen=True)
@@ -92,4 +92,4 @@ def numbers(values: Iterable[Any]) -> list[float | int | None]:
 
 
 def _cell(cell: Cell) -> Cell:
-    return plain(cell) if isinstance(cell, str) else cell
+    return printable(cell) if isinstance(cell, str) else cell
