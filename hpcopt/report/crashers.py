@@ -60,4 +60,4 @@ def _structure(place: Path) -> None:
     if place.name == SCALING:
         load(place)
     else:
-        Records(place / RUN if place.is_dir() else place).close()
+        Records(place / RUN if place.is_dir() else place, at_once=False).close()

@@ -28,12 +28,13 @@ def load(path: str | Path) -> xarray.DataTree:
         The root's ``attrs`` hold config and provenance.
 
         A file of at most `SMALL_BYTES` is read at once. The numbers of a larger one are read when they are
-        first asked for, from the file that was opened here: it stays readable when the run goes on, finishes
-        or is removed. ``tree.load()`` reads everything; ``tree.close()``, or a ``with`` around it, closes the
-        file. A copy of it, in another process too, has the numbers in memory.
+        first asked for (all of them are compared with their digests then, if the run has ended), from the
+        file that was opened here: it stays readable when the run goes on, finishes or is removed.
+        ``tree.load()`` reads everything; ``tree.close()``, or a ``with`` around it, closes the file. A copy
+        of it, in another process too, has the numbers in memory.
 
     Raises:
-        UserError: there is no run.h5 or scaling.h5 that this hpcopt can read.
+        UserError: there is no run.h5 or scaling.h5 that this hpcopt can read, or it is damaged.
     """
     from hpcopt.report.lazy import tree_of
     from hpcopt.storage import scaling
@@ -47,8 +48,9 @@ def load(path: str | Path) -> xarray.DataTree:
         return _study(study)
     if not os.path.isfile(file):
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
-    tree = tree_of(Records(file))
-    if file.stat().st_size <= SMALL_BYTES:
+    small = file.stat().st_size <= SMALL_BYTES
+    tree = tree_of(Records(file, at_once=small))
+    if small:
         tree.load()
         tree.close()
     return tree

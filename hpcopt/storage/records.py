@@ -34,6 +34,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
     Args:
         path: the file.
         up_to: only the records up to and including this round.
+        at_once: compare all digests now; else, of a run that has ended, before the first numbers are given.
 
     Attributes:
         columns: name -> the column, not read yet.
@@ -45,7 +46,8 @@ class Records(Mapping[str, NDArray[np.generic]]):
         UserError: the file is not a readable run.h5.
     """
 
-    def __init__(self, path: Path, up_to: int | None = None) -> None:
+    def __init__(self, path: Path, up_to: int | None = None, *, at_once: bool = True) -> None:
+        self._path = path
         self.labels: dict[str, list[Any]] = {}
         self._places: dict[str, Place] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
@@ -55,8 +57,11 @@ class Records(Mapping[str, NDArray[np.generic]]):
             with h5py.File(self._file, "r") as structure:
                 self.attributes = _header(structure, path)
                 structure.visititems(self._see)
-            complete, arrays = self._settled()
-            self.count, arrays = self._intact(complete, arrays, up_to)
+            self.count, arrays = self._settled()
+            later = not at_once and up_to is None and bool(self.attributes.get("stopped_by"))
+            self._unchecked = partial(self._intact, self.count, arrays, up_to) if later else None
+            if not later:
+                self.count, arrays = self._intact(self.count, arrays, up_to)
         if up_to is not None:
             self.count = _first_gap(self._all(LAST_WRITTEN)[: self.count] <= up_to)
         self.columns = self._rows() | arrays
@@ -178,10 +183,18 @@ class Records(Mapping[str, NDArray[np.generic]]):
 
     def _rows(self) -> dict[str, Column]:
         return {
-            name: self._column(name, self.count, partial(self._places[name].get, self._file))
+            name: self._column(name, self.count, partial(self._get, self._places[name]))
             for name, dims in self._dims.items()
             if dims[0] == RECORD and name not in (ROW, ARRAYS)
         }
+
+    def _get(self, place: Place, start: int, stop: int) -> NDArray[np.generic]:
+        """Rows of a column; raises `UserError` where the file turns out to be damaged."""
+        if self._unchecked is not None:
+            with readable(self._path):
+                self._unchecked()
+            self._unchecked = None
+        return place.get(self._file, start, stop)
 
     def _column(self, name: str, length: int, read: Read) -> Column:
         return Column(self._dims[name], self._units[name], self._places[name], length, read)

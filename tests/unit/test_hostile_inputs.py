@@ -364,7 +364,7 @@ def test_d17_a_crafted_header(attribute, value, run, command, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["metrics/loss", "metrics/round", "workers/loss", "digests/row"])
-def test_d17_a_flipped_bit_in_run_h5_is_told_by_load_and_resume(column, run, command, tmp_path):
+def test_d17_a_flipped_bit_in_run_h5_is_told_by_load_and_resume(column, run, command, tmp_path, monkeypatch):
     shutil.copytree(run / "out", tmp_path / "out")
     path = tmp_path / "out/run.h5"
     with h5py.File(path) as file:
@@ -374,4 +374,10 @@ def test_d17_a_flipped_bit_in_run_h5_is_told_by_load_and_resume(column, run, com
     path.write_bytes(content)
     with pytest.raises(hpcopt.UserError, match=r"record 1, of round .*, does not match its digest"):
         hpcopt.load(tmp_path / "out")
+    # a large file is opened without reading it; none of its numbers passes unchecked
+    monkeypatch.setattr("hpcopt.report.load.SMALL_BYTES", 0)
+    with hpcopt.load(tmp_path / "out") as data:
+        for name in ("metrics/seconds", "metrics/loss"):
+            with pytest.raises(hpcopt.UserError, match=r"does not match its digest"):
+                data[name].load()
     refused(command("resume", "out", "--set", "run.rounds=6"), ["does not match its digest"])
