@@ -3,7 +3,7 @@
 import subprocess
 
 import hpcopt
-from hpcopt.cluster.template import SCRIPT
+from hpcopt.cluster.template import ONE_RUN
 from hpcopt.storage import format
 
 ROUNDS = [7, 99_999_999, 100_000_000, 1_234_567_890]
@@ -20,9 +20,7 @@ def test_they_are_listed_by_number(tmp_path):
 
 def test_the_batch_script_names_the_newest(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    text = SCRIPT.template
-    function = text[text.index("newest() {") : text.index("record() {")]
-    script = f'directory="{tmp_path}"\n{function}\nnewest'
+    script = f'directory="{tmp_path}"\n{ONE_RUN["newest"]}\nnewest'
 
     def newest():
         return subprocess.run(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcopt.errors import UserError
-from hpcopt.problems.data import array_dataset, open_dataset, svmlight
+from hpcopt.problems.data import array_dataset, open_dataset, sparse, svmlight
 from hpcopt.problems.data.importer import describe, import_svmlight
 from hpcopt.problems.data.svmlight_faults import first_fault
 
@@ -197,10 +197,13 @@ def test_a_block_of_rows_is_one_read_of_each_array(tmp_path, monkeypatch):
         tmp_path, text_of(*(part if i == 0 else part.tolist() for i, part in enumerate(random_rows())))
     )
     reads = []
-    monkeypatch.setattr(
-        "hpcopt.problems.data.sparse._into",
-        lambda dataset, start, out: reads.append((dataset.name, len(out))),
-    )
+
+    def into(dataset, start, out):
+        reads.append((dataset.name, len(out)))
+        whole(dataset, start, out)
+
+    whole = sparse._into
+    monkeypatch.setattr(sparse, "_into", into)
     data.train.read(np.arange(30, 60))
     with h5py.File(tmp_path / "a.h5") as file:
         starts = file["train/indptr"][[30, 60]]
