@@ -147,10 +147,10 @@ def read_edges(path: str | Path, N: int, *, weighted: bool) -> list[Edge]:
 def _lines(path: str | Path) -> list[str]:
     try:
         return home(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:  # no text, or no name of a file
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file; an edge list has lines i j or i j weight") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def _key(edge: Edge, weighted: bool) -> tuple[int, int]:

@@ -11,10 +11,10 @@ import hpcopt
 from hpcopt.comm import gather
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
-from hpcopt.comm.sparse import costs as sparse_plans
 from hpcopt.comm.sparse.costs import Costs
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging
+from hpcopt.costs import volumes
 from hpcopt.ground.placement import Placement, block
 from hpcopt.problems.base import Share
 
@@ -85,7 +85,7 @@ def test_every_plan_gives_the_twins_sum(comm, dim, k, kind):
 
 def test_messages_in_many_pieces_and_indices_of_64_bits(comm, monkeypatch):
     monkeypatch.setattr(gather, "MAX_MESSAGE", 64)
-    monkeypatch.setattr(sparse_plans, "LARGEST_INT32", 3)
+    monkeypatch.setattr(volumes, "LARGEST_INT32", 3)
     test_every_plan_gives_the_twins_sum(comm, 300, 11, "skewed")
 
 

@@ -194,7 +194,7 @@ def test_reading_few_rows_of_a_large_file_is_lean(tmp_path):
     import tracemalloc
 
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("train/x", (200_000, 1000), "u1")  # 200 MB, never written: zeros
+        file.create_dataset("train/x", (200_000, 1000), "u1")[-1] = 0  # 200 MB, of which one row is written
         file["train/y"] = np.zeros(200_000, np.uint8)
         file.attrs.update(schema="hpcopt-data", schema_version=1, mean=0.0, std=1.0, classes=1)
     tracemalloc.start()

@@ -87,7 +87,7 @@ def test_of_a_trained_run_and_what_is_written(tmp_path):
         np.testing.assert_array_equal(written[column], tree[column])
     assert written["metrics/round"].values.tolist() == [4]
     assert written.attrs["model"].endswith("round-00000004.h5")
-    assert written.attrs.keys() - {"jobs", "schema", "schema_version"} == tree.attrs.keys()
+    assert written.attrs.keys() - {"jobs", "schema", "schema_version", "digests"} == tree.attrs.keys()
     np.testing.assert_allclose(written["density/weight"].sum("node"), 1)
     with pytest.raises(UserError, match="already holds a run"):
         hpcopt.spectrum(recipe, out=out)
