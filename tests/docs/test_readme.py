@@ -28,7 +28,7 @@ def test_the_readme_works(tmp_path):
             )
             assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
             ran.append(code)
-    assert len(ran) == 18
+    assert len(ran) == 22
     assert (tmp_path / "weights.npz").is_file()
     assert (tmp_path / "runs/script/run.h5").is_file()
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
