@@ -57,7 +57,7 @@ class Probe:
     run: Callable[..., Finding]
     remedy: str
     where: Where = Where.EACH
-    seconds: float = 10.0
+    seconds: float = 20.0
 
 
 class Row(NamedTuple):

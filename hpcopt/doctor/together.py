@@ -324,5 +324,5 @@ PORTS = (
 
 LAUNCHER = Probe("launcher", launcher, _OTHER_MPI, Where.TOGETHER)
 MESSAGES = Probe("message passing", message_passing, _NETWORK, Where.TOGETHER)
-HDF5 = Probe("parallel HDF5", parallel_hdf5, _HDF5, Where.TOGETHER, seconds=15.0)
+HDF5 = Probe("parallel HDF5", parallel_hdf5, _HDF5, Where.TOGETHER, seconds=30.0)
 CORES = Probe("cores and memory", cores_and_memory, f"{_CORES}OMP_NUM_THREADS=1", Where.TOGETHER)

@@ -14,8 +14,8 @@ from hpcopt.control.launcher import without_launcher
 from hpcopt.doctor.finding import Finding, Grade, Probe, Where, fails, ok, warning, worst
 from hpcopt.doctor.table import from_json
 
-SECONDS = 28.0
-CHILD_SECONDS = 22.0
+SECONDS = 60.0
+CHILD_SECONDS = 52.0
 _REMEDIES = {
     "root": "source jobs/env.sh, which permits mpirun as root",
     "slots": "source jobs/env.sh, which permits more ranks than cores, or ask for 2 tasks",
