@@ -8,11 +8,11 @@ rounds, with two seeds, and writes into its runs' folder.
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.studies.command import arguments
 from jobs.studies.delayed import tables
 from jobs.studies.delayed.cases import PROBLEMS, Group, Problem, groups
 from jobs.studies.figures import curves
@@ -29,23 +29,17 @@ differences seed by seed."""
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.studies.delayed", description=(__doc__ or "").partition("\n")[0]
-    )
     names = [problem.name for problem in PROBLEMS]
-    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
-    parser.add_argument("--quick", type=int, default=1, help="a try with so many times fewer rounds")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
-    arguments = parser.parse_args()
-    if wrong := set(arguments.problems) - set(names):
-        parser.error(f"{', '.join(sorted(wrong))}: no such problem; there are {', '.join(names)}")
-    quick = arguments.quick
+    asked = arguments(
+        "delayed", __doc__, "problem", names, quick=(1, "a try with so many times fewer rounds")
+    )
+    quick = asked.quick
     study = Study("delayed" if quick == 1 else f"delayed-quick{quick}")
     every = {problem: _groups(problem, quick) for problem in PROBLEMS}
     try:
-        if not arguments.table_only:
+        if not asked.table_only:
             for problem, found in every.items():
-                if problem.name in (arguments.problems or names):
+                if problem.name in asked.chosen:
                     study.run([case for group in found.values() for case in group.cases()])
     finally:  # also the results so far of a study that was stopped
         folder = HERE if quick == 1 else study.directory

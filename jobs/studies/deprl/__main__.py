@@ -8,11 +8,11 @@ time: the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.studies.command import arguments
 from jobs.studies.deprl import consensus, newcomers, personal, personal_tables, speedup, weights
 from jobs.studies.study import Study
 
@@ -45,19 +45,12 @@ PARTS = {
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.studies.deprl", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
-    arguments = parser.parse_args()
-    if wrong := set(arguments.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(wrong))}: no such part; there are {', '.join(PARTS)}")
+    asked = arguments("deprl", __doc__, "part", PARTS)
     studies = {part: Study(f"deprl/{part}") for part in PARTS}
     try:
-        if not arguments.table_only:
+        if not asked.table_only:
             for part, (run, _) in PARTS.items():
-                if part in (arguments.parts or PARTS):
+                if part in asked.chosen:
                     run(studies[part])
     finally:  # also the results so far of a study that was stopped
         write(studies)

@@ -9,11 +9,11 @@ folder.
 
 from __future__ import annotations
 
-import argparse
 import math
 import textwrap
 from pathlib import Path
 
+from jobs.studies.command import arguments
 from jobs.studies.dho2 import gains
 from jobs.studies.dho2.cases import PROBLEMS, TARGETS, Plan, Problem
 from jobs.studies.dho2.lines import FIRST_ORDER, TUNED, Line
@@ -38,22 +38,14 @@ counts as two), MB what all workers send, had each a rank of its own."""
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.studies.dho2", description=(__doc__ or "").partition("\n")[0]
-    )
     names = [problem.name for problem in PROBLEMS]
-    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; all if none")
-    parser.add_argument("--ranks", type=int, default=1, help="of each run (default 1)")
-    parser.add_argument("--quick", type=int, default=1, help="a try with so many times fewer rounds")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
-    arguments = parser.parse_args()
-    if wrong := set(arguments.problems) - set(names):
-        parser.error(f"{', '.join(sorted(wrong))}: no such problem; there are {', '.join(names)}")
-    quick = arguments.quick
-    plan = Plan(Study("dho2" if quick == 1 else f"dho2-quick{quick}"), arguments.ranks, quick)
+    ranks, quick = (1, "of each run (default 1)"), (1, "a try with so many times fewer rounds")
+    asked = arguments("dho2", __doc__, "problem", names, ranks=ranks, quick=quick)
+    quick = asked.quick
+    plan = Plan(Study("dho2" if quick == 1 else f"dho2-quick{quick}"), asked.ranks, quick)
     try:
-        if not arguments.table_only:
-            wanted = [problem for problem in PROBLEMS if problem.name in (arguments.problems or names)]
+        if not asked.table_only:
+            wanted = [problem for problem in PROBLEMS if problem.name in asked.chosen]
             for problem in wanted:
                 plan.tune(problem)
             # in one stretch, for the sake of their seconds

@@ -8,7 +8,6 @@ command goes on. The text comes from tools/text_data, which is run where it is m
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import textwrap
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from hpcopt.config import load
 from hpcopt.engine.optimum import optimum
+from jobs.studies.command import arguments
 from jobs.studies.figures import curves
 from jobs.studies.launch import ROOT
 from jobs.studies.markdown import table
@@ -104,22 +104,14 @@ PROBLEMS = [
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.studies.fadl", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help="all if none is named")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
-    arguments = parser.parse_args()
-    names = [problem.name for problem in PROBLEMS]
-    if wrong := set(arguments.problems) - set(names):
-        parser.error(f"{', '.join(sorted(wrong))}: no such problem; there are {', '.join(names)}")
+    asked = arguments("fadl", __doc__, "problem", [problem.name for problem in PROBLEMS])
     study = Study("fadl")
     try:
-        if not arguments.table_only:
+        if not asked.table_only:
             subprocess.run([ROOT / "tools/text_data", ROOT / "runs/text/words.h5"], check=True)
             for slow in (False, True):
                 for problem in PROBLEMS:
-                    if problem.name in (arguments.problems or names):
+                    if problem.name in asked.chosen:
                         every = cases(study, problem).items()
                         study.run([case for (line, _), case in every if METHODS[line].slow is slow])
     finally:  # also the results so far of a study that was stopped

@@ -8,10 +8,10 @@ the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from pathlib import Path
 
+from jobs.studies.command import arguments
 from jobs.studies.regtopk import analytic, comparison, fashion, why
 from jobs.studies.study import Study
 from jobs.studies.tuning import tune
@@ -28,19 +28,12 @@ runs with the same seed (same data, start and mini-batches)."""
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.studies.regtopk", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
-    parser.add_argument("--ranks", type=int, default=2, help="of the Fashion-MNIST runs (default 2)")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only write RESULTS.md")
-    arguments = parser.parse_args()
-    if wrong := set(arguments.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(wrong))}: no such part; there are {', '.join(PARTS)}")
+    ranks = (2, "of the Fashion-MNIST runs (default 2)")
+    asked = arguments("regtopk", __doc__, "part", PARTS, ranks=ranks)
     study = Study("regtopk")
     try:
-        if not arguments.table_only:
-            run(study, arguments.parts or PARTS, arguments.ranks)
+        if not asked.table_only:
+            run(study, asked.chosen, asked.ranks)
     finally:  # also the results so far of a study that was stopped
         write(study)
 
