@@ -12,7 +12,9 @@ from torch import Tensor
 from hpcopt.comm.beside.by_mail import ByMail
 from hpcopt.comm.beside.in_line import InLine
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
+from hpcopt.comm.neighbours.common_average import CommonAverage
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
+from hpcopt.comm.neighbours.travelling_sum import TravellingSum
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
     Beside,
@@ -127,8 +129,7 @@ class MPIPorts:
             UserError: the ranks have read different files.
         """
         self.agree_same(mixing.digest(), mixing.differs)
-        port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
-        return self._open.add("neighbours", port)
+        return self._open.add("neighbours", self._neighbours(like, mixing))
 
     def mailbox(
         self,
@@ -160,6 +161,16 @@ class MPIPorts:
         self.chosen["mailbox"] = port.transport
         self._mailboxes.append(port)
         return self._open.add("mailbox", port)
+
+    def _neighbours(self, like: Tensor, mixing: Mixing) -> MPINeighbours | CommonAverage:
+        placement, ordered = self._placement, self._ordered
+        if mixing.common is None:
+            return MPINeighbours(self._comm, placement, like, mixing, self._staging, ordered)
+        # a sum in the order of the workers is an exchange in steps, which nothing carries
+        travels = self._comm.size > 1 and not ordered
+        carrier = TravellingSum(self._comm, self._staging) if travels else None
+        common, dim = mixing.common, len(self._like)
+        return CommonAverage(self.reducer(), placement, common, like, dim, ordered, carrier)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""
