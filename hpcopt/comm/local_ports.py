@@ -58,6 +58,7 @@ class LocalPorts:
         self.reduce: Reducer = LocalReducer(workers, like, ordered, ranks)
         self._open = Opened(self.reduce)
         self.chosen: dict[str, Any] = {}
+        self.remembered: dict[str, dict[str, Any]] = {}
         self.wish: Callable[[], int] = lambda: 0
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
@@ -99,9 +100,7 @@ class LocalPorts:
             return LocalNeighbours(like, mixing, self._ranks)
         reducer = LocalReducer(self._workers, like, self._ordered)
         placement, dim = Placement.even(self._workers), len(self._like)
-        return CommonAverage(
-            reducer, placement, mixing.common, like, dim, self._ordered, ranks=self._ranks
-        )
+        return CommonAverage(reducer, placement, mixing.common, like, dim, self._ordered, ranks=self._ranks)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from hpcopt.costs import volumes
 from hpcopt.costs.volumes import Shape, allreduce_bytes, gather_bytes
 from hpcopt.errors import UserError
-from hpcopt.ground.placement import sizes
+from hpcopt.ground.placement import Placement, sizes
 
 RING_ELEMENTS = 1 << 14
 """shorter sums never take the ring"""
@@ -33,12 +34,14 @@ class Layout:
     Attributes:
         ranks, hosts, workers: P, H, N.
         beside: C.
+        work: of each worker in a round, (N,), if ranks have about equal work; else equal numbers of workers.
     """
 
     ranks: int
     hosts: int
     workers: int
     beside: int = 0
+    work: tuple[int, ...] = ()
 
     @property
     def hosting(self) -> int:
@@ -53,12 +56,27 @@ class Layout:
     @property
     def fullest(self) -> int:
         """Workers of the fullest rank."""
-        return -(-self.workers // self.hosting)
+        return max(self.placement.counts)
+
+    @cached_property
+    def heaviest(self) -> float:
+        """The work of the rank with most of it, in workers of average work."""
+        if not sum(self.work):
+            return self.fullest
+        blocks = (sum(self.work[a:b]) for a, b in pairwise(self.placement.starts))
+        return self.workers * max(blocks) / sum(self.work)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Which ranks host which workers."""
+        if self.work:
+            return Placement.balanced(self.work, self.hosting)
+        return Placement.even(self.workers, self.hosting)
 
     @property
     def owners(self) -> volumes.Numbers:
         """The rank of every worker, (N,)."""
-        return np.repeat(np.arange(self.hosting), sizes(self.workers, self.hosting))
+        return self.placement.owners
 
     @property
     def host_of(self) -> volumes.Numbers:
@@ -67,8 +85,8 @@ class Layout:
 
 
 Rows = Callable[[Layout], tuple[float, float, float] | None]
-"""rows that leave the fullest rank and the fullest host, and all that leave their rank; None: none do, for all
-workers get the same average, which is a sum"""
+"""rows that leave the fullest rank and the fullest host, and all that leave their rank; None: none do, for
+all workers get the same average, which is a sum"""
 
 
 @dataclass(frozen=True)
