@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm.beside.in_line import InLine
 from hpcopt.comm.mailbox.local_mailbox import Delay, LocalMailbox
+from hpcopt.comm.neighbours.common_average import CommonAverage
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
@@ -28,6 +29,7 @@ from hpcopt.comm.ports import (
 )
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
+from hpcopt.ground.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -52,10 +54,11 @@ class LocalPorts:
         delay: Delay | None = None,
     ) -> None:
         self._delay = delay
-        self._workers, self._ordered, self._ranks = workers, ordered, ranks
+        self._workers, self._ordered, self._ranks, self._like = workers, ordered, ranks, like
         self.reduce: Reducer = LocalReducer(workers, like, ordered, ranks)
         self._open = Opened(self.reduce)
         self.chosen: dict[str, Any] = {}
+        self.remembered: dict[str, dict[str, Any]] = {}
         self.wish: Callable[[], int] = lambda: 0
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
@@ -72,7 +75,7 @@ class LocalPorts:
 
     def neighbours(self, like: Tensor, mixing: Mixing) -> Neighbours:
         """See `Ports`."""
-        return self._open.add("neighbours", LocalNeighbours(like, mixing, self._ranks))
+        return self._open.add("neighbours", self._neighbours(like, mixing))
 
     def fastest(self, name: str, ways: Mapping[str, Way | None]) -> str:
         """The first: nothing is timed here."""
@@ -91,6 +94,13 @@ class LocalPorts:
         how = (links, depth, self._delay, full, lambda: self.wish(), receive)
         port = LocalMailbox(self._workers, like, *how)
         return self._open.add("mailbox", port)
+
+    def _neighbours(self, like: Tensor, mixing: Mixing) -> LocalNeighbours | CommonAverage:
+        if mixing.common is None:
+            return LocalNeighbours(like, mixing, self._ranks)
+        reducer = LocalReducer(self._workers, like, self._ordered)
+        placement, dim = Placement.even(self._workers), len(self._like)
+        return CommonAverage(reducer, placement, mixing.common, like, dim, self._ordered, ranks=self._ranks)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from hpcopt.comm.beside.by_mail import ByMail
 from hpcopt.comm.beside.in_line import InLine
+from hpcopt.comm.chosen import Chosen, place_of
 from hpcopt.comm.mailbox.mpi_mailbox import MPIMailbox
+from hpcopt.comm.neighbours.common_average import CommonAverage
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
+from hpcopt.comm.neighbours.travelling_sum import TravellingSum
 from hpcopt.comm.opened import Opened
 from hpcopt.comm.ports import (
     Beside,
@@ -53,11 +56,10 @@ class MPIPorts:
         like: a vector (d,) like the model.
         reduction: how dense sums travel: "auto", "mpi", "ring" or "ordered".
         overlap: see `MPIReducer`.
-        remembered: what an earlier job of the run chose by measuring (`chosen`); empty if there was none.
+        remembered: that of the run's earlier job; empty if there was none.
         by_mail: opens the way to the ranks that compute beside the rounds; None: there are none.
 
     Attributes:
-        chosen: what was measured or chosen so far; plain numbers and strings.
         wish: see `Ports`.
     """
 
@@ -74,13 +76,25 @@ class MPIPorts:
     ) -> None:
         self._by_mail = by_mail
         self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
-        way = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
+        self._chosen = Chosen(place_of(comm, staging.device, len(like)), remembered)
+        known = self._chosen.get("reduction") or ""
+        way = choose(comm, reduction, known, len(like), like.element_size())
         self._reduction, self._ordered = way, way == "ordered"
-        self.chosen: dict[str, Any] = dict(remembered) | {"reduction": way}
+        self._chosen.keep("reduction", way)
         self.reduce: Reducer = self.reducer(overlap)
         self._open = Opened(self.reduce)
         self._mailboxes: list[MPIMailbox] = []
         self.wish: Callable[[], int] = lambda: 0
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was measured or chosen here so far, by name; plain numbers and strings."""
+        return self._chosen.here
+
+    @property
+    def remembered(self) -> dict[str, dict[str, Any]]:
+        """The same of all places where the run has been, for its next job."""
+        return self._chosen.everywhere
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
         """Another `Reducer` of the run's kind, that nobody counts; the caller frees it."""
@@ -91,12 +105,10 @@ class MPIPorts:
         reducer = self.reducer()
 
         def costs() -> tuple[Costs, Costs]:
-            # where the run began, then on other numbers of ranks
-            measured = self.chosen.setdefault("sparse", {})
-            here = str(self._comm.size)
-            if here not in measured:
-                measured[here] = asdict(measure(self._comm, reducer, like))
-            return Costs(**measured[here]), Costs(**next(iter(measured.values())))
+            here = self._chosen.get("sparse") or self._chosen.keep(
+                "sparse", asdict(measure(self._comm, reducer, like))
+            )
+            return Costs(**here), Costs(**self._chosen.first("sparse"))
 
         if exchange == "auto":
             costs()  # before the run begins
@@ -109,8 +121,8 @@ class MPIPorts:
         """See `Ports`."""
         if self._ordered:
             return next(iter(ways))
-        self.chosen[name] = fastest(self._comm, ways, remembered=self.chosen.get(name, ""))
-        return str(self.chosen[name])
+        known = self._chosen.get(name) or ""
+        return str(self._chosen.keep(name, fastest(self._comm, ways, remembered=known)))
 
     def beside(self, task: Task) -> Beside:
         """See `Ports`."""
@@ -127,8 +139,7 @@ class MPIPorts:
             UserError: the ranks have read different files.
         """
         self.agree_same(mixing.digest(), mixing.differs)
-        port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
-        return self._open.add("neighbours", port)
+        return self._open.add("neighbours", self._neighbours(like, mixing))
 
     def mailbox(
         self,
@@ -154,12 +165,22 @@ class MPIPorts:
             transport,
             full,
             wish=lambda: self.wish(),
-            remembered=self.chosen.get("mailbox", ""),
+            remembered=self._chosen.get("mailbox") or "",
             receive=receive,
         )
-        self.chosen["mailbox"] = port.transport
+        self._chosen.keep("mailbox", port.transport)
         self._mailboxes.append(port)
         return self._open.add("mailbox", port)
+
+    def _neighbours(self, like: Tensor, mixing: Mixing) -> MPINeighbours | CommonAverage:
+        placement, ordered = self._placement, self._ordered
+        if mixing.common is None:
+            return MPINeighbours(self._comm, placement, like, mixing, self._staging, ordered)
+        # a sum in the order of the workers is an exchange in steps, which nothing carries
+        travels = self._comm.size > 1 and not ordered
+        carrier = TravellingSum(self._comm, self._staging) if travels else None
+        common, dim = mixing.common, len(self._like)
+        return CommonAverage(self.reducer(), placement, common, like, dim, ordered, carrier)
 
     def counters(self) -> dict[str, Counter]:
         """The counter of every open port, by name."""

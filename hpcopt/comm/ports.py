@@ -245,6 +245,7 @@ class Neighbours(Protocol):
 
     Attributes:
         counter: what it cost so far; a row that several workers of another rank need travels there once.
+            Where all rows of W are the same, a mix is one sum over the workers, and of whole models a pass.
     """
 
     counter: Counter

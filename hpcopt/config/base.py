@@ -43,6 +43,17 @@ class Table(BaseModel):
         """Of a method: whether it computes something beside its rounds, see `hpcopt.methods.base.Method`."""
         return False
 
+    def rows_a_round(self, rows: int, batch: int) -> int:
+        """Of a method: of how many rows a worker computes gradients in a round, up to a common factor.
+
+        By these, ranks are given about equal work. One mini-batch, unless a table says otherwise.
+
+        Args:
+            rows: that the worker has.
+            batch: of them in a mini-batch.
+        """
+        return batch
+
     def misfits(self, run: RunTable) -> list[str]:
         """What makes no sense in such a run, a sentence each; of a method."""
         return []

@@ -18,7 +18,7 @@ class RunTable(Table):
     method: str = "allreduce_sgd"
     """which method, or "package.module:Class" for your own"""
     workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 8
-    """workers N; ranks P host them in contiguous blocks, P <= N"""
+    """workers N; ranks P host them in contiguous blocks, of about equal work where that differs, P <= N"""
     curvature_ranks: Whole = 0
     """ranks C of these P that host no worker, so P - C <= N: while the others go on, they compute the
     eigenpairs of dho2 with variant = "concurrent"; 0: all make the rounds, which then wait for these"""

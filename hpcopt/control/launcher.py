@@ -9,6 +9,8 @@ _SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 # variables with the rank among those on the same node
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+# variables with the number of ranks on this node
+_LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDRA_", "MPI_LOCAL")
 
 
@@ -25,6 +27,24 @@ def expected_rank() -> int:
 def local_rank() -> int:
     """This process's number among the ranks on its node; 0 without a launcher."""
     return _first(_LOCAL_RANK, 0)
+
+
+def local_size() -> int:
+    """How many ranks the launcher started on this node; 1 where nobody says."""
+    if found := _first(_LOCAL_SIZE, 0):
+        return found
+    # Slurm: "2(x3),1" is 2 on each of three nodes and 1 on the next
+    nodes: list[int] = []
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        nodes += [int(tasks)] * int(times or 1) if tasks.isdecimal() else []
+    node = _first(("SLURM_NODEID",), 0)
+    return nodes[node] if node < len(nodes) else 1
+
+
+def is_rank(environment: str) -> bool:
+    """Whether a process with this environment is a rank: "NAME=value" with zeros between."""
+    return any(entry.partition("=")[0] in _RANK for entry in environment.split("\0"))
 
 
 def threads() -> int:

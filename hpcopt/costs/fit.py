@@ -112,19 +112,19 @@ def fit(
 
 @dataclass(frozen=True)
 class Compute:
-    """Seconds of computing in a round: per round and per worker of the fullest rank.
+    """Seconds of computing in a round: per round and per worker of the rank with most to do.
 
     Attributes:
-        fixed, each: c = fixed + each · n.
+        fixed, each: c = fixed + each · n, workers being those of average work.
         least, most: n, between which it was measured.
     """
 
     fixed: float
     each: float
-    least: int
-    most: int
+    least: float
+    most: float
 
-    def of(self, workers: int) -> float:
+    def of(self, workers: float) -> float:
         """Of a rank with so many."""
         return self.fixed + self.each * workers
 
@@ -132,13 +132,14 @@ class Compute:
 def compute(runs: Sequence[Measured], value: str = "compute") -> Compute:
     """Of runs of one method; in proportion to n where all had as many; those of crowded cores only alone."""
     quiet = [run for run in runs if not run.crowded] or list(runs)
-    points = [(run.on.fullest, float(np.median(getattr(run, value)))) for run in quiet]
+    of = "heaviest" if value == "compute" else "fullest"
+    points = [(getattr(run.on, of), float(np.median(getattr(run, value)))) for run in quiet]
     n, seconds = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     if len(set(n)) == 1:
-        return Compute(0.0, float(np.median(seconds) / n[0]), int(n[0]), int(n[0]))
+        return Compute(0.0, float(np.median(seconds) / n[0]), float(n[0]), float(n[0]))
     matrix = np.stack([np.ones_like(n), n]).T / np.maximum(seconds, 1e-12)[:, None]
     fixed, each = _nonnegative(matrix, np.ones_like(n))
-    return Compute(fixed, each, int(n.min()), int(n.max()))
+    return Compute(fixed, each, float(n.min()), float(n.max()))
 
 
 def _nonnegative(matrix: Any, right: Any) -> list[float]:

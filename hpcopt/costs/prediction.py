@@ -124,7 +124,9 @@ class Model:
         """On how many hosts so many ranks are, and with how many workers."""
         beside = max(run.on.beside for run in self.runs)
         hosts = -(-ranks // self._per_host)
-        return Layout(ranks, hosts, max(self.workers, ranks - beside), beside)
+        workers = max(self.workers, ranks - beside)
+        work = next((run.on.work for run in self.runs if run.on.workers == workers), ())
+        return Layout(ranks, hosts, workers, beside, work)
 
     def predict(self, on: Layout, target: float | None = None) -> Prediction:
         """A round there.
@@ -135,7 +137,7 @@ class Model:
         if on.hosting < 1:
             raise UserError(f"--ranks {on.ranks}: {on.beside} of them host no worker; there have to be more")
         run = max(self.runs, key=lambda run: run.on.ranks)
-        seconds = {"compute": self.compute.of(on.fullest)}
+        seconds = {"compute": self.compute.of(on.heaviest)}
         nbytes, sent, sent_idle, notes = {}, 0.0, 0.0, self._beyond(on)
         for use in run.uses:
             if use.kind == BESIDE:
@@ -246,9 +248,9 @@ class Model:
                 f"runs on up to {most} ranks" + (", and no sums were measured there" if machine else "")
             )
         least, largest = self.compute.least, self.compute.most
-        if not least <= on.fullest <= largest:
-            measured = f"{least}" if least == largest else f"{least} to {largest}"
-            found.append(f"{on.fullest} workers a rank, measured with {measured}")
+        if not least <= on.heaviest <= largest:
+            measured = f"{least:.4g}" if least == largest else f"{least:.4g} to {largest:.4g}"
+            found.append(f"{on.heaviest:.4g} workers a rank, measured with {measured}")
         return found
 
     def _half(self, on: Layout, beyond: bool) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hpcopt.costs.travel import Layout, Rows, Work, everybody, gossip
 from hpcopt.errors import UserError
+from hpcopt.ground.placement import Placement
 from hpcopt.storage.records import Records
 
 Floats = NDArray[np.float64]
@@ -216,17 +217,19 @@ def _of(file: Path, records: Records) -> Measured:
                 Use(str(name), calls, payload, sent, per_round("phases/seconds_min", phases.index(name)))
             )
     hosts = json.loads(attributes["ranks_per_host"])
-    beside = int(config["run"].get("curvature_ranks", 0)) if int(attributes["ranks"]) > 1 else 0
+    ranks, workers = int(attributes["ranks"]), int(attributes["workers"])
+    beside = int(config["run"].get("curvature_ranks", 0)) if ranks > 1 else 0
+    work = _work(records, json.loads(attributes.get("workers_per_rank", "[]")))
     memory: Any = records["metrics/peak_memory"]
     losses: Any = records["metrics/loss"]
     return Measured(
         file,
-        Layout(int(attributes["ranks"]), len(hosts), int(attributes["workers"]), beside),
+        Layout(ranks, len(hosts), workers, beside, work),
         str(attributes["method"]),
         int(attributes["dim"]),
         config,
         json.loads(attributes["chosen"]),
-        int(attributes["ranks"]) > int(attributes["cores"]),
+        ranks > int(attributes["cores"]),
         rounds,
         per_round("metrics/seconds"),
         per_round("phases/seconds", phases.index("compute")),
@@ -234,3 +237,12 @@ def _of(file: Path, records: Records) -> Measured:
         float(np.nanmax(memory)),
         (index.astype(float), losses.astype(float)),
     )
+
+
+def _work(records: Records, counts: list[int]) -> tuple[int, ...]:
+    """What workers do in a round, (N,); nothing if the ranks had other blocks than that would give them."""
+    if "rows/round" not in records.columns or not counts:
+        return ()
+    column: Any = records["rows/round"]
+    work = tuple(int(rows) for rows in column)
+    return work if list(Placement.balanced(work, len(counts)).counts) == counts else ()

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from hpcopt.costs import volumes
 from hpcopt.costs.volumes import Shape, allreduce_bytes, gather_bytes
 from hpcopt.errors import UserError
-from hpcopt.ground.placement import sizes
+from hpcopt.ground.placement import Placement, sizes
 
 RING_ELEMENTS = 1 << 14
 """shorter sums never take the ring"""
@@ -33,12 +34,14 @@ class Layout:
     Attributes:
         ranks, hosts, workers: P, H, N.
         beside: C.
+        work: of each worker in a round, (N,), if ranks have about equal work; else equal numbers of workers.
     """
 
     ranks: int
     hosts: int
     workers: int
     beside: int = 0
+    work: tuple[int, ...] = ()
 
     @property
     def hosting(self) -> int:
@@ -53,12 +56,27 @@ class Layout:
     @property
     def fullest(self) -> int:
         """Workers of the fullest rank."""
-        return -(-self.workers // self.hosting)
+        return max(self.placement.counts)
+
+    @cached_property
+    def heaviest(self) -> float:
+        """The work of the rank with most of it, in workers of average work."""
+        if not sum(self.work):
+            return self.fullest
+        blocks = (sum(self.work[a:b]) for a, b in pairwise(self.placement.starts))
+        return self.workers * max(blocks) / sum(self.work)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Which ranks host which workers."""
+        if self.work:
+            return Placement.balanced(self.work, self.hosting)
+        return Placement.even(self.workers, self.hosting)
 
     @property
     def owners(self) -> volumes.Numbers:
         """The rank of every worker, (N,)."""
-        return np.repeat(np.arange(self.hosting), sizes(self.workers, self.hosting))
+        return self.placement.owners
 
     @property
     def host_of(self) -> volumes.Numbers:
@@ -66,8 +84,9 @@ class Layout:
         return np.repeat(np.arange(self.hosts), sizes(self.ranks, self.hosts))
 
 
-Rows = Callable[[Layout], tuple[float, float, float]]
-"""rows that leave the fullest rank and the fullest host, and all that leave their rank"""
+Rows = Callable[[Layout], tuple[float, float, float] | None]
+"""rows that leave the fullest rank and the fullest host, and all that leave their rank; None: none do, for
+all workers get the same average, which is a sum"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,7 @@ class Work:
         exchange: of a sparse sum.
         dim: d, of a sparse sum.
         selects: of a sparse sum: only the largest entries are kept.
-        rows: of neighbours and mail: Layout -> rows that leave the fullest rank, the fullest host, and all.
+        rows: of neighbours and mail.
     """
 
     kind: str
@@ -194,7 +213,9 @@ def _sparse(work: Work, on: Layout) -> Travel:
 
 def _rows(work: Work, on: Layout) -> Travel:
     assert work.rows is not None
-    of_rank, of_host, everybody = work.rows(on)
+    if (rows := work.rows(on)) is None:
+        return replace(_dense(work, on), worked=on.fullest * work.nbytes)
+    of_rank, of_host, everybody = rows
     sent = everybody / on.hosting * work.nbytes
     within = Traffic(float(of_rank > 0), of_rank, of_rank * work.nbytes) if on.within > 1 else Traffic()
     between = Traffic(float(of_host > 0), of_host, of_host * work.nbytes)
@@ -205,19 +226,21 @@ def _rows(work: Work, on: Layout) -> Travel:
 
 
 def gossip(topology: str, weights: str, **options: Any) -> Rows:
-    """Rows that leave the fullest rank and the fullest host, and all rows, on average over the rounds."""
+    """See `Rows`; on average over the rounds."""
 
     @lru_cache
-    def rows(on: Layout) -> tuple[float, float, float]:
+    def rows(on: Layout) -> tuple[float, float, float] | None:
         from hpcopt.math.mixing import mixing
 
         try:
-            matrices = mixing(topology, weights, on.workers, **options).matrices
+            mixes = mixing(topology, weights, on.workers, **options)
         except ImportError as error:
             raise UserError(f'topologies need {error.name}: pip install "hpcopt[run]"') from error
+        if mixes.common is not None:
+            return None
         hosts = on.host_of
         found = []
-        for W in matrices:
+        for W in mixes.matrices:
             each = volumes.rows_sent(W, on.owners)
             across = volumes.rows_sent(W, on.owners, hosts)
             of_hosts = np.bincount(hosts[: len(across)], weights=across)

@@ -9,7 +9,8 @@ allreduce in workers' order     as many, and m (P − 1)/P for each worker beyon
 sparse sum, "allgather"         2 (Σ own) (P − 1)/P words: everybody gets everybody's entries and adds them up
 sparse sum, "owner"             2 own off rank + 2 union (P − 1)/P words: who owns a range adds up, and tells
 sparse sum, "dense"             an allreduce of d numbers, and of d bits for the union
-average with neighbours         a row once to every rank that needs it (`rows_sent`)
+average with neighbours         a row once to every rank that needs it (`rows_sent`); where all rows of W are
+                                the same, an allreduce
 mailbox                         a header and the vector
 
 The owner plan follows Ok-Topk (Li & Hoefler, PPoPP 2022); switching to dense, SparCML (Renggli et al., SC
@@ -52,7 +53,7 @@ def allreduce_bytes(nbytes: float, parts: int) -> float:
     return 2 * gather_bytes(nbytes, parts)
 
 
-def ordered_bytes(nbytes: float, parts: int, here: int) -> float:
+def ordered_bytes(nbytes: float, parts: int, here: float) -> float:
     """Bytes that one of ``parts`` with ``here`` workers sends in a sum in the order of the workers."""
     return allreduce_bytes(nbytes, parts) + (here - 1) * gather_bytes(nbytes, parts)
 

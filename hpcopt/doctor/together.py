@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcopt.control.crowd import gives_way
 from hpcopt.control.launcher import ends_at_once, expected_size, launcher_name, threads
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
@@ -97,7 +98,7 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
         if not torch.equal(total.dense, expected):
             wrong.append(exchange)
         ports.free()
-        measured = ports.chosen
+        measured = ports.remembered
     if wrong:
         return fails(f"sums of sparse vectors are wrong: {', '.join(wrong)}", _OTHER_MPI)
     return ok(f"{', '.join(EXCHANGES)} over {_count(comm.size, 'rank')}: right")
@@ -244,6 +245,9 @@ def cores_and_memory(comm: MPI.Comm) -> Finding:
         f"{share:.1f} GiB of memory for each rank"
     )
     if ranks * each > cores:
+        polite = gives_way(MPI.Get_library_version())
+        if ranks > cores:
+            text += ", ranks that wait " + ("give their core away" if polite else "keep their core busy")
         return warning(f"{text}: too few cores", f"{_CORES}OMP_NUM_THREADS={max(1, cores // ranks)}")
     if share < 1:
         return warning(text, "ask for more memory (sbatch --mem), or start fewer ranks per node")

@@ -16,9 +16,8 @@ from hpcopt.comm.staging import Staging
 from hpcopt.control import signals
 from hpcopt.control.agree import in_agreement
 from hpcopt.control.crew import BUILD, OPEN, Crew
-from hpcopt.engine.build import bind, cores, read_files, set_threads, settle
+from hpcopt.engine.build import bind, cores, place, read_files, set_threads, settle
 from hpcopt.errors import HpcoptError
-from hpcopt.ground.placement import Placement
 
 if TYPE_CHECKING:
     from hpcopt.config import RunConfig
@@ -62,7 +61,7 @@ class _Side:
         everybody, run = MPIRanks(crew.everybody), config.run
         set_threads(run)
         self._crew = crew
-        placement = Placement.even(run.workers, crew.beside, crew.comm.rank)
+        placement = place(everybody, config, method, recipe, crew.beside, crew.comm.rank)
         self._problem: Problem = bind(everybody, placement, config, recipe)
         self._staging = Staging(self._problem.share.device)
         reduction = "ordered" if run.deterministic else run.reduction

@@ -18,6 +18,7 @@ from hpcopt.engine.origin import check_problem, check_state
 from hpcopt.errors import UserError
 from hpcopt.ground.memory import enough
 from hpcopt.ground.own_code import load_own
+from hpcopt.ground.placement import Placement
 from hpcopt.problems.base import Measures, Share
 from hpcopt.state import FIXED, State
 from hpcopt.storage import provenance
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from hpcopt.config.run import RunTable
     from hpcopt.engine.meter import OpenPorts
     from hpcopt.engine.ranks import Ranks
-    from hpcopt.ground.placement import Placement
     from hpcopt.methods.base import Method
     from hpcopt.problems.base import Problem, Recipe
 
@@ -64,6 +64,32 @@ class Built:
 def set_threads(run: RunTable) -> None:
     """One torch thread if the bits matter, else as many as the job gives each rank. Local."""
     torch.set_num_threads(1 if run.deterministic else threads())
+
+
+def place(
+    ranks: Ranks, config: RunConfig, method: Method[Any, Any], recipe: Recipe, hosts: int, rank: int
+) -> Placement:
+    """Which rank hosts which workers, so that all have about equal work in a round. Collective.
+
+    By what all ranks know before anything is bound, so that they come to the same blocks. Nothing that is
+    computed depends on them, but for rounding.
+
+    Args:
+        ranks: who has to agree.
+        config, method, recipe: of the run.
+        hosts: how many ranks share the workers.
+        rank: this one's number among them.
+
+    Raises:
+        UserError: what the recipe describes cannot be had.
+    """
+    workers = config.run.workers
+    sizes = getattr(recipe, "sizes_of_workers", None)
+    if sizes is None or getattr(recipe, "workers", workers) != workers:  # which `bind` complains about
+        return Placement.even(workers, hosts, rank)
+    with ranks.agreed(), enough("the problem"):
+        work = [method.settings.rows_a_round(rows, batch) for rows, batch in sizes(config.run.seed) or ()]
+    return Placement.balanced(work, hosts, rank) if work else Placement.even(workers, hosts, rank)
 
 
 def bind(ranks: Ranks, placement: Placement, config: RunConfig, recipe: Recipe) -> Problem:
@@ -171,6 +197,7 @@ def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, 
             "rows": built.problem.total_rows,
             "ranks": len(places),
             "hosts": json.dumps(sorted(ranks_of)),
+            "workers_per_rank": json.dumps(built.ranks.each(built.problem.share.n)),
             "ranks_per_host": json.dumps([ranks_of[name] for name in sorted(ranks_of)]),
             "cores": len({(name, core) for name, own in places for core in own}),
             "config": json.dumps(built.config.tables()),

@@ -28,7 +28,7 @@ from hpcopt.control.watchdog import Watchdog
 from hpcopt.control.wishes import Stop
 from hpcopt.control.world import together
 from hpcopt.engine.assistance import assist
-from hpcopt.engine.build import Built, attributes, begin, bind, cores, set_threads
+from hpcopt.engine.build import Built, attributes, begin, bind, cores, place, set_threads
 from hpcopt.engine.earlier import Earlier, array_of, fixed_of, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
 from hpcopt.engine.origin import check_config
@@ -37,7 +37,6 @@ from hpcopt.engine.record import Record, Recorder
 from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.rundir import RunDirectory
 from hpcopt.errors import Interrupted, NotFinite
-from hpcopt.ground.placement import Placement
 from hpcopt.methods.base import Method
 from hpcopt.problems.base import Recipe
 from hpcopt.storage import provenance
@@ -147,7 +146,7 @@ def build(
     remembered = chosen()
     beat("building the problem")
     crew.say(BUILD)
-    placement = Placement.even(run.workers, comm.size, comm.rank)
+    placement = place(everybody, config, method, recipe, comm.size, comm.rank)
     problem = bind(everybody, placement, config, recipe)
     staging, like = Staging(problem.share.device), problem.initial()
 
@@ -214,7 +213,7 @@ class Job:
         directory.flush()  # records and trace up to a checkpoint must outlive it
         meta = built.config.identity() | {
             "totals": asdict(self._recorder.costs.totals()),
-            "chosen": built.ports.chosen,
+            "chosen": built.ports.remembered,
             "model": built.method.model_field,
             "layout": asdict(built.problem.layout),
             "made_of": built.problem.made_of,

@@ -35,10 +35,15 @@ class OpenPorts(Ports, Protocol):
     """The ports of a run, as who opened them sees them.
 
     Attributes:
-        chosen: what was measured or chosen so far.
+        chosen: what was measured or chosen so far, by name.
+        remembered: the same wherever the run has been, for its next job.
     """
 
-    chosen: dict[str, Any]
+    @property
+    def chosen(self) -> dict[str, Any]: ...
+
+    @property
+    def remembered(self) -> dict[str, dict[str, Any]]: ...
 
     def counters(self) -> dict[str, Counter]:
         """What every verb cost on this rank, by name."""

@@ -15,6 +15,7 @@ from hpcopt.engine.evaluation import OTHERS, Evaluator
 from hpcopt.engine.meter import EVALUATION, SPREAD, Costs, Totals, uncounted
 from hpcopt.engine.own_metrics import Metric, OwnMetrics, check_names
 from hpcopt.errors import UserError
+from hpcopt.problems.base import Draw
 from hpcopt.storage.schema import Schema
 
 if TYPE_CHECKING:
@@ -119,9 +120,14 @@ class Recorder:
         )
 
     def _rows_of_workers(self) -> Record:
-        """How many rows each of the N workers has, (N,)."""
-        kinds = {"rows/train": self._problem.rows, "rows/test": self._problem.test_rows}
+        """How many rows each of the N workers has, and computes gradients of in a round, (N,)."""
+        problem = self._problem
+        kinds = {"rows/train": problem.rows, "rows/test": problem.test_rows}
         known = {name: rows.double().numpy() for name, rows in kinds.items() if rows is not None}
+        work = self._method.settings.rows_a_round
+        batches = [problem.batch_rows(i, Draw(0)) for i in range(problem.share.n)]
+        each = zip(problem.rows.tolist(), batches, strict=True)
+        known["rows/round"] = np.array([work(rows, batch) for rows, batch in each], dtype=np.float64)
         columns = self._ranks.rows(np.stack(list(known.values()), axis=1)).T
         return {name: column.astype(np.int64) for name, column in zip(known, columns, strict=True)}
 

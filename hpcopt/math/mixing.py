@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,16 @@ class Mixing:
     def at(self, round: int) -> csr_array:
         """The matrix W of a round, counted from 0."""
         return self.matrices[round % self.period]
+
+    @cached_property
+    def common(self) -> Floats | None:
+        """c, (N,), if every row of every W is c, to rounding: the workers then get one average, Σ c_j x_j."""
+        W = self.matrices[0]
+        if self.period > 1 or W.nnz < self.N**2:
+            return None
+        rows = W.toarray()
+        # the diagonal is the rest of its row: rounded
+        return np.median(rows, axis=0) if np.ptp(rows, axis=0).max() <= ROUNDING else None
 
     @property
     def differs(self) -> str:

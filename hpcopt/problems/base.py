@@ -144,7 +144,12 @@ class Evaluation:
 
 
 class Recipe(Protocol):
-    """The description of a problem for all workers; may have a ``default_dtype``, else that is float64."""
+    """The description of a problem for all workers; may have a ``default_dtype``, else that is float64.
+
+    And ``sizes_of_workers(seed)``: of each of the N workers its training rows and how many of them are in a
+    mini-batch, the same on every rank and before anything is bound. By these, ranks are given about equal
+    work; without them, or where it gives None, equal numbers of workers.
+    """
 
     @property
     def workers(self) -> int:

@@ -9,11 +9,16 @@ import torch
 from hpcopt.math.streams import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
     from hpcopt.problems.base import Draw, Share
+
+
+def sizes(rows: Iterable[int], size: int | Literal["full"]) -> list[tuple[int, int]]:
+    """Of workers with so many rows, these and how many of them are in a mini-batch of ``size``."""
+    return [(of, of if size == "full" else min(size, of)) for of in rows]
 
 
 class Batches:

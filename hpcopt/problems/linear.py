@@ -122,6 +122,12 @@ class Linear:
 
         return LinearProblem(share, self, self._parts(share.seed))
 
+    def sizes_of_workers(self, seed: int) -> list[tuple[int, int]]:
+        """See `hpcopt.problems.base.Recipe`; raises `UserError` as `bind` does."""
+        from hpcopt.problems.batches import sizes
+
+        return sizes(map(len, self._parts(seed).train), self.table.batch_size)
+
     def _parts(self, seed: int) -> Partition:
         table, data = self.table, self.data
         if self._by_hand is not None:

@@ -13,6 +13,7 @@ from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import check_split
 from hpcopt.problems import models
+from hpcopt.problems.batches import sizes
 from hpcopt.problems.data import array_dataset, given_rows, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
 from hpcopt.problems.newcomers import Newcomers
@@ -105,6 +106,11 @@ class Network:
             fitted = NetworkProblem(theirs, self, parts, frozen=True) if theirs.n else None
             problem.newcomers = Newcomers(fitted, table.new_worker_steps, table.new_worker_lr)
         return problem
+
+    def sizes_of_workers(self, seed: int) -> list[tuple[int, int]]:
+        """See `hpcopt.problems.base.Recipe`; raises `UserError` as `bind` does."""
+        parts = self._parts(seed).train[: self.workers]
+        return sizes(map(len, parts), self.table.batch_size)
 
     def _parts(self, seed: int) -> Partition:
         table, data = self.table, self.data

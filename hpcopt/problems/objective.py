@@ -70,11 +70,22 @@ class Objective(ProblemTable):
         return ()
 
     def count_rows(self, worker: int, seed: int) -> int:
-        """How many rows any of the N workers has; to be overridden where it costs much to count `data`."""
+        """How many rows any of the N workers has; to be overridden where it costs much to count `data`.
+
+        Where it is, ranks are given about equal work, and else equal numbers of workers.
+        """
         data: Any = self.data(worker, seed)
         if not isinstance(data, tuple | list):
             raise UserError(f"{self.kind}: data gave a {type(data).__name__}, not a tuple: (A, b), or (A,)")
         return len(data[0]) if data else 1
+
+    def sizes_of_workers(self, seed: int) -> list[tuple[int, int]] | None:
+        """See `hpcopt.problems.base.Recipe`; None where rows would have to be made in order to count them."""
+        from hpcopt.problems.batches import sizes
+
+        if type(self).count_rows is Objective.count_rows:
+            return None
+        return sizes([self.count_rows(worker, seed) for worker in range(self.workers)], self.batch_size)
 
     def common(self, seed: int) -> tuple[Any, ...]:
         """Arrays, tensors or lists that all workers have in common, kept once."""

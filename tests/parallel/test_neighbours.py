@@ -1,8 +1,10 @@
 """Neighbours over MPI against its in-process twin, on however many ranks mpirun started."""
 
+import numpy as np
 import pytest
 import torch
 
+from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.neighbours import mpi_neighbours as neighbours
 from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
@@ -181,7 +183,7 @@ def test_requests_follow_the_memory(comm):
 
 
 def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
-    mixes = matrices("complete", 40)
+    mixes = mixing("erdos_renyi", "metropolis", 40, probability=0.9)
     here = block(40, comm.size, comm.rank)
     whole = columns(40, 100, torch.float64)
     want = whole.clone()
@@ -194,6 +196,49 @@ def test_the_run_s_port_adds_in_order_only_where_sums_do(comm):
         ports.neighbours(whole[0], mixes).mix(X, 0)
         assert float((X - want[here.start : here.stop]).abs().max()) <= error
         assert ports.counters()["neighbours"].calls == 1
+        ports.free()
+
+
+@pytest.mark.parametrize("N", [1, 2, 9, 40])
+def test_where_all_rows_of_w_are_the_same_a_mix_is_a_sum(comm, N):
+    """W X of a complete graph, overlapped and not; with sums in order, bits that no ranks change."""
+    m, here = 101, block(N, comm.size, comm.rank)
+    weights = "weighted" if N == 9 else "metropolis"
+    mixes = mixing("complete", weights, N, counts=np.arange(1.0, N + 1))
+    W = mixes.at(0).toarray()
+    for reduction, dtype, error in (("ordered", torch.float32, 1e-6), ("mpi", torch.float64, 1e-15)):
+        whole = columns(N, m + 5, dtype)
+        step = columns(N, m, dtype).flip(0)
+        like = whole[0, :m]
+        twins = LocalPorts(N, like, ordered=reduction == "ordered", ranks=comm.size)
+        ports = MPIPorts(comm, placed(comm, N), Staging(CPU), like, reduction, overlap=False, remembered={})
+        port, twin = ports.neighbours(like, mixes), twins.neighbours(like, mixes)
+        wide = whole[here.start : here.stop].clone()
+        X, begun = wide[:, :m], whole[:, :m].clone()
+        want = W @ whole[:, :m].numpy().astype(float)
+        port.mix(X, 0)
+        twin.mix(begun, 0)
+        mean = want.copy()
+        assert torch.equal(wide[:, m:], whole[here.start : here.stop, m:])
+        snapshot, kept = port.begin(X, 1), twin.begin(begun, 1)
+        X += step[here.start : here.stop]
+        begun += step
+        port.finish(X, snapshot)
+        twin.finish(begun, kept)
+        want = want + step.numpy() + W @ want - want
+        assert np.abs(X.numpy() - want[here.start : here.stop]).max(initial=0) < error * 10
+        assert np.abs(snapshot.numpy() - mean[here.start : here.stop]).max(initial=0) < error * 10
+        if reduction == "ordered":
+            assert torch.equal(X, begun[here.start : here.stop])
+        counters = port.counter, twin.counter
+        assert [counter.calls for counter in counters] == [2, 2]
+        assert [counter.passes for counter in counters] == [2, 2]
+        assert comm.allreduce(port.counter.bytes) == pytest.approx(comm.size * twin.counter.bytes)
+        assert comm.allreduce(port.counter.bytes_workers) == pytest.approx(twin.counter.bytes_workers)
+        if reduction == "mpi":
+            nbytes = 8 * m * 2 * (comm.size - 1) / comm.size
+            assert port.counter.bytes == pytest.approx(2 * nbytes)
+        port.begin(X, 2)  # a job may end before it finishes
         ports.free()
 
 

@@ -1,6 +1,7 @@
 """Workers are mathematics, ranks are hardware: the same run on any number of ranks, resumed on any other."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -226,6 +227,8 @@ def test_resume_on_any_other_number_of_ranks(comm, mpi_tmp_path, case):
             same = ("loss", "accuracy", "gradients", "epochs", "bytes_workers", "passes", "new_worker_loss")
             for name in (name for name in same if name in data["metrics"]):
                 assert np.array_equal(data["metrics"][name][kept], whole["metrics"][name]), name
+            if case == "deprl":  # whose epochs take as long as workers have rows
+                assert json.loads(data.attrs["workers_per_rank"]) == {2: [3, 3], 3: [2, 1, 3]}[after]
         comm.Barrier()
 
 

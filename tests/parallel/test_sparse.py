@@ -9,6 +9,7 @@ import torch
 
 import hpcopt
 from hpcopt.comm import gather
+from hpcopt.comm.chosen import place_of
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.comm.mpi_ports import MPIPorts
 from hpcopt.comm.sparse.costs import Costs
@@ -41,7 +42,7 @@ def opened(comm, workers, dim, dtype, ordered, exchange, select="local"):
     like = torch.zeros(dim, dtype=dtype)
     reduction = "ordered" if ordered else "mpi"
     costs = asdict(Costs(comm.size, latency=1e-5, bandwidth=1e9, dense=1e-9, select=1e-9))
-    remembered = {"sparse": {str(comm.size): costs}}
+    remembered = {"sparse": {place_of(comm, CPU, dim): costs}}
     ports = MPIPorts(
         comm,
         Placement.even(workers, comm.size, comm.rank),
@@ -169,13 +170,13 @@ def test_what_was_measured_is_the_same_everywhere_and_used_again(comm):
     assert all(chosen == ports.chosen for chosen in comm.allgather(ports.chosen))
     density = port.affordable((1.0, 0.1, 0.01))
     ports.free()
-    again = MPIPorts(comm, placed, Staging(CPU), like, "auto", overlap=False, remembered=ports.chosen)
+    again = MPIPorts(comm, placed, Staging(CPU), like, "auto", overlap=False, remembered=ports.remembered)
     assert again.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == density
     assert again.chosen == ports.chosen
     again.free()
     slow = asdict(Costs(2, latency=1e-3, bandwidth=1e5, dense=1e-3, select=1e-9))
     elsewhere = MPIPorts(comm, placed, Staging(CPU), like, "auto", False, remembered={"sparse": {"99": slow}})
     assert elsewhere.sparse_sum(like).affordable((1.0, 0.1, 0.01)) == 0.01  # as where the run began
-    assert list(elsewhere.chosen["sparse"]) == ["99", str(comm.size)]
+    assert list(elsewhere.remembered["sparse"]) == ["99", place_of(comm, CPU, len(like))]
     elsewhere.free()
     assert LocalPorts(3, like).sparse_sum(like).affordable((1.0, 0.1)) == 1.0

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import hpcopt
+from hpcopt.comm import mpi_ports
+from hpcopt.comm.chosen import Chosen
 
 PROBLEM = hpcopt.LinearRegression(2, dim=5, rows_per_worker=10)
 SMALL = {"rounds": 4, "evaluate_every": 2, "checkpoint_every": 2}
@@ -65,6 +67,30 @@ def test_sums_are_ordered_only_while_that_is_asked_for(tmp_path):
     assert json.loads(hpcopt.load(tmp_path).attrs["chosen"])["reduction"] == "ordered"
     hpcopt.resume(tmp_path, problem=PROBLEM, overrides=("run.rounds=6", "run.deterministic=false"))
     assert json.loads(hpcopt.load(tmp_path).attrs["chosen"])["reduction"] == "mpi"
+
+
+def test_what_was_measured_holds_where_it_was_measured(tmp_path, monkeypatch):
+    """On other hardware it is measured again, and back where it was, not. Old files do not say where."""
+    asked = []
+
+    def fastest(comm, ways, remembered):
+        asked.append(remembered)
+        return remembered or "one by one"
+
+    monkeypatch.setattr(mpi_ports, "fastest", fastest)
+    hpcopt.run(hpcopt.Local(lr=0.02, local_steps=1), PROBLEM, out=tmp_path, **SMALL)
+    usual = mpi_ports.place_of
+    for rounds, place in (("6", lambda *_: "a GPU"), ("8", usual), ("10", lambda *_: "a GPU")):
+        monkeypatch.setattr(mpi_ports, "place_of", place)
+        hpcopt.resume(tmp_path, problem=PROBLEM, overrides=(f"run.rounds={rounds}",))
+    assert asked == ["", "", "one by one", "one by one"]
+    of_old = Chosen("here", {"own_steps": "stacked", "sparse": {"4": {"parts": 4}}})
+    assert (of_old.get("own_steps"), of_old.get("sparse"), of_old.first("sparse")) == (
+        "stacked",
+        None,
+        {"parts": 4},
+    )
+    assert of_old.here == {"own_steps": "stacked"}
 
 
 def test_what_changed_when_is_kept(tmp_path):

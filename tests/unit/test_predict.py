@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import hpcopt
 from hpcopt.cli import app
 from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.costs import runs as of_runs
 from hpcopt.costs.extrap import write
 from hpcopt.costs.machine import SHIPPED, load_machine
 from hpcopt.costs.outlook import outlook, parse_ranks
@@ -94,6 +95,18 @@ def test_what_leaves_a_host():
     assert (dense.within.hops, dense.between.hops) == (2, 4)
     assert travel(Work("sum", 1e6, ring=True), Layout(8, 8, 8)).between.hops == 14
     assert travel(Work("sum", 1e3, ring=True), Layout(8, 8, 8)).between.hops == 6
+
+
+def test_ranks_of_equal_work():
+    """One worker has most of it; of runs whose blocks were others nothing is assumed."""
+    work = (61,) * 19 + (6413,)
+    on, even = Layout(2, 1, 20, work=work), Layout(2, 1, 20)
+    assert (on.fullest, even.fullest) == (19, 10)
+    assert (on.heaviest, even.heaviest) == (20 * 6413 / sum(work), 10)
+    assert on.owners.tolist() == [0] * 19 + [1]
+    records = type("Found", (dict,), {"columns": property(dict.keys)})({"rows/round": np.array(work)})
+    assert of_runs._work(records, [19, 1]) == work
+    assert of_runs._work(records, [10, 10]) == of_runs._work(records, []) == ()
 
 
 # --- made-up runs on a made-up machine ------------------------------------------------------------------

@@ -185,7 +185,7 @@ class Steps:
         method: which.
         problem: the workers here, of all workers in contiguous blocks.
         reduction: how dense sums travel.
-        remembered: the ``chosen`` of other ports.
+        remembered: that of other ports.
     """
 
     def __init__(

@@ -94,23 +94,20 @@ class Races:
         assert isinstance(problem, LinearProblem)
         self.problem = problem
         self._remembered: dict[str, Any] = {}
+        self.way = ""
+        """how dense sums travel, once there was a run"""
 
     @property
     def ranks(self) -> int:
         """How many there are."""
         return self._comm.size
 
-    @property
-    def way(self) -> str:
-        """How dense sums travel, once there was a run."""
-        return str(self._remembered["reduction"])
-
     def run(self, config: RunConfig) -> Result:
         """A run from zero until the target, or for all rounds."""
         problem, staging = self.problem, Staging(torch.device("cpu"))
         like = problem.initial()
         ports = MPIPorts(self._comm, self._placement, staging, like, "auto", False, self._remembered)
-        self._remembered = ports.chosen
+        self._remembered, self.way = ports.remembered, ports.chosen["reduction"]
         built = begin(self._ranks, config, problem, ports, method_of(config), "cpu")
         run, kept = Run.of(built, {}), Memory(Reporter(None, config.run.rounds, active=False), lambda: None)
         self._comm.Barrier()

@@ -107,7 +107,8 @@ def plans(comm: MPI.Comm, steps: Steps, problem: Given, repeats: int) -> list[st
     ]
     best = costs.fastest(shape, k, entries)
     for plan in EXCHANGES:
-        own = Steps(comm, hpcopt.RegTopK(density=DENSITY, exchange=plan), problem, "auto", steps.ports.chosen)
+        method = hpcopt.RegTopK(density=DENSITY, exchange=plan)
+        own = Steps(comm, method, problem, "auto", steps.ports.remembered)
         port = own.method._exchange._port
         count = repeats if plan == "dense" else QUICK
         times = in_turn(comm, {plan: partial(port.sum, s, sent, expected=entries)}, count)[plan]
@@ -132,8 +133,8 @@ def main() -> None:
         dense["dense, ring"] = "ring"
     steps = {name: Steps(comm, hpcopt.AllreduceSGD(), problem, plan) for name, plan in dense.items()}
     compressed = Steps(comm, hpcopt.RegTopK(density=DENSITY), problem)
-    chosen = compressed.ports.chosen
-    auto = Steps(comm, hpcopt.RegTopK(density="auto"), problem, remembered=chosen)
+    measured = compressed.ports.remembered
+    auto = Steps(comm, hpcopt.RegTopK(density="auto"), problem, remembered=measured)
     calls = {name: own.step for name, own in steps.items()} | {
         "dense, gloo": Gloo(problem).step,
         "RegTop-k": compressed.step,
@@ -147,7 +148,7 @@ def main() -> None:
     times = in_turn(comm, calls, repeats)
     ours, automatic = times["RegTop-k"], times[AUTO]
     best = min((n for n in times if n.startswith("dense,")), key=lambda n: statistics.median(times[n]))
-    same = "dense, ring" if chosen["reduction"] == "ring" else "dense, MPI's allreduce"
+    same = "dense, ring" if compressed.ports.chosen["reduction"] == "ring" else "dense, MPI's allreduce"
     say = print if comm.rank == 0 else lambda *_: None
     say(
         f"{hosts(comm)} hosts, {comm.size} ranks, {limit}, d = {ELEMENTS / 1e6:.0f} M float32, "

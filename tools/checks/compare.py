@@ -83,8 +83,10 @@ def _metrics(path: Path) -> Contents:
             found |= {f"{name} of {port}": column for port, column in columns.items()}
         else:
             found[name] = array
-    for name in {"config", "chosen", "jobs"} & header.keys():
+    for name in {"config", "jobs"} & header.keys():
         found |= _flat(f"@{name}", json.loads(header.pop(name)))
+    chosen = json.loads(header.pop("chosen", "{}"))
+    found |= {f"@chosen/{name}": what for name, what in chosen.items() if isinstance(what, str)}
     found |= {f"@notes: {line}": "" for line in str(header.pop("notes", "")).splitlines()}
     return found | _flat("@", header)
 
@@ -95,6 +97,7 @@ def _checkpoint(path: Path) -> Contents:
         found: Contents = {f"state/{name}": array for name, array in _arrays(file["state"]).items()}
         meta = json.loads(file["meta"][...].tobytes())
     ports = meta["totals"].pop("ports")
+    meta.pop("chosen", None)  # of all places where the run was; this one's is in run.h5
     for key in {key for counters in ports.values() for key in counters if not _measured(key)}:
         totals = _by_port((port, counters[key]) for port, counters in ports.items())
         found |= {f"meta/totals/{key} of {port}": np.float64(total) for port, total in totals.items()}
@@ -138,11 +141,7 @@ def _flat(place: str, value: Any) -> Contents:
             if not _measured(str(key))
             for name, text in _flat(f"{place}/{key}", item).items()
         }
-    name = place.rpartition("/")[2]
-    measured = name in VARYING or (
-        place.startswith(("@chosen/", "meta/chosen/")) and not isinstance(value, str)
-    )
-    return {place: "" if measured else str(value)}
+    return {place: "" if place.rpartition("/")[2] in VARYING else str(value)}
 
 
 # --- the comparison ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from mpi4py import MPI
 
@@ -21,7 +22,7 @@ class Poller:
         poll: whether to have a thread.
     """
 
-    def __init__(self, requests: list[MPI.Prequest], poll: bool = True) -> None:
+    def __init__(self, requests: Sequence[MPI.Request], poll: bool = True) -> None:
         self._requests, self._enough = requests, threading.Event()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None

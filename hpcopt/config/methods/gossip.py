@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from hpcopt.config.base import Count, Fraction, LearningRate, NonNegative, Positive, Table
 
+DEFAULT_STEPS = 5
+"""where neither steps nor epochs are given"""
+
 
 class OwnStepsTable(LearningRate):
     """The SGD steps that workers make on their own between exchanges; mixed into every method with such."""
@@ -27,6 +30,10 @@ class LocalStepsTable(OwnStepsTable):
     """steps on its own that a worker makes in a round; 5 if local_epochs is not given either"""
     local_epochs: Count | None = None
     """the same in passes through the worker's rows, so that workers with more rows make more steps"""
+
+    def rows_a_round(self, rows: int, batch: int) -> int:
+        """See `Table`."""
+        return _work(rows, batch, self.local_steps, self.local_epochs)
 
     @model_validator(mode="after")
     def _one_of_steps_and_epochs(self) -> LocalStepsTable:
@@ -106,6 +113,13 @@ class DePRLTable(OverlapTable, OwnStepsTable):
     order: Literal["head_first", "body_first", "together"] = "head_first"
     """which steps come first; "together": body_steps or body_epochs steps on both at once"""
 
+    def rows_a_round(self, rows: int, batch: int) -> int:
+        """See `Table`."""
+        body = _work(rows, batch, self.body_steps, self.body_epochs)
+        if self.order == "together":
+            return body
+        return body + _work(rows, batch, self.head_steps, self.head_epochs)
+
     @model_validator(mode="after")
     def _one_of_steps_and_epochs(self) -> DePRLTable:
         _only_one(self, "head_steps", "head_epochs")
@@ -116,6 +130,11 @@ class DePRLTable(OverlapTable, OwnStepsTable):
                 "neither head_steps nor head_epochs"
             )
         return self
+
+
+def _work(rows: int, batch: int, steps: int | None, epochs: int | None) -> int:
+    """Rows of so many steps, or epochs."""
+    return (steps or DEFAULT_STEPS) * batch if epochs is None else epochs * rows
 
 
 def _only_one(table: Table, *keys: str) -> None:

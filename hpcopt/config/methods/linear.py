@@ -14,6 +14,10 @@ class MarginsTable(Table):
 
     kinds = ("logistic", "squared_hinge", "least_squares")
 
+    def rows_a_round(self, rows: int, batch: int) -> int:
+        """See `Table`: these need all rows."""
+        return rows
+
 
 class SpanTable(MarginsTable):
     """How f is minimised over a few directions with kept margins; mixed into every method that does so."""

@@ -14,11 +14,10 @@ from functools import partial
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports, Way
-from hpcopt.config.methods.gossip import OwnStepsTable
+from hpcopt.config.methods.gossip import DEFAULT_STEPS, OwnStepsTable
 from hpcopt.math.optimizers import learning_rate, sgd
 from hpcopt.problems.base import Draw, Part, Problem
 
-DEFAULT_STEPS = 5
 ONE_BY_ONE, STACKED = "one by one", "stacked"
 Gradient = Callable[[Draw, Part], list[Tensor]]
 
