@@ -5,14 +5,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mpi4py import MPI
 
 from hpcopt.comm.reduce import mpi_reducer
 from hpcopt.comm.reduce import ring as ring_module
 from hpcopt.comm.reduce.choice import choose
+from hpcopt.comm.reduce.collectives import Collectives, refusal
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
+from hpcopt.errors import UserError
 from hpcopt.ground.placement import Placement, sizes
 
 pytestmark = pytest.mark.mpi
@@ -89,3 +92,35 @@ def test_within_one_node_mpi_sums(comm):
     for wanted, remembered in (("auto", ""), ("auto", "ring"), ("ring", ""), ("mpi", "ring")):
         assert choose(comm, wanted, remembered, 10, 4) == "mpi"
     assert choose(comm, "ordered", "", 10, 4) == "ordered"
+
+
+def test_collectives_of_torch_sum_the_same(comm, monkeypatch):
+    """What NCCL does with GPUs' tensors, by gloo with the CPU's."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    cpu = torch.device("cpu")
+    assert "this run computes on the CPU" in refusal(comm, cpu)
+    ways = Collectives(comm, cpu, "gloo"), Collectives(comm, cpu, "gloo")
+    for size, dtype in product((1, 3, 1001), (torch.float32, torch.float64)):
+        part = torch.randn(size, dtype=dtype, generator=torch.Generator().manual_seed(comm.rank))
+        want, way = sum(comm.allgather(part.double())), ways[size % 2]
+        tolerance = 8 * comm.size * torch.finfo(dtype).eps
+        total = part.clone()
+        way.allreduce(total)
+        assert torch.allclose(total.double(), want, rtol=0, atol=tolerance)
+        assert all(torch.equal(total, other) for other in comm.allgather(total))
+        uneven = [size, *[0] * (comm.size - 1)]  # as where one rank has all workers
+        for counts in (sizes(size, comm.size), uneven, uneven[::-1]):
+            own = slice(sum(counts[: comm.rank]), sum(counts[: comm.rank + 1]))
+            piece, whole = torch.full_like(part[own], torch.nan), torch.full_like(part, torch.nan)
+            way.reduce_scatter(part.clone(), piece, counts)
+            assert torch.allclose(piece.double(), want[own], rtol=0, atol=tolerance)
+            way.allgather(piece, whole, counts)
+            assert torch.equal(whole, torch.cat(comm.allgather(piece)))
+    for way in ways:
+        assert dist.is_initialized()
+        way.free()
+    assert not dist.is_initialized()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # somebody else's
+    with pytest.raises(UserError, match="has a process group of torch"):
+        Collectives(comm, cpu, "gloo")
+    dist.destroy_process_group()
