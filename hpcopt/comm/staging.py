@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpcopt.control.launcher import without_launcher
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 _PROBE = """
 import torch
@@ -122,5 +123,6 @@ def local_device(name: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     index = int(name[5:]) if name.startswith("cuda:") else local_rank % max(gpus, 1)
     if index >= gpus:
-        raise UserError(f'[run] device = "{name}", but this node has {gpus} GPUs that torch can use')
+        here = counted(gpus, "GPU")
+        raise UserError(f'[run] device = "{name}", but this node has {here} that torch can use')
     return torch.device("cuda", index)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 GIB = 1 << 30
 LEAST_FREE = GIB
@@ -35,7 +36,7 @@ def software() -> Finding:
         return fails("torch is not installed", _SOFTWARE)
     import torch
 
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    threads = counted(torch.get_num_threads(), "thread")
     return ok(f"Python {found['python']}, hpcopt {found['hpcopt']}, torch {torch.__version__} with {threads}")
 
 
