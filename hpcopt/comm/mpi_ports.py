@@ -74,9 +74,9 @@ class MPIPorts:
     ) -> None:
         self._by_mail = by_mail
         self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
-        way = choose(comm, reduction, remembered.get("reduction", ""), len(like), like.element_size())
+        way, self._sums = choose(comm, reduction, remembered.get("sums", {}), staging, like)
         self._reduction, self._ordered = way, way == "ordered"
-        self.chosen: dict[str, Any] = dict(remembered) | {"reduction": way}
+        self.chosen: dict[str, Any] = dict(remembered) | {"reduction": way, "sums": self._sums}
         self.reduce: Reducer = self.reducer(overlap)
         self._open = Opened(self.reduce)
         self._mailboxes: list[MPIMailbox] = []
@@ -84,7 +84,8 @@ class MPIPorts:
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
         """Another `Reducer` of the run's kind, that nobody counts; the caller frees it."""
-        return MPIReducer(self._comm, self._placement, self._staging, self._like, self._reduction, overlap)
+        own = self._comm, self._placement, self._staging, self._like
+        return MPIReducer(*own, self._reduction, overlap, self._sums)
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
@@ -127,7 +128,10 @@ class MPIPorts:
             UserError: the ranks have read different files.
         """
         self.agree_same(mixing.digest(), mixing.differs)
-        port = MPINeighbours(self._comm, self._placement, like, mixing, self._staging, self._ordered)
+        how = self._staging, self._ordered, self.chosen.get("neighbours", "")
+        port = MPINeighbours(self._comm, self._placement, like, mixing, *how)
+        if port.way:
+            self.chosen["neighbours"] = port.way
         return self._open.add("neighbours", port)
 
     def mailbox(

@@ -46,7 +46,8 @@ def ranks_for(comm: MPI.Comm | None) -> MPI.Comm:
         raise UserError(
             f"the launcher has started {expected_size()} processes, but MPI has "
             f"{counted(everybody.size, 'rank')} in all: each process would do the whole job. Start "
-            "them with the mpirun of mpi4py's MPI or srun --mpi=pmix (`hpcopt doctor` tells which fits), or from Python pass comm=MPI.COMM_SELF"
+            "them with the mpirun of mpi4py's MPI or srun --mpi=pmix (`hpcopt doctor` tells which fits), or "
+            "from Python pass comm=MPI.COMM_SELF"
         )
     return everybody
 

@@ -54,10 +54,11 @@ def gpu() -> Finding:
     override = os.environ.get("HPCOPT_CUDA_AWARE", "")
     forced = f" (HPCOPT_CUDA_AWARE={override})" if override else ""
     if cuda_aware():
-        return ok(f"{text}, CUDA-aware MPI{forced}")
+        measured = "" if override else "; a run measures whether direct or staged messages are faster"
+        return ok(f"{text}, CUDA-aware MPI{forced}{measured}")
     return note(
         f"{text}, messages staged through host memory{forced}",
-        "faster with a CUDA-aware MPI: ask for your cluster's module",
+        "a CUDA-aware MPI may be faster: ask for your cluster's module",
     )
 
 
