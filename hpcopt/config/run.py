@@ -54,10 +54,10 @@ class RunTable(Table):
     deterministic: bool = False
     """sums in the order of the workers, and of torch only what computes the same each time: bit-identical on
     any number of ranks, slower; an operator that has no such form is named"""
-    reduction: Literal["auto", "mpi", "ring"] = "auto"
-    """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, or what is measured to
-    be faster at the start of the run, as is in what pieces long vectors are summed (on which their last bits
-    may depend); not used with deterministic"""
+    reduction: Literal["auto", "mpi", "ring", "nccl"] = "auto"
+    """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, NCCL (a GPU for each
+    rank), or what is measured to be fastest at the start of the run, as is in what pieces long vectors are
+    summed (on which their last bits may depend); not used with deterministic"""
     overlap: bool = False
     """send parts of a dense sum while the last worker's backward pass still computes the rest (CPU; pays
     where a rank has a core to spare)"""

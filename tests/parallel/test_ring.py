@@ -11,7 +11,7 @@ from mpi4py import MPI
 from hpcopt.comm.reduce import mpi_reducer, ways
 from hpcopt.comm.reduce import ring as ring_module
 from hpcopt.comm.reduce.choice import choose
-from hpcopt.comm.reduce.collectives import Collectives, refusal
+from hpcopt.comm.reduce.collectives import Collectives, why_not
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
@@ -100,7 +100,11 @@ def test_collectives_of_torch_sum_the_same(comm, monkeypatch):
     """What NCCL does with GPUs' tensors, by gloo with the CPU's."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     cpu = torch.device("cpu")
-    assert "this run computes on the CPU" in refusal(comm, cpu)
+    with pytest.raises(UserError, match=r'reduction = "nccl": .* this run computes on the CPU'):
+        choose(comm, "nccl", {}, Staging(cpu), torch.zeros(10))
+    assert why_not([("one", True), ("other", True)]) == ""
+    assert "3 ranks share 2: start at most 2" in why_not([("one", True), ("other", True), ("one", True)])
+    assert why_not([("one", True), ("other", False)]) == "this torch has no NCCL"
     both = Collectives(comm, cpu, "gloo"), Collectives(comm, cpu, "gloo")
     for size, dtype in product((1, 3, 1001), (torch.float32, torch.float64)):
         part = torch.randn(size, dtype=dtype, generator=torch.Generator().manual_seed(comm.rank))
@@ -118,6 +122,12 @@ def test_collectives_of_torch_sum_the_same(comm, monkeypatch):
             assert torch.allclose(piece.double(), want[own], rtol=0, atol=tolerance)
             way.allgather(piece, whole, counts)
             assert torch.equal(whole, torch.cat(comm.allgather(piece)))
+    monkeypatch.setattr(ways, "Collectives", lambda comm, device: Collectives(comm, device, "gloo"))
+    rows, placement = torch.ones(7, 20_001), Placement.even(7, comm.size, comm.rank)
+    port = mpi_reducer.MPIReducer(comm, placement, Staging(cpu), rows[0], "nccl")
+    monkeypatch.setattr(ways.Way, "allreduce", None)  # MPI's, which only short vectors take
+    assert torch.equal(port.sum(rows[placement.here.start : placement.here.stop]), 7 * rows[0])
+    port.free()
     for way in both:
         assert dist.is_initialized()
         way.free()

@@ -1,11 +1,11 @@
 """Which ways dense sums take here: asked for, remembered, or measured by all ranks when a run begins.
 
-Three things are measured, each only where there is a choice: whether a ring is faster between hosts; in what
-pieces long vectors are summed; whether a GPU's tensors go to a CUDA-aware MPI directly or staged. That is
-done with vectors like those to come, where they will be, full of zeros; of the longest a part will do, so that
-it takes fractions of a second but over slow links. In which order MPI adds up may depend on the pieces, and so
-may the last bits of a sum. Sums in the order of the workers ask MPI to add nothing up: there only the way of
-what is gathered is measured, on which no bit depends.
+Three things are measured, each only where there is a choice: whether a ring is faster between hosts, or NCCL
+between GPUs; in what pieces long vectors are summed; whether a GPU's tensors go to a CUDA-aware MPI directly
+or staged. That is done with vectors like those to come, where they will be, full of zeros; of the longest a
+part will do, so that it takes fractions of a second but over slow links. In which order MPI adds up may
+depend on the pieces, and so may the last bits of a sum. Sums in the order of the workers ask MPI to add
+nothing up: there only the way of what is gathered is measured, on which no bit depends.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any, Literal
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.reduce.collectives import NCCL, refusal
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.reduce.ways import MIB, Table, Ways
 from hpcopt.comm.staging import Staging
 from hpcopt.comm.timing import fastest
+from hpcopt.errors import UserError
 from hpcopt.ground.placement import sizes
 from hpcopt.math.flat import buffer
 
-Reduction = Literal["mpi", "ring", "ordered"]
+Reduction = Literal["mpi", "ring", "nccl", "ordered"]
 
 RING_ELEMENTS = 1 << 14
 """below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves"""
@@ -45,13 +47,23 @@ def choose(
         remembered: the table of an earlier job of the run in a place like this; empty if there was none.
         staging: of the tensors.
         like: a vector (d,) like the model.
+
+    Raises:
+        UserError: NCCL is wanted and cannot sum here.
     """
+    nccl = wanted in (NCCL, "auto") and not (why := refusal(comm, staging.device))
+    if wanted == NCCL and not nccl:
+        raise UserError(f'[run] reduction = "nccl": {why}')
     if comm.size == 1:  # nothing travels
         return ("ordered" if wanted == "ordered" else "mpi"), plain(comm, "mpi", staging, like)
     ring = wanted in ("ring", "auto") and Ring.admits(comm)
-    families: list[Reduction] = ["ring"] if ring else []
-    if wanted != "ring" or not ring:
-        families.insert(0, "mpi")
+    families: list[Reduction] = []
+    if wanted in ("mpi", "auto", "ordered") or not (ring or nccl):
+        families.append("mpi")
+    if ring:
+        families.append("ring")
+    if nccl:
+        families.append("nccl")
     trial = _Trial(comm, staging, like, remembered)
     table: Table = {}
     if wanted != "ordered":
@@ -68,8 +80,8 @@ def plain(comm: MPI.Comm, reduction: Reduction, staging: Staging, like: Tensor) 
     """The ways of a reduction where nothing is measured. Collective."""
     last = _throughs(comm, staging)[-1]
     named = {"0": "whole" + last}
-    if reduction == "ring":
-        named[str(RING_ELEMENTS * like.element_size())] = "ring" + last
+    if reduction in ("ring", NCCL):
+        named[str(RING_ELEMENTS * like.element_size())] = NCCL if reduction == NCCL else "ring" + last
     return {verb: dict(named) for verb in ("sum", "scatter", "gather")}
 
 
@@ -109,6 +121,8 @@ class _Trial:
                 names += [piece + through for piece in PIECES]
             if "ring" in families and start:
                 names.append("ring" + through)
+        if "nccl" in families and start:
+            names.append(NCCL)
         return names
 
     def _calls(self, verb: str, size: int, names: list[str]) -> dict[str, Callable[[], object] | None]:
@@ -135,4 +149,5 @@ def _throughs(comm: MPI.Comm, staging: Staging) -> list[str]:
 
 
 def _family(named: dict[str, str]) -> Reduction:
-    return "ring" if list(named.values())[-1].startswith("ring") else "mpi"
+    longest = list(named.values())[-1]
+    return "ring" if longest.startswith("ring") else "nccl" if longest == NCCL else "mpi"

@@ -19,6 +19,7 @@ from torch import Tensor
 from hpcopt.control.agree import agree, agreed
 from hpcopt.errors import UserError
 
+NCCL = "nccl"
 START = timedelta(minutes=5)
 """until all ranks have found each other"""
 LOST = timedelta(hours=1)
@@ -40,7 +41,7 @@ class Collectives:
         UserError: torch cannot start the backend, or the process uses torch.distributed for something else.
     """
 
-    def __init__(self, comm: MPI.Comm, device: torch.device, backend: str = "nccl") -> None:
+    def __init__(self, comm: MPI.Comm, device: torch.device, backend: str = NCCL) -> None:
         self._device, self._rank = device, comm.rank
         _join(comm, device, backend)
 

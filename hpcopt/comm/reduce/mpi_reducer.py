@@ -14,7 +14,7 @@ from hpcopt.comm.ports import VERBS, Counter, Gradients
 from hpcopt.comm.reduce.buckets import BucketedSum
 from hpcopt.comm.reduce.choice import Reduction, plain
 from hpcopt.comm.reduce.contribution import Buffer, sum_in_order
-from hpcopt.comm.reduce.ways import Table, Ways
+from hpcopt.comm.reduce.ways import Table, Way, Ways
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes, ordered_bytes
 from hpcopt.ground.placement import Placement, block, sizes
@@ -25,9 +25,9 @@ class MPIReducer:
 
     Its ways of a sum: ``"mpi"``, MPI's own allreduce of the ranks' partial sums, in place and without
     copies; ``"ring"``, the same between hosts with slow links (`hpcopt.comm.reduce.ring`), where long vectors
-    are reduce-scattered and gathered so, too; ``"ordered"``, an exchange that gives every rank all workers'
-    rows for its slice of the columns, so that sums run in the order of the workers and come out bit-identical
-    on any number of ranks (N/2 times the bytes).
+    are reduce-scattered and gathered so, too; ``"nccl"``, the same between GPUs; ``"ordered"``, an exchange
+    that gives every rank all workers' rows for its slice of the columns, so that sums run in the order of the
+    workers and come out bit-identical on any number of ranks (N/2 times the bytes).
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -125,8 +125,9 @@ class MPIReducer:
 
     def _gradient_in_parts(self, part: Buffer, problem: Gradients, x: Tensor, draw: Any) -> Tensor:
         """The gradient, whose parts travel as they become ready; its time is what is left to wait for."""
-        plan = self._ways.of("sum", part.memory.nbytes).plan
-        parts = BucketedSum(part.memory.numpy(), plan.allreduce)
+        way = self._ways.of("sum", part.memory.nbytes)
+        assert isinstance(way, Way)  # on the CPU
+        parts = BucketedSum(part.memory.numpy(), way.plan.allreduce)
         part.add_gradients(problem, x, draw, parts.ready)
         start = time.perf_counter()
         parts.finish()
@@ -199,7 +200,9 @@ class MPIReducer:
         workers = self._placement
         columns = torch.empty((workers.total, len(self.own(size))), dtype=rows.dtype, device=rows.device)
         # from rank to rank, like what is gathered
-        staging = self._ways.of("gather", size * rows.element_size()).staging
+        way = self._ways.of("gather", size * rows.element_size())
+        assert isinstance(way, Way)  # NCCL knows no order
+        staging = way.staging
         wire, landing = staging.out(rows), staging.landing(columns)
         requests = []
         for rank in range(self._ranks):

@@ -1,6 +1,7 @@
 """The ways of dense sums: a plan for what is on the wire, and how tensors get there.
 
-A way has a name: a plan, "whole", "1 MiB" (pieces), "ring", and, for a GPU's tensors, "direct" or "staged".
+A way has a name: a plan, "whole", "1 MiB" (pieces), "ring", and, for a GPU's tensors, "direct" or "staged";
+or "nccl", which needs neither (`hpcopt.comm.reduce.collectives`).
 Which one a verb of the reducer takes for which vector is in a `Table`, made by `hpcopt.comm.reduce.choice`.
 """
 
@@ -13,6 +14,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm import gather
+from hpcopt.comm.reduce.collectives import NCCL, Collectives
 from hpcopt.comm.reduce.pieces import WHOLE, Pieces
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
@@ -136,13 +138,13 @@ class Ways:
     def __init__(self, comm: MPI.Comm, staging: Staging, table: Table) -> None:
         self._comm, self.stagings = comm, staging.ways()
         self._plans: dict[str, Plan] = {}
-        self._ways: dict[str, Way] = {}
+        self._ways: dict[str, Way | Collectives] = {}
         self._of = {
             verb: [(int(start), self.named(name)) for start, name in _changes(named)]
             for verb, named in table.items()
         }
 
-    def of(self, verb: str, nbytes: int) -> Way:
+    def of(self, verb: str, nbytes: int) -> Way | Collectives:
         """The way of a vector: "sum" in place, "scatter" or "gather". Local."""
         for start, way in self._of[verb]:
             if nbytes >= start:
@@ -151,21 +153,28 @@ class Ways:
 
     def admits(self, name: str) -> bool:
         """Whether tensors here can go that way; those on the CPU have but one, whatever its name. Local."""
-        return "" in self.stagings or name.partition(", ")[2] in self.stagings
+        return name == NCCL or "" in self.stagings or name.partition(", ")[2] in self.stagings
 
-    def named(self, name: str) -> Way:
+    def named(self, name: str) -> Way | Collectives:
         """A way by name. Collective."""
         if name not in self._ways:
             plan, _, through = name.partition(", ")
             # a rank on the CPU beside others with GPUs has only one
             staging = self.stagings.get(through) or next(iter(self.stagings.values()))
-            self._ways[name] = Way(self._plan(plan), staging, self._comm.rank)
+            self._ways[name] = (
+                Collectives(self._comm, staging.device)
+                if name == NCCL
+                else Way(self._plan(plan), staging, self._comm.rank)
+            )
         return self._ways[name]
 
     def free(self) -> None:
         """Frees all plans. Collective."""
         for plan in self._plans.values():
             plan.free()
+        for way in self._ways.values():
+            if not isinstance(way, Way):
+                way.free()
 
     def _plan(self, name: str) -> Plan:
         if name not in self._plans:
