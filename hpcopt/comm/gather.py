@@ -1,7 +1,9 @@
-"""Pieces of every rank to every rank, whatever their sizes."""
+"""How long vectors are cut, and pieces of every rank to every rank, whatever their sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,30 @@ from numpy.typing import NDArray
 
 # MPI libraries still meet limits of 32-bit counts inside; 1 GiB pieces stay clear of them
 MAX_MESSAGE = 1 << 30
+
+
+def cuts(size: int, step: int) -> list[slice]:
+    """A vector's pieces of at most ``step`` entries.
+
+    >>> cuts(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(at, min(at + step, size)) for at in range(0, size, step)]
+
+
+def steps(counts: Sequence[int], step: int) -> list[list[slice]]:
+    """The same of a vector that lies in parts: ``step`` entries in all, as many of each part; one at least.
+
+    >>> steps([3, 2], 2)[1]
+    [slice(1, 2, None), slice(4, 5, None)]
+    """
+    longest = max(counts)
+    width = longest if sum(counts) <= step else max(1, step // len(counts))
+    starts = [0, *accumulate(counts)]
+    return [
+        [slice(a + min(cut.start, n), a + min(cut.stop, n)) for a, n in zip(starts, counts, strict=False)]
+        for cut in cuts(longest, width or 1) or [slice(0, 0)]
+    ]
 
 
 def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -21,13 +47,13 @@ def gather_rows(comm: MPI.Comm, rows: NDArray[np.float64]) -> NDArray[np.float64
     return everything
 
 
-def allgather(comm: MPI.Comm, piece: Any, whole: Any, counts: list[int]) -> None:
+def allgather(comm: MPI.Comm, piece: Any, whole: Any, counts: Sequence[int]) -> None:
     """Puts the ranks' pieces one after the other into ``whole``. Collective.
 
     Args:
         comm: all ranks.
-        piece: this rank's, (counts[rank],), contiguous, as `Staging.out` gives it.
-        whole: (Σ counts,), as `Staging.landing` gives it.
+        piece: this rank's, (counts[rank],), contiguous, a wire.
+        whole: (Σ counts,), a wire.
         counts: of all ranks.
     """
     step = MAX_MESSAGE // piece.dtype.itemsize
@@ -39,8 +65,8 @@ def allgather(comm: MPI.Comm, piece: Any, whole: Any, counts: list[int]) -> None
         start, end = end, end + count
         if rank == comm.rank:
             whole[start:end] = piece
-        for at in range(start, end, step):
-            comm.Bcast(whole[at : min(at + step, end)], root=rank)
+        for cut in cuts(count, step):
+            comm.Bcast(whole[start + cut.start : start + cut.stop], root=rank)
 
 
 def in_pieces(post: Any, buffer: Any, rank: int, tag: int = 0, limit: int | None = None) -> list[Any]:
@@ -53,4 +79,4 @@ def in_pieces(post: Any, buffer: Any, rank: int, tag: int = 0, limit: int | None
         limit: bytes of a piece; never more than every MPI can carry.
     """
     step = max(1, min(MAX_MESSAGE, limit or MAX_MESSAGE) // buffer.dtype.itemsize)
-    return [post(buffer[at : at + step], rank, tag) for at in range(0, buffer.shape[0], step)]
+    return [post(buffer[cut], rank, tag) for cut in cuts(buffer.shape[0], step)]

@@ -77,10 +77,10 @@ class MPIPorts:
         self._by_mail = by_mail
         self._comm, self._placement, self._staging, self._like = comm, placement, staging, like
         self._chosen = Chosen(place_of(comm, staging.device, len(like)), remembered)
-        known = self._chosen.get("reduction") or ""
-        way = choose(comm, reduction, known, len(like), like.element_size())
+        way, self._sums = choose(comm, reduction, self._chosen.get("sums") or {}, staging, like)
         self._reduction, self._ordered = way, way == "ordered"
         self._chosen.keep("reduction", way)
+        self._chosen.keep("sums", self._sums)
         self.reduce: Reducer = self.reducer(overlap)
         self._open = Opened(self.reduce)
         self._mailboxes: list[MPIMailbox] = []
@@ -98,7 +98,8 @@ class MPIPorts:
 
     def reducer(self, overlap: bool = False) -> MPIReducer:
         """Another `Reducer` of the run's kind, that nobody counts; the caller frees it."""
-        return MPIReducer(self._comm, self._placement, self._staging, self._like, self._reduction, overlap)
+        own = self._comm, self._placement, self._staging, self._like
+        return MPIReducer(*own, self._reduction, overlap, self._sums)
 
     def sparse_sum(self, like: Tensor, exchange: Exchange = "auto", select: Select = "local") -> SparseSum:
         """See `Ports`."""
@@ -175,7 +176,11 @@ class MPIPorts:
     def _neighbours(self, like: Tensor, mixing: Mixing) -> MPINeighbours | CommonAverage:
         placement, ordered = self._placement, self._ordered
         if mixing.common is None:
-            return MPINeighbours(self._comm, placement, like, mixing, self._staging, ordered)
+            how = self._staging, ordered, self._chosen.get("neighbours") or ""
+            port = MPINeighbours(self._comm, placement, like, mixing, *how)
+            if port.way:
+                self._chosen.keep("neighbours", port.way)
+            return port
         # a sum in the order of the workers is an exchange in steps, which nothing carries
         travels = self._comm.size > 1 and not ordered
         carrier = TravellingSum(self._comm, self._staging) if travels else None

@@ -11,6 +11,8 @@ from mpi4py import MPI
 from hpcopt.comm.ports import Way
 
 REPEATS = 3
+PATIENCE = 1.0
+"""seconds after which nothing is repeated: differences are plain then"""
 
 
 def fastest(comm: MPI.Comm, ways: Mapping[str, Way | None], remembered: str) -> str:
@@ -31,11 +33,11 @@ def fastest(comm: MPI.Comm, ways: Mapping[str, Way | None], remembered: str) -> 
 
 
 def seconds(comm: MPI.Comm, call: Callable[[], object]) -> float:
-    """The median time of the slowest rank, after a first call that opens connections."""
-    times = []
-    for _ in range(1 + REPEATS):
+    """The median time of the slowest rank, after a first call that opens connections, if that is not slow."""
+    times = list[float]()
+    while len(times) <= REPEATS and sum(times) < PATIENCE:
         comm.Barrier()
         start = time.perf_counter()
         call()
         times.append(comm.allreduce(time.perf_counter() - start, MPI.MAX))
-    return statistics.median(times[1:])
+    return statistics.median(times[1:] or times)

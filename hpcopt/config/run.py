@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hpcopt.config.base import Count, NonNegative, Positive, Table, Whole
+from hpcopt.ground.words import counted, there_are
 
 MAX_RECORDS = 1_000_000
 MAX_WORKERS = 1_000_000
@@ -51,10 +52,12 @@ class RunTable(Table):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """"auto" (the local rank's GPU where there is one), "cpu", "cuda" or "cuda:INDEX" """
     deterministic: bool = False
-    """sums in the order of the workers: bit-identical on any number of ranks, slower"""
-    reduction: Literal["auto", "mpi", "ring"] = "auto"
-    """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, or what is measured to
-    be faster at the start of the run; not used with deterministic"""
+    """sums in the order of the workers, and of torch only what computes the same each time: bit-identical on
+    any number of ranks, slower; an operator that has no such form is named"""
+    reduction: Literal["auto", "mpi", "ring", "nccl"] = "auto"
+    """how dense sums travel: MPI's allreduce, a ring over the hosts for slow links, NCCL (a GPU for each
+    rank), or what is measured to be fastest at the start of the run, as is in what pieces long vectors are
+    summed (on which their last bits may depend); not used with deterministic"""
     overlap: bool = False
     """send parts of a dense sum while the last worker's backward pass still computes the rest (CPU; pays
     where a rank has a core to spare)"""
@@ -72,7 +75,7 @@ class RunTable(Table):
             ranks: of the job.
             told: how many there are, in words, if there is more to say about it.
         """
-        workers, beside, told = self.workers, self.curvature_ranks, told or f"there are {ranks} ranks"
+        workers, beside, told = self.workers, self.curvature_ranks, told or there_are(ranks, "rank")
         rounders = ranks - beside
         if rounders < 1:
             return (
@@ -83,7 +86,7 @@ class RunTable(Table):
             which = f" but the {beside} for curvature" if beside else ""
             return (
                 f"workers = {workers}, but {told}; every rank{which} hosts at least one worker: "
-                f"start at most {workers + beside} ranks or set run.workers to at least {rounders}"
+                f"start at most {counted(workers + beside, 'rank')} or set run.workers to at least {rounders}"
             )
         return ""
 

@@ -18,6 +18,7 @@ from typing import Any
 from hpcopt.config.io import RunConfig, from_tables, override, parse
 from hpcopt.config.values import MOST, axis
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 MAX_NAME = 100
 """characters; a file system takes 255 bytes, and a name gets endings"""
@@ -75,7 +76,7 @@ class Plan:
         """
         for case in self.cases:
             config = self.config(case, Path(case.name))
-            told = f"each case has {ranks} rank{'s' * (ranks > 1)} (--ranks-each)"
+            told = f"each case has {counted(ranks, 'rank')} (--ranks-each)"
             if misfit := config.run.misfit(ranks, told):
                 raise UserError(f"{self.source}, case {case.name}: [run] {misfit}")
 

@@ -17,6 +17,7 @@ from hpcopt.control import last_words
 from hpcopt.control.launcher import expected_size
 from hpcopt.errors import Failed, HpcoptError, UserError
 from hpcopt.ground.terminal import brief, raw
+from hpcopt.ground.words import counted
 
 GRACE = 5.0
 """seconds that the other ranks have to come to an error that was agreed on"""
@@ -43,9 +44,10 @@ def ranks_for(comm: MPI.Comm | None) -> MPI.Comm:
         return comm
     if everybody.size != expected_size():
         raise UserError(
-            f"the launcher has started {expected_size()} processes, but MPI has {everybody.size} ranks "
-            "in all: each process would do the whole job. Start them with the mpirun of mpi4py's MPI or srun "
-            "--mpi=pmix (`hpcopt doctor` tells which fits), or from Python pass comm=MPI.COMM_SELF"
+            f"the launcher has started {expected_size()} processes, but MPI has "
+            f"{counted(everybody.size, 'rank')} in all: each process would do the whole job. Start "
+            "them with the mpirun of mpi4py's MPI or srun --mpi=pmix (`hpcopt doctor` tells which fits), or "
+            "from Python pass comm=MPI.COMM_SELF"
         )
     return everybody
 

@@ -13,6 +13,7 @@ from hpcopt.costs.machine import Machine, load_machine
 from hpcopt.costs.prediction import Model, Prediction
 from hpcopt.costs.runs import Measured, found
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _remarks(
             ]
             word = "dense is best here" if best.dense else f"{best.method} is best here"
             said.append(
-                f"{count} ranks: {word} ({best.method}, {best.target:.3g} s to a loss of {target:.4g})"
+                f"{counted(count, 'rank')}: {word} "
+                f"({best.method}, {best.target:.3g} s to a loss of {target:.4g})"
                 + (f"; within the intervals: {', '.join(close)}" if close else "")
             )
     if any(row.grown for row in rows):

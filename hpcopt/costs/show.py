@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hpcopt.costs.outlook import Outlook
 from hpcopt.costs.prediction import Prediction
+from hpcopt.ground.words import counted
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -29,7 +30,8 @@ def show(found: Outlook, console: Console | None = None) -> None:
     for row in found.rows:
         if row.extrapolated:
             console.print(
-                f"extrapolated: {row.method} on {row.on.ranks} ranks: {'; '.join(row.extrapolated)}",
+                f"extrapolated: {row.method} on {counted(row.on.ranks, 'rank')}: "
+                f"{'; '.join(row.extrapolated)}",
                 markup=False,
             )
     for remark in found.remarks:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 GIB = 1 << 30
 LEAST_FREE = GIB
@@ -35,7 +36,7 @@ def software() -> Finding:
         return fails("torch is not installed", _SOFTWARE)
     import torch
 
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    threads = counted(torch.get_num_threads(), "thread")
     return ok(f"Python {found['python']}, hpcopt {found['hpcopt']}, torch {torch.__version__} with {threads}")
 
 
@@ -53,10 +54,11 @@ def gpu() -> Finding:
     override = os.environ.get("HPCOPT_CUDA_AWARE", "")
     forced = f" (HPCOPT_CUDA_AWARE={override})" if override else ""
     if cuda_aware():
-        return ok(f"{text}, CUDA-aware MPI{forced}")
+        measured = "" if override else "; a run measures whether direct or staged messages are faster"
+        return ok(f"{text}, CUDA-aware MPI{forced}{measured}")
     return note(
         f"{text}, messages staged through host memory{forced}",
-        "faster with a CUDA-aware MPI: ask for your cluster's module",
+        "a CUDA-aware MPI may be faster: ask for your cluster's module",
     )
 
 

@@ -16,6 +16,7 @@ from hpcopt.control.crowd import gives_way
 from hpcopt.control.launcher import ends_at_once, expected_size, launcher_name, threads
 from hpcopt.doctor.finding import Finding, Probe, Where, fails, note, ok, warning
 from hpcopt.errors import UserError
+from hpcopt.ground.words import counted
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,7 +58,7 @@ def launcher(comm: MPI.Comm, wanted: int | None = None) -> Finding:
     if comm.size != wanted and wanted > 1:
         return fails(f"the launcher started {wanted} ranks, but MPI sees {comm.size}", _OTHER_MPI)
     shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
-    text = f"{launcher_name()}: {_count(comm.size, 'rank')} on {_count(len(hosts), 'host')} ({shown})"
+    text = f"{launcher_name()}: {counted(comm.size, 'rank')} on {counted(len(hosts), 'host')} ({shown})"
     if comm.size > 1 and (lost := ends_at_once()):
         return note(text, lost)
     return ok(text) if comm.size > 1 else note(text)
@@ -74,7 +75,7 @@ def message_passing(comm: MPI.Comm) -> Finding:
     seconds = time.perf_counter() - start
     if not np.all(values == comm.size * (comm.size + 1) / 2):
         return fails("an allreduce gives wrong sums", _OTHER_MPI)
-    return ok(f"allreduce of 1 MiB over {_count(comm.size, 'rank')}: right, {1e3 * seconds:.1f} ms")
+    return ok(f"allreduce of 1 MiB over {counted(comm.size, 'rank')}: right, {1e3 * seconds:.1f} ms")
 
 
 def sparse_sums(comm: MPI.Comm) -> Finding:
@@ -101,7 +102,7 @@ def sparse_sums(comm: MPI.Comm) -> Finding:
         measured = ports.remembered
     if wrong:
         return fails(f"sums of sparse vectors are wrong: {', '.join(wrong)}", _OTHER_MPI)
-    return ok(f"{', '.join(EXCHANGES)} over {_count(comm.size, 'rank')}: right")
+    return ok(f"{', '.join(EXCHANGES)} over {counted(comm.size, 'rank')}: right")
 
 
 def neighbours(comm: MPI.Comm) -> Finding:
@@ -120,7 +121,7 @@ def neighbours(comm: MPI.Comm) -> Finding:
         return fails(str(error), _OTHER_MPI)
     if wrong:
         return fails(f"averages between neighbours are wrong: {', '.join(wrong)}", _OTHER_MPI)
-    return ok(f"ring and one-peer exponential over {_count(comm.size, 'rank')}: right")
+    return ok(f"ring and one-peer exponential over {counted(comm.size, 'rank')}: right")
 
 
 def mailbox(comm: MPI.Comm) -> Finding:
@@ -140,7 +141,8 @@ def mailbox(comm: MPI.Comm) -> Finding:
             MPIMailbox(comm, placement, Staging(like.device), like, links, transport=transport).free()
         except RuntimeError:  # on every rank
             wrong.append(transport)
-    text = f"{', '.join(name for name in WIRES if name not in wrong)} over {_count(comm.size, 'rank')}: right"
+    right = ", ".join(name for name in WIRES if name not in wrong)
+    text = f"{right} over {counted(comm.size, 'rank')}: right"
     if len(wrong) == len(WIRES):
         return fails(f"vectors that ranks put to each other are wrong: {', '.join(wrong)}", _OTHER_MPI)
     return note(f"{text}; {wrong[0]}: wrong", _ONE_TRANSPORT) if wrong else ok(text)
@@ -181,7 +183,7 @@ def beside(comm: MPI.Comm) -> Finding:
     crew.free()
     if not comm.allreduce(right, MPI.LAND):
         return fails("what a rank computes for the others comes out wrong", _OTHER_MPI)
-    return ok(f"{_count(comm.size - 1, 'rank')} and one that computes for them: right")
+    return ok(f"{counted(comm.size - 1, 'rank')} and one that computes for them: right")
 
 
 def _averages(comm: MPI.Comm, mixing: Mixing) -> bool:
@@ -219,7 +221,7 @@ def parallel_hdf5(comm: MPI.Comm) -> Finding:
         return fails(str(error), _HDF5)
     if not right:
         return fails("a collective write reads back differently", _HDF5)
-    text = f"{FILE_BYTES >> 20} MiB by {_count(comm.size, 'rank')} into one file: right, {seconds:.2f} s"
+    text = f"{FILE_BYTES >> 20} MiB by {counted(comm.size, 'rank')} into one file: right, {seconds:.2f} s"
     if not built:
         return warning(f"{text}; h5py is built without parallel HDF5", _NO_PARALLEL_HDF5)
     return ok(text + (", one rank empty" if comm.size > 1 else ""))
@@ -241,7 +243,7 @@ def cores_and_memory(comm: MPI.Comm) -> Finding:
     ranks, share = node.size, memory_bytes() / node.size / GIB
     node.Free()
     text = (
-        f"{_count(ranks, 'rank')} of {_count(each, 'thread')} on {_count(cores, 'core')} of a node, "
+        f"{counted(ranks, 'rank')} of {counted(each, 'thread')} on {counted(cores, 'core')} of a node, "
         f"{share:.1f} GiB of memory for each rank"
     )
     if ranks * each > cores:
@@ -312,10 +314,6 @@ def _write_and_read(comm: MPI.Comm, path: Path) -> tuple[float, bool]:
     begin = (comm.rank + 1) % writers * rows
     found = format.read_rows(path, "x", begin, begin + rows)
     return seconds, bool(np.array_equal(found, np.arange(begin, begin + rows, dtype=np.float64)))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
 
 
 # the probes of later ports go here, one line each

@@ -17,6 +17,7 @@ from hpcopt.control import signals
 from hpcopt.control.agree import in_agreement
 from hpcopt.control.crew import BUILD, OPEN, Crew
 from hpcopt.engine.build import bind, cores, place, read_files, set_threads, settle
+from hpcopt.engine.determinism import repeatable
 from hpcopt.errors import HpcoptError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def assist(
     Raises:
         HpcoptError: that of the run.
     """
-    with ExitStack() as opened:
+    with ExitStack() as opened, repeatable(config.run):
         if signals.catch():
             opened.callback(signals.release)
         beat("the wait for the run's directory")

@@ -13,6 +13,7 @@ import torch
 
 from hpcopt.comm.staging import local_device
 from hpcopt.control.launcher import local_rank, threads
+from hpcopt.engine.determinism import device_name, tf32
 from hpcopt.engine.meter import uncounted
 from hpcopt.engine.origin import check_problem, check_state
 from hpcopt.errors import UserError
@@ -204,6 +205,8 @@ def attributes(built: Built, host: str, libraries: dict[str, str]) -> dict[str, 
             "chosen": json.dumps(built.ports.chosen),
             "notes": "\n".join(built.method.notes()),
             "device": built.device,
+            "device_name": device_name(built.problem.share.device),
+            "tf32": tf32(built.problem.share.device),
         }
     )
 

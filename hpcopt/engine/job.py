@@ -29,6 +29,7 @@ from hpcopt.control.wishes import Stop
 from hpcopt.control.world import together
 from hpcopt.engine.assistance import assist
 from hpcopt.engine.build import Built, attributes, begin, bind, cores, place, set_threads
+from hpcopt.engine.determinism import repeatable
 from hpcopt.engine.earlier import Earlier, array_of, fixed_of, tensors_of
 from hpcopt.engine.loop import NOT_FINITE, SIGNAL, Run, loop, room
 from hpcopt.engine.origin import check_config
@@ -92,7 +93,7 @@ def _execute(
     """The job of the ranks that make the rounds."""
     comm, config = crew.comm, directory.config
     reporter = Reporter(directory.path, config.run.rounds, comm.rank == 0)
-    with ExitStack() as opened, together(comm):
+    with ExitStack() as opened, together(comm), repeatable(config.run):
         directory.checkpoints.check()
         if resuming and _already_finished(directory, reporter):
             return

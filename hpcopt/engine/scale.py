@@ -25,6 +25,7 @@ from hpcopt.engine.scale_samples import attributes_of, median, samples_of, short
 from hpcopt.errors import Interrupted, UserError
 from hpcopt.ground import files
 from hpcopt.ground.stamps import now
+from hpcopt.ground.words import counted
 from hpcopt.storage import scaling
 from hpcopt.storage.lease import Lease
 from hpcopt.storage.records import read_header, read_records
@@ -132,7 +133,7 @@ class Study:
         if code == Interrupted.exit_code or signals.received():
             raise stopped
         place = f"{1 + self.plan.order.index(launch)}/{len(self.plan.order)}"
-        told = f"{place}: {launch.ranks} ranks, repeat {launch.repeat}"
+        told = f"{place}: {counted(launch.ranks, 'rank')}, repeat {launch.repeat}"
         try:
             if code:
                 raise UserError(last_words(log))
@@ -146,8 +147,8 @@ class Study:
         self.say(f"{told}: {short(median(samples))} s per round")
         if samples[0]["overcommitted"] and not self._warned():
             self.say(
-                f"hpcopt: warning: {launch.ranks} ranks on {samples[0]['cores']} cores: ranks that share "
-                "a core wait for each other, and such times say nothing of how far a run scales"
+                f"hpcopt: warning: {launch.ranks} ranks on {counted(samples[0]['cores'], 'core')}: ranks "
+                "that share a core wait for each other, and such times say nothing of how far a run scales"
             )
         shutil.rmtree(self._run(launch) / "checkpoints", ignore_errors=True)  # one per launch adds up
 
@@ -179,7 +180,8 @@ class Study:
             about = records.attributes
             samples = samples_of(self.plan, launch, 0, records)
         if about["ranks"] != launch.ranks:
-            raise UserError(f"{about['ranks']} ranks were started, not {launch.ranks}: see --launcher")
+            started = counted(about["ranks"], "rank")
+            raise UserError(f"not {launch.ranks} but {started} started: see --launcher")
         if not samples:
             raise UserError(
                 f"ended after {about['last_round']} rounds ({about['stopped_by']}), none of them after "

@@ -15,6 +15,7 @@ from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.config.run import RunTable
 from hpcopt.control.wishes import Stop
 from hpcopt.engine.build import Built, attributes, begin, bind, set_threads
+from hpcopt.engine.determinism import repeatable
 from hpcopt.engine.loop import Run, loop, room
 from hpcopt.engine.names import config_in_python, filled_in
 from hpcopt.engine.own_metrics import Metric, load
@@ -104,7 +105,7 @@ def simulate(
         names = ", ".join(meaningless)
         raise UserError(f"hpcopt.simulate: {names}: means nothing here; allowed: {', '.join(SETTINGS)}")
     config = config_in_python("hpcopt.simulate", method, problem, metrics, {"rounds": rounds} | settings)
-    with _threads(config), filled_in(method, config):
+    with _threads(config), repeatable(config.run), filled_in(method, config):
         built = _build(config, method, problem)
         run = Run.of(built, load(config.run.metrics, metrics))
         start, first = now(), run.measure()

@@ -18,6 +18,7 @@ from hpcopt.control.agree import agreed, in_agreement
 from hpcopt.control.crew import Crew
 from hpcopt.control.world import ranks_for
 from hpcopt.engine.build import attributes, set_threads
+from hpcopt.engine.determinism import repeatable
 from hpcopt.engine.job import build
 from hpcopt.engine.names import config_in_python, settled
 from hpcopt.engine.origin import check_config
@@ -133,7 +134,7 @@ def measure(
     """As `of_config`, for a recipe. Collective."""
     begun = now()
     check_config(MPIRanks(comm), config)
-    with ExitStack() as opened:
+    with ExitStack() as opened, repeatable(config.run):
         directory = RunDirectory(comm, out, config) if out is not None else None
         if directory is not None:
             opened.callback(directory.release)

@@ -21,6 +21,7 @@ from hpcopt.engine.reporter import Reporter
 from hpcopt.engine.sweep_directory import DONE, FAILED, OPEN, Failure, SweepDirectory
 from hpcopt.engine.sweep_words import beginning, first_line, table
 from hpcopt.errors import Failed, HpcoptError, Interrupted
+from hpcopt.ground.words import counted, there_are
 
 ASK_SECONDS = 0.5
 """between two looks whether another group was told to stop"""
@@ -72,7 +73,7 @@ def sweep(
     """
     with ExitStack() as opened, together(comm):
         agree_same(comm, repr(plan), "the ranks have read different configs")
-        too_few = f"--ranks-each {ranks_each}: there are only {comm.size} ranks"
+        too_few = f"--ranks-each {ranks_each}: {there_are(comm.size, 'rank')} only"
         agree(comm, ranks_each <= comm.size, too_few)
         every = groups(comm.allgather(MPI.Get_processor_name()), ranks_each, at_once)
         directory = SweepDirectory(out, plan)
@@ -85,7 +86,7 @@ def sweep(
         ended = _on_groups(comm, every, Job(directory, plan, reporter, todo, run))
         _end(comm, directory, plan, states, dict(ended))
         if comm.rank == 0:
-            reporter.say(f"all {len(states)} cases are done: {out}")
+            reporter.say(f"{counted(len(states), 'case')} done: {out}")
             reporter.event("end", done=len(states))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hpcopt.config.sweep import Case
 from hpcopt.engine.sweep_directory import DONE, FAILED, SweepDirectory
+from hpcopt.ground.words import counted
 
 WIDEST = 100
 """letters of a message in the last table"""
@@ -34,7 +35,7 @@ def first_line(message: str) -> str:
 def beginning(states: list[str], todo: int, every: list[list[int]], ranks: int) -> str:
     """The first line: what there is to do, and who does it."""
     each, idle = len(every[0]), ranks - sum(map(len, every))
-    who = f"{len(every)} group{'s' * (len(every) > 1)} of {each} rank{'s' * (each > 1)}"
-    rest = f"; {idle} rank{'s' * (idle > 1)} left over, idle" if idle else ""
+    who = f"{counted(len(every), 'group')} of {counted(each, 'rank')}"
+    rest = f"; {counted(idle, 'rank')} left over, idle" if idle else ""
     before = ", ".join(f"{states.count(state)} {state} before" for state in (DONE, FAILED) if state in states)
-    return f"{len(states)} cases{f' ({before})' if before else ''}, {todo} to run, {who}{rest}"
+    return f"{counted(len(states), 'case')}{f' ({before})' if before else ''}, {todo} to run, {who}{rest}"

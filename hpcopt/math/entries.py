@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hpcopt.errors import UserError
+from hpcopt.math.carried import CarriedLargest
 from hpcopt.math.streams import stream
-from hpcopt.math.topk import largest
 
 if TYPE_CHECKING:
     from hpcopt.config.methods.first_order import SparsifiedTable
@@ -66,11 +66,12 @@ class Largest:
 
     def __init__(self, count: EntryCount) -> None:
         self._count = count
+        self._parts = [CarriedLargest() for _ in count.sizes]
 
     def __call__(self, scores: Tensor, round: int) -> Tensor:
         """Where each row's k largest magnitudes are, (n, k) int64, ascending, of scores (n, d)."""
         chosen, start = [], 0
-        for size, k in zip(self._count.sizes, self._count.parts(round), strict=True):
+        for largest, size, k in zip(self._parts, self._count.sizes, self._count.parts(round), strict=True):
             chosen.append(largest(scores[:, start : start + size], k) + start)
             start += size
         return torch.cat(chosen, dim=1) if len(chosen) > 1 else chosen[0]

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcopt.math.rows_together import together
+
 SAMPLE = 1 << 16
 """entries that are looked at for a threshold"""
 CHUNK = 1 << 18
@@ -41,8 +43,10 @@ def largest(X: Tensor, k: int) -> Tensor:
     if not 0 < k < d:
         return torch.arange(k, device=X.device).expand(n, k)
     if d <= STACKED:
-        order = torch.sort(_magnitude(X), dim=1, descending=True, stable=True).indices
+        order = torch.sort(magnitudes(X), dim=1, descending=True, stable=True).indices
         return order[:, :k].sort(dim=1).values
+    if X.device.type != "cpu":
+        return together(X, k)[0]
     return torch.stack([_largest(x, k) for x in X])
 
 
@@ -89,41 +93,48 @@ def union(indices: Tensor) -> Tensor:
     return torch.from_numpy(ordered[first])
 
 
+def places_above(x: Tensor, threshold: float) -> Tensor:
+    """Where the magnitudes of a vector (d,) on the CPU are above a threshold, ascending; a nan is."""
+    return _where(x, threshold, above=True, enough=len(x))
+
+
+def magnitudes(values: Tensor) -> Tensor:
+    """|x|, a nan as infinity."""
+    return values.abs().nan_to_num_(nan=math.inf, posinf=math.inf)
+
+
 def _largest(x: Tensor, k: int) -> Tensor:
-    """`largest` of one long vector (d,)."""
-    sample = _magnitude(x[:: max(1, len(x) // SAMPLE)])
+    """`largest` of one long vector (d,) on the CPU."""
+    sample = magnitudes(x[:: max(1, len(x) // SAMPLE)])
     expected = k * len(sample) / len(x)
     wanted = math.ceil(expected + 4 * math.sqrt(expected) + 8)  # surely enough: four standard deviations
     while wanted < len(sample) // 4:
         threshold = float(torch.topk(sample, wanted, sorted=False).values.min())
-        above = _where(x, threshold, above=True, enough=len(x))
-        if len(above) >= k:
-            return above[_exactly(x[above], k)]
-        equal = _where(x, threshold, above=False, enough=k - len(above))
-        if len(above) + len(equal) == k:  # many entries are the same, zeros for example
-            return torch.cat([above, equal]).sort().values
+        larger = places_above(x, threshold)
+        if len(larger) >= k:
+            return larger[_exactly(x[larger], k)]
+        equal = _where(x, threshold, above=False, enough=k - len(larger))
+        if len(larger) + len(equal) == k:  # many entries are the same, zeros for example
+            return torch.cat([larger, equal]).sort().values
         wanted *= 4  # the sample was not like the rest
     return _exactly(x, k)
 
 
 def _where(x: Tensor, threshold: float, above: bool, enough: int) -> Tensor:
     """Where |x| is above, or else equal to, a threshold: the first ``enough`` places, ascending."""
-    if x.device.type != "cpu":
-        magnitude = _magnitude(x)
-        return torch.nonzero(magnitude > threshold if above else magnitude == threshold)[:enough, 0]
     values = x.numpy()
-    magnitudes = np.empty(min(CHUNK, len(values)), values.dtype)
-    chosen = np.empty(len(magnitudes), dtype=bool)
+    scratch = np.empty(min(CHUNK, len(values)), values.dtype)
+    chosen = np.empty(len(scratch), dtype=bool)
     found, missing = [], enough
     for start in range(0, len(values), CHUNK):
         piece = values[start : start + CHUNK]
         at = slice(0, len(piece))
-        np.abs(piece, out=magnitudes[at])
+        np.abs(piece, out=scratch[at])
         if above:  # a nan is: it is not less or equal
-            np.less_equal(magnitudes[at], threshold, out=chosen[at])
+            np.less_equal(scratch[at], threshold, out=chosen[at])
             np.logical_not(chosen[at], out=chosen[at])
         else:
-            np.equal(magnitudes[at], threshold, out=chosen[at])
+            np.equal(scratch[at], threshold, out=chosen[at])
         found.append(np.flatnonzero(chosen[at])[:missing] + start)
         missing -= len(found[-1])
         if not missing:
@@ -133,13 +144,9 @@ def _where(x: Tensor, threshold: float, above: bool, enough: int) -> Tensor:
 
 def _exactly(x: Tensor, k: int) -> Tensor:
     """`largest` of one vector without a threshold."""
-    magnitude = _magnitude(x)
+    magnitude = magnitudes(x)
     least = torch.topk(magnitude, k, sorted=False).values.min()
     chosen = magnitude > least
     missing = k - int(chosen.sum())
     chosen[torch.nonzero(magnitude == least)[:missing, 0]] = True
     return torch.nonzero(chosen)[:, 0]
-
-
-def _magnitude(x: Tensor) -> Tensor:
-    return x.abs().nan_to_num_(nan=math.inf, posinf=math.inf)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.ground import files
+from hpcopt.ground.words import counted
 
 if TYPE_CHECKING:
     import xarray
@@ -23,7 +24,7 @@ def table(tree: xarray.DataTree) -> str:
     about, products = tree.attrs, _numbers(tree, "metrics/products")
     values, residuals = (_numbers(tree, f"spectrum/{name}")[-1] for name in ("eigenvalue", "residual"))
     lines = [
-        f"{about['problem']}, {about['dim']} parameters, at {about['model']}: "
+        f"{about['problem']}, {counted(about['dim'], 'parameter')}, at {about['model']}: "
         f"{int(products[-1])} Hessian-vector products",
         f"{'pair':>6}  {'eigenvalue':>16}  {'residual':>9}",
     ]

@@ -33,7 +33,7 @@ def test_processes_that_mpi_does_not_bring_together(tmp_path: Path) -> None:
     for command in (["python", HERE / "script.py", tmp_path / "out", "nothing"], ["hpcopt", "resume", "out"]):
         outcome = launch(command, cwd=HERE, env=slurm)
         assert outcome.code == 2, outcome
-        assert outcome.err.count("the launcher has started 2 processes, but MPI has 1 ranks in all") == 1
+        assert outcome.err.count("the launcher has started 2 processes, but MPI has 1 rank in all") == 1
     assert not (tmp_path / "out").exists()
 
 

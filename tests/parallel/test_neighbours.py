@@ -11,6 +11,7 @@ from hpcopt.comm.neighbours.local_neighbours import LocalNeighbours
 from hpcopt.comm.neighbours.mpi_neighbours import MPINeighbours
 from hpcopt.comm.neighbours.wire import Wire
 from hpcopt.comm.reduce import ring
+from hpcopt.comm.rehearsal import Rehearsal
 from hpcopt.comm.staging import Staging
 from hpcopt.errors import UserError
 from hpcopt.ground.placement import Placement, block
@@ -36,18 +37,19 @@ def placed(comm, N):
     return Placement.even(N, comm.size, comm.rank)
 
 
-def opened(comm, N, like, mixes, ordered=True):
-    return MPINeighbours(comm, placed(comm, N), like, mixes, Staging(CPU), ordered)
+def opened(comm, N, like, mixes, ordered=True, staging=None):
+    return MPINeighbours(comm, placed(comm, N), like, mixes, staging or Staging(CPU), ordered)
 
 
-def check(comm, mixes, m, dtype, beyond=0, rounds=2):
+def check(comm, mixes, m, dtype, beyond=0, rounds=2, staging=None):
     """Some mixes have the twin's bits and bytes; columns beyond m are left alone."""
     N = mixes.N
     here = block(N, comm.size, comm.rank)
     everything = columns(N, m + beyond, dtype)
     wide = everything[here.start : here.stop].clone()
     X, whole = wide[:, :m], everything[:, :m].contiguous()
-    port, twin = opened(comm, N, X[0], mixes), LocalNeighbours(whole[0], mixes, ranks=comm.size)
+    port = opened(comm, N, X[0], mixes, staging=staging)
+    twin = LocalNeighbours(whole[0], mixes, ranks=comm.size)
     mean = whole.double().mean(0)
     for t in range(mixes.period + rounds):
         port.mix(X, t)
@@ -94,40 +96,40 @@ def test_a_part_of_the_ranks(comm):
             check(part, matrices("torus", 6), 10, torch.float64)
 
 
-def test_rows_go_through_host_memory_where_mpi_cannot_reach_them(comm, monkeypatch):
-    """As those of a GPU do: only rows that leave are copied."""
-    monkeypatch.setattr(neighbours, "Staging", Copying)
+@pytest.mark.parametrize("aware", [False, True])
+def test_rows_go_to_mpi_as_a_gpu_s_do(comm, monkeypatch, aware):
+    """By memory of the host, where nothing is before its time, and as tensors, which are no arrays."""
+    monkeypatch.setattr(neighbours, "CHUNK_BYTES", 40)
     for topology in ("star", "one_peer_exponential"):
-        check(comm, matrices(topology, 9), 21, torch.float32, beyond=2)
+        check(comm, matrices(topology, 9), 21, torch.float32, beyond=2, staging=Rehearsal(CPU, aware))
 
 
-class Copying(Staging):
-    """Staging that copies as if the device were not the CPU."""
-
-    def __init__(self, device, aware):
-        super().__init__(device, aware)
-        self.direct, self._copies = False, {}
-
-    def out(self, tensor):
-        return self._copy("out", tensor).copy_(tensor).numpy()
-
-    def landing(self, tensor):
-        return self._copy("landing", tensor).fill_(torch.nan).numpy()
-
-    def back(self, wire, tensor):
-        tensor.copy_(torch.from_numpy(wire))
-
-    def _copy(self, use, tensor):
-        return self._copies.setdefault((use, tensor.shape), torch.empty(tensor.shape, dtype=tensor.dtype))
+def test_which_way_rows_of_a_gpu_take_is_measured_and_remembered(comm, monkeypatch):
+    mixes, like = matrices("ring", 5), torch.zeros(10)
+    ports = MPIPorts(comm, placed(comm, 5), Rehearsal(CPU), like, "mpi", overlap=False, remembered={})
+    way = ports.neighbours(like, mixes).way
+    if comm.size == 1:
+        assert (way, ports.chosen.get("neighbours")) == ("", None)
+        return
+    assert way == ports.chosen["neighbours"] in ("direct", "staged")
+    ports.free()
+    monkeypatch.setattr(neighbours, "fastest", lambda comm, ways, remembered: remembered)
+    for other in ("direct", "staged"):
+        remembered = ports.chosen | {"neighbours": other}
+        again = MPIPorts(comm, placed(comm, 5), Rehearsal(CPU), like, "mpi", False, remembered)
+        assert again.neighbours(like, mixes).way == other
+        again.free()
 
 
-def test_an_overlapped_mix_has_the_twins_bits(comm):
+@pytest.mark.parametrize("staging", [Staging(CPU), Rehearsal(CPU, aware=False), Rehearsal(CPU, aware=True)])
+def test_an_overlapped_mix_has_the_twins_bits(comm, staging):
     """Between plain ones, for every W of a period; X moves on in the meantime."""
     mixes, m = matrices("one_peer_exponential", 9), 77
     here = block(9, comm.size, comm.rank)
     whole = columns(9, m, torch.float32)
     X = torch.empty(len(here), m + 5)[:, :m].copy_(whole[here.start : here.stop])
-    port, twin = opened(comm, 9, whole[0], mixes), LocalNeighbours(whole[0], mixes, ranks=comm.size)
+    port = opened(comm, 9, whole[0], mixes, staging=staging)
+    twin = LocalNeighbours(whole[0], mixes, ranks=comm.size)
     for t in range(9):
         if t % 3 == 2:
             port.mix(X, t)
@@ -254,13 +256,13 @@ def test_ranks_that_have_read_different_graphs_are_told(comm):
 
 @pytest.mark.mpi(min_size=2)
 def test_rows_that_go_astray_are_found_at_the_start_on_every_rank(comm, monkeypatch):
-    make = Wire._make
+    start = Wire.start
 
-    def swapped(wire, plan, rows, landing):
-        rows = dict(zip(rows, reversed(rows.values()), strict=True)) if comm.rank == 1 else rows
-        return make(wire, plan, rows, landing)
+    def swapped(wire, memory, number, plan, cuts, rows, landing):
+        rows = reversed(list(rows)) if comm.rank == 1 else rows
+        return start(wire, memory, number, plan, cuts, rows, landing)
 
-    monkeypatch.setattr(Wire, "_make", swapped)
+    monkeypatch.setattr(Wire, "start", swapped)
     with pytest.raises(RuntimeError, match=r"MPI.* does not deliver rows .* instead of .* worker \d"):
         opened(comm, 16, torch.zeros(9), matrices("ring", 16))
 

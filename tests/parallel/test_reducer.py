@@ -1,15 +1,21 @@
 """The Reducer over MPI against its in-process twin, on however many ranks mpirun started."""
 
+from itertools import product
+
 import pytest
 import torch
+from mpi4py import MPI
 
 import hpcopt
 from hpcopt.comm import gather
 from hpcopt.comm.mpi_ports import MPIPorts
+from hpcopt.comm.reduce import choice, ring, ways
 from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
+from hpcopt.comm.rehearsal import Rehearsal
+from hpcopt.comm.sparse.mpi_sparse_sum import MPISparseSum
 from hpcopt.comm.staging import Staging
-from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
+from hpcopt.costs.volumes import EXCHANGES, allreduce_bytes, gather_bytes
 from hpcopt.ground.placement import Placement
 from hpcopt.math.mixing import mixing
 from hpcopt.problems.base import Draw, Share
@@ -17,6 +23,7 @@ from hpcopt.problems.base import Draw, Share
 pytestmark = pytest.mark.mpi
 WORKERS = 7
 CPU = torch.device("cpu")
+PLANS = ("whole", "1 MiB", "ring", "ordered")
 
 
 def contributions(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -170,3 +177,131 @@ def test_ports_of_one_kind_are_counted_one_by_one_and_freed(comm):
         "sparse": 0,
     }
     ports.free()
+
+
+class Closed(Rehearsal):
+    """Of tensors that are not to be moved."""
+
+    def out(self, tensor):
+        raise AssertionError("moved")
+
+    landing = leaving = home = out
+
+
+def test_on_one_rank_nothing_is_moved(monkeypatch):
+    """Neither summed, gathered nor mixed, and the entries of sparse sums stay on their device, too."""
+    rows, alone, placement = contributions(101, torch.float64), MPI.COMM_SELF, Placement.even(WORKERS)
+    moved = property(lambda self: pytest.fail("moved"))
+    for name in ("_records", "_gather", "_union"):
+        monkeypatch.setattr(MPISparseSum, name, moved)
+    indices = torch.tensor([[0, 3, 100]] * WORKERS)
+    for reduction, exchange in product(("mpi", "ordered"), EXCHANGES):
+        ports = MPIPorts(alone, placement, Closed(CPU), rows[0], reduction, overlap=False, remembered={})
+        twin, reduce = LocalReducer(WORKERS, rows[0], reduction == "ordered"), ports.reduce
+        part = reduce.contribution(101)
+        for i, row in enumerate(rows):
+            part.add(i, row)
+        want, piece = twin.sum(rows), part.scatter()
+        for found in (piece, reduce.sum(rows), reduce.allgather(want, 101), reduce.slices(want)):
+            assert torch.allclose(found, want, rtol=0, atol=1e-9 * float(want.abs().max()))
+            assert found.data_ptr() != want.data_ptr()
+        X, scattered = rows.clone(), torch.zeros_like(want)
+        scattered[[0, 3, 100]] = want[[0, 3, 100]]
+        ports.neighbours(rows[0], mixing("ring", "metropolis", WORKERS)).mix(X, 0)
+        assert torch.allclose(X.mean(0), rows.mean(0), rtol=1e-12, atol=1e-6)
+        summed = ports.sparse_sum(rows[0], exchange).sum(indices, rows.gather(1, indices))
+        assert torch.allclose(summed.dense, scattered, rtol=0, atol=1e-9 * float(scattered.abs().max()))
+        assert summed.support.tolist() == [0, 3, 100]
+        ports.free()
+
+
+@pytest.fixture(params=["a node each", "two nodes"])
+def nodes(request, comm, monkeypatch):
+    """Pieces and segments of a few numbers, and nodes that are made up."""
+    for name, nbytes in (("SEGMENT_BYTES", 48), ("LONG_BYTES", 160), ("PIECE_BYTES", 96)):
+        monkeypatch.setattr(ring, name, nbytes)
+    monkeypatch.setattr(ways, "MIB", 96)
+    if request.param == "two nodes" and comm.size % 2:
+        pytest.skip("nodes have equally many ranks")
+    color = comm.rank if request.param == "a node each" else comm.rank % 2
+    monkeypatch.setattr(ways, "Ring", lambda comm: ring.Ring(comm, comm.Split(color, comm.rank)))
+
+
+@pytest.mark.parametrize("through", ["direct", "staged"])
+@pytest.mark.usefixtures("nodes")
+def test_every_plan_takes_what_a_gpu_has(comm, through):
+    """As tensors, which are no arrays, and by memory of the host, where nothing is before its time."""
+    placement, staging = Placement.even(WORKERS, comm.size, comm.rank), Rehearsal(CPU)
+    mine = slice(placement.here.start, placement.here.stop)
+    cases = product((0, 1, 3, 101, 1000), (torch.float32, torch.float64), PLANS)
+    for size, dtype, plan in cases:
+        rows, like = contributions(size, dtype), torch.zeros(size, dtype=dtype)
+        ordered = plan == "ordered"
+        way = f"{'whole' if ordered else plan}, {through}"
+        table = {verb: {"0": way} for verb in ("sum", "scatter", "gather")}
+        port = MPIReducer(comm, placement, staging, like, "ordered" if ordered else "mpi", table=table)
+        twin = LocalReducer(WORKERS, like, ordered)
+        want, own = twin.sum(rows), slice(port.own(size).start, port.own(size).stop)
+        rounding = 0.0 if ordered else 4 * WORKERS * torch.finfo(dtype).eps * float(rows.abs().sum())
+        part = port.contribution(size)
+        for _ in range(2):
+            for i, row in enumerate(rows[mine]):
+                part.add(i, row)
+            piece = part.scatter()
+            assert torch.allclose(piece, want[own], rtol=0, atol=rounding), (size, dtype, plan)
+            assert torch.allclose(port.sum(rows[mine]), want, rtol=0, atol=rounding), (size, dtype, plan)
+            assert torch.equal(port.allgather(want[own].clone(), size), want), (size, dtype, plan)
+        by_worker = torch.cat([want[:0], *(want.tensor_split(WORKERS)[w] for w in placement.here)])
+        assert torch.equal(port.allgather(by_worker, size, by_worker=True), want)
+        port.free()
+
+
+def test_pieces_change_no_bit_of_what_ranks_add_up_themselves(comm, monkeypatch):
+    monkeypatch.setattr(ways, "MIB", 64)
+    rows, found = contributions(1001, torch.float32), []
+    for plan in ("1 MiB", "3 MiB", "1000 MiB"):
+        table = {"scatter": {"0": plan}}
+        placement = Placement.even(comm.size, comm.size, comm.rank)
+        port = MPIReducer(comm, placement, Staging(CPU), rows[0], table=table)
+        part = port.contribution(1001)
+        part.add(0, rows[comm.rank])
+        found.append(part.scatter())
+        port.free()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_ways_are_measured_where_there_is_a_choice_and_remembered(comm, monkeypatch):
+    """By all ranks alike, with vectors like those to come; nothing is timed where bits depend on it."""
+    timed = []
+
+    def fastest(comm, calls, remembered):
+        timed.append(remembered or sorted(calls))
+        for call in calls.values():
+            call()
+        return remembered or max(calls)
+
+    monkeypatch.setattr(choice, "fastest", fastest)
+    monkeypatch.setattr(choice.Ring, "admits", lambda comm: True)
+    monkeypatch.setattr(ways, "Ring", lambda comm: ring.Ring(comm, comm.Split(comm.rank)))
+    long = torch.zeros((choice.LONG >> 2) + 1)
+    reduction, table = choice.choose(comm, "auto", {}, Staging(CPU), long)
+    if comm.size == 1:
+        assert (reduction, timed) == ("mpi", [])
+        return
+    assert reduction == "mpi"
+    assert table["sum"] == {"0": "whole", "65536": "whole", str(choice.LONG): "whole"}
+    assert timed == [["ring", "whole"], ["1 MiB", "4 MiB", "ring", "whole"], ["1 MiB", "4 MiB", "whole"]]
+    timed.clear()
+    assert choice.choose(comm, "auto", table, Staging(CPU), long)[1] == table
+    assert timed == ["whole"] * 3
+    assert choice.choose(comm, "ring", {}, Staging(CPU), long)[0] == "ring"
+    timed.clear()
+    reduction, table = choice.choose(comm, "ordered", {}, Staging(CPU), long)
+    assert (reduction, list(table), timed) == ("ordered", ["gather"], [])
+    for wanted in ("mpi", "ordered"):
+        _, table = choice.choose(comm, wanted, {}, Rehearsal(CPU), long)
+        assert table["gather"]["0"] == "whole, staged"
+    forced = Rehearsal(CPU, aware=True)
+    table = choice.choose(comm, "ring", {}, forced, long[:10])[1]
+    assert set(table["sum"].values()) == {"whole, direct", "ring, direct"}

@@ -5,14 +5,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mpi4py import MPI
 
-from hpcopt.comm.reduce import mpi_reducer
+from hpcopt.comm.reduce import mpi_reducer, ways
 from hpcopt.comm.reduce import ring as ring_module
 from hpcopt.comm.reduce.choice import choose
+from hpcopt.comm.reduce.collectives import Collectives, why_not
 from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes
+from hpcopt.errors import UserError
 from hpcopt.ground.placement import Placement, sizes
 
 pytestmark = pytest.mark.mpi
@@ -43,7 +46,8 @@ def test_sums_and_the_same_bits_everywhere(comm, ring):
         uneven = [size, *[0] * (comm.size - 1)]  # as where one rank has all workers
         for counts in (sizes(size, comm.size), uneven, uneven[::-1]):
             start = sum(counts[: comm.rank])
-            piece = ring.reduce_scatter(part.copy(), counts).copy()
+            piece = np.full(counts[comm.rank], np.nan, dtype)
+            ring.reduce_scatter(part.copy(), piece, counts)
             assert np.allclose(piece, expected[start : start + counts[comm.rank]], rtol=0, atol=tolerance)
             whole = np.full(size, np.nan, dtype)
             ring.allgather(piece, whole, counts)
@@ -56,7 +60,7 @@ def test_a_reducer_takes_it_for_what_is_long_and_counts_the_same(comm, ring, mon
         plan = getattr(ring, verb)
         monkeypatch.setattr(ring, verb, lambda *a, plan=plan, verb=verb: (taken.append(verb), plan(*a))[1])
     monkeypatch.setattr(ring, "free", lambda: None)
-    monkeypatch.setattr(mpi_reducer, "Ring", lambda comm: ring)
+    monkeypatch.setattr(ways, "Ring", lambda comm: ring)
     for size, dtype in product((5, 20_001), (torch.float32, torch.float64)):
         like, placement = torch.zeros(size, dtype=dtype), Placement.even(7, comm.size, comm.rank)
         made = torch.Generator().manual_seed(size)
@@ -81,11 +85,54 @@ def test_a_reducer_takes_it_for_what_is_long_and_counts_the_same(comm, ring, mon
             port.free()
         for a, b in zip(*found.values(), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=100 * torch.finfo(dtype).eps)
-    assert taken == ["reduce_scatter", "allreduce", "allgather", "allgather"] * 2  # of the longer one alone
+    of_the_longer = ["reduce_scatter", "allreduce", "allgather", "allgather"] * 2
+    assert taken == of_the_longer * (comm.size > 1)
 
 
 def test_within_one_node_mpi_sums(comm):
     assert not Ring.admits(comm)
-    for wanted, remembered in (("auto", ""), ("auto", "ring"), ("ring", ""), ("mpi", "ring")):
-        assert choose(comm, wanted, remembered, 10, 4) == "mpi"
-    assert choose(comm, "ordered", "", 10, 4) == "ordered"
+    staging, like = Staging(torch.device("cpu")), torch.zeros(10)
+    for wanted, way in (("auto", "mpi"), ("ring", "mpi"), ("mpi", "mpi"), ("ordered", "ordered")):
+        assert choose(comm, wanted, {"sum": {"0": "ring"}}, staging, like)[0] == way
+
+
+def test_collectives_of_torch_sum_the_same(comm, monkeypatch):
+    """What NCCL does with GPUs' tensors, by gloo with the CPU's."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r'reduction = "nccl": .* this run computes on the CPU'):
+        choose(comm, "nccl", {}, Staging(cpu), torch.zeros(10))
+    assert why_not([("one", True), ("other", True)]) == ""
+    assert "3 ranks share 2: start at most 2" in why_not([("one", True), ("other", True), ("one", True)])
+    assert why_not([("one", True), ("other", False)]) == "this torch has no NCCL"
+    both = Collectives(comm, cpu, "gloo"), Collectives(comm, cpu, "gloo")
+    for size, dtype in product((1, 3, 1001), (torch.float32, torch.float64)):
+        part = torch.randn(size, dtype=dtype, generator=torch.Generator().manual_seed(comm.rank))
+        want, way = sum(comm.allgather(part.double())), both[size % 2]
+        tolerance = 8 * comm.size * torch.finfo(dtype).eps
+        total = part.clone()
+        way.allreduce(total)
+        assert torch.allclose(total.double(), want, rtol=0, atol=tolerance)
+        assert all(torch.equal(total, other) for other in comm.allgather(total))
+        uneven = [size, *[0] * (comm.size - 1)]  # as where one rank has all workers
+        for counts in (sizes(size, comm.size), uneven, uneven[::-1]):
+            own = slice(sum(counts[: comm.rank]), sum(counts[: comm.rank + 1]))
+            piece, whole = torch.full_like(part[own], torch.nan), torch.full_like(part, torch.nan)
+            way.reduce_scatter(part.clone(), piece, counts)
+            assert torch.allclose(piece.double(), want[own], rtol=0, atol=tolerance)
+            way.allgather(piece, whole, counts)
+            assert torch.equal(whole, torch.cat(comm.allgather(piece)))
+    monkeypatch.setattr(ways, "Collectives", lambda comm, device: Collectives(comm, device, "gloo"))
+    rows, placement = torch.ones(7, 20_001), Placement.even(7, comm.size, comm.rank)
+    port = mpi_reducer.MPIReducer(comm, placement, Staging(cpu), rows[0], "nccl")
+    monkeypatch.setattr(ways.Way, "allreduce", None)  # MPI's, which only short vectors take
+    assert torch.equal(port.sum(rows[placement.here.start : placement.here.stop]), 7 * rows[0])
+    port.free()
+    for way in both:
+        assert dist.is_initialized()
+        way.free()
+    assert not dist.is_initialized()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # somebody else's
+    with pytest.raises(UserError, match="has a process group of torch"):
+        Collectives(comm, cpu, "gloo")
+    dist.destroy_process_group()

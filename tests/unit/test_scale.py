@@ -343,7 +343,7 @@ def test_launches_that_are_not_what_the_plan_says(study, tmp_path):
     with h5py.File(tmp_path / "run2.h5", "r+") as file:
         file.attrs["ranks"] = 1
     assert not study.run([1, 2])
-    assert sum("1 ranks were started, not 2" in line for line in said) == 3
+    assert sum("not 2 but 1 rank started" in line for line in said) == 3
     assert set(hpcopt.load(study.directory)["samples"]["ranks"].values) == {1}
     assert "not made" not in said[-2]
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcopt.math import topk
+from hpcopt.math import carried, topk
+from hpcopt.math.carried import CarriedLargest, in_turn
+from hpcopt.math.rows_together import together
 from hpcopt.math.topk import largest, survival, take, union
 
 
@@ -96,3 +99,71 @@ def test_survival_follows_the_paper():
 @given(st.lists(st.integers(-5, 5), max_size=30))
 def test_union_is_the_sorted_set(numbers):
     assert union(torch.tensor(numbers, dtype=torch.int64)).tolist() == sorted(set(numbers))
+
+
+ENTRIES = st.one_of(
+    st.integers(-3, 3).map(float),  # ties and zeros
+    st.floats(width=32, allow_nan=True, allow_infinity=True),
+)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_a_threshold_from_elsewhere_changes_no_result(data):
+    """All rows together and one by one, from nothing and from thresholds of other rows."""
+    n, d = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 40))
+    row = st.lists(ENTRIES, min_size=d, max_size=d)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    X = torch.tensor(data.draw(st.lists(row, min_size=n, max_size=n)), dtype=dtype)
+    wide = torch.stack([X, X], dim=2)[:, :, 0]  # its rows lie apart, as those of a tensor among others do
+    k = data.draw(st.integers(1, d - 1))
+    reach = torch.tensor([[abs(data.draw(ENTRIES.filter(lambda x: x == x)))] for _ in X], dtype=dtype)
+    kth = X.double().abs().nan_to_num(nan=math.inf, posinf=math.inf).sort(1).values[:, -k, None].to(dtype)
+    for given_ in (None, reach, kth, 0.5 * kth):
+        for select in (together, in_turn):
+            found, least = select(X, k, given_)
+            assert found.dtype == torch.int64
+            assert np.array_equal(found.numpy(), [by_sorting(x, k) for x in X])
+            assert torch.equal(least, kth)
+        assert torch.equal(together(wide, k, given_)[0], found)
+
+
+def test_the_same_result_round_after_round(monkeypatch):
+    """Rows that change little, much, and in shape."""
+    monkeypatch.setattr(carried, "SHORT", 0)
+    monkeypatch.setattr(topk, "STACKED", 0)
+    g = torch.Generator().manual_seed(1)
+    chooser = CarriedLargest()
+    X = torch.randn(3, 2000, generator=g)
+    for scale in (1.0, 1.1, 0.95, 0.0, 1e-3, 1e3, math.nan, 1.0):
+        X = torch.randn(3, 2000, generator=g) * 0.1 + scale * X.nan_to_num(0.5)
+        for rows, k in ((X, 20), (X, 3), (X[:1], 20), (X[:, :70], 20), (X.double(), 1), (X, 2000), (X, 0)):
+            assert torch.equal(chooser(rows, k), largest(rows, k))
+
+
+class Waits(TorchDispatchMode):
+    """What a GPU would make the host wait for, but for copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.named = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = func is torch.ops.aten.index.Tensor and any(m.dtype is torch.bool for m in args[1])
+        if masks or func.overloadpacket.__name__ in (
+            "nonzero",
+            "_local_scalar_dense",
+            "bincount",
+            "_unique2",
+        ):
+            self.named.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_the_host_waits_once_for_the_candidates(n):
+    X = torch.randn(n, 5000, generator=torch.Generator().manual_seed(n))
+    reach = X.abs().topk(60).values[:, -1:]
+    with Waits() as waits:
+        together(X, 50, reach)
+    assert waits.named == ["nonzero"]

@@ -54,7 +54,7 @@ def main() -> None:
         ("allreduce", "gloo"): lambda: torch.distributed.all_reduce(tensor),
         ("allreduce", "ring"): lambda: ring.allreduce(array),
         ("reduce-scatter", "MPI"): lambda: comm.Reduce_scatter(array, piece, counts),
-        ("reduce-scatter", "ring"): lambda: np.copyto(piece, ring.reduce_scatter(array, counts)),
+        ("reduce-scatter", "ring"): lambda: ring.reduce_scatter(array, piece, counts),
         ("allgather", "MPI"): lambda: comm.Allgatherv(piece, [array, counts]),
         ("allgather", "ring"): lambda: ring.allgather(piece, array, counts),
     }

@@ -108,7 +108,8 @@ def uses(comm: MPI.Comm, ports: MPIPorts) -> Iterator[tuple[dict[str, Any], Call
     about = {"ranks": ranks, "itemsize": 4}
     for nbytes in SIZES:
         m = nbytes // 4
-        vector, piece = torch.ones(m), torch.ones(len(block(m, ranks, comm.rank)))
+        # zeros: what is summed in place again and again would grow beyond all numbers
+        vector, piece = torch.zeros(m), torch.zeros(len(block(m, ranks, comm.rank)))
         scattered = ports.reduce.contribution(m)
         dense = about | {"bytes": nbytes, "ring": ring}
         yield dense | {"verb": "sum"}, lambda v=vector: ports.reduce.total(v)  # type: ignore[misc,attr-defined]

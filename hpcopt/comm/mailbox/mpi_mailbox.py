@@ -73,7 +73,7 @@ class MPIMailbox:
         self._starting, self._handing_on = threading.Lock(), threading.Lock()
         self._multiple = threaded and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.busy = 0.0
-        own = Staging(staging.device, aware=False)  # pinned memory of its own
+        own = staging.another(direct=False)  # pinned memory of its own
         lanes = Lanes(Links(links, placement), like[:].detach(), depth, full)
         self.transport, self._wire, self._post = choose(self._comm, lanes, own, transport, remembered)
         self._sums = Sums(self._comm)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcopt.comm import gather
 from hpcopt.comm.neighbours.poller import Poller
 from hpcopt.comm.neighbours.schedule import schedule
-from hpcopt.comm.neighbours.wire import Wire
+from hpcopt.comm.neighbours.wire import Requests, Wire
 from hpcopt.comm.ports import Counter
 from hpcopt.comm.staging import Staging
+from hpcopt.comm.timing import fastest
 from hpcopt.ground.placement import Placement
 from hpcopt.math.averages import Averages
 from hpcopt.math.flat import buffer
@@ -24,6 +27,10 @@ from hpcopt.math.flat import buffer
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
 
+CHUNK_BYTES = 8 << 20
+"""of a row that goes through host memory: one is copied while another travels"""
+TRIED = 4 << 20
+"""numbers of the longest rows that are timed"""
 TESTED = 5
 """columns of the self-test"""
 PRIME = 101
@@ -46,6 +53,10 @@ class MPINeighbours:
         staging: how GPU tensors reach MPI.
         ordered: averages have the same bits on any number of ranks; otherwise only where workers have few
             neighbours.
+        remembered: what `way` was in an earlier job; empty if there was none.
+
+    Attributes:
+        way: "direct" or "staged", where there was a choice; else empty.
 
     Raises:
         RuntimeError: rows do not arrive where they should: the MPI library is defect.
@@ -59,21 +70,18 @@ class MPINeighbours:
         mixing: Mixing,
         staging: Staging,
         ordered: bool = True,
+        remembered: str = "",
     ) -> None:
         self._comm = comm.Dup()
         self._here = placement.here
-        # pinned memory of its own: another port's use must not overwrite rows that travel
-        self._staging = Staging(staging.device, staging.direct)
         self._schedules = [schedule(W, placement) for W in mixing.matrices]
         self._averages = [Averages(p.terms, p.received, like, ordered) for p in self._schedules]
-        self._leaving = [
-            torch.tensor(p.leaving, dtype=torch.int64, device=like.device) for p in self._schedules
-        ]
         self._landing = buffer((max(p.received for p in self._schedules), len(like)), like)
         self._snapshot: Tensor | None = None
         self._pending: tuple[int, Poller, Any, float] | None = None
         self._wire = Wire(self._comm)
         self._like = like[:0]
+        self._choose(staging, like, remembered)
         self._test(mixing, min(TESTED, len(like)))
         self.counter = Counter()
 
@@ -82,9 +90,7 @@ class MPINeighbours:
         start = time.perf_counter()
         assert self._pending is None, "a mix has begun and was not finished"
         number = round % len(self._schedules)
-        requests, landing = self._start(X, number)
-        MPI.Request.Waitall(requests)
-        self._averages[number].replace(X, self._received(landing, X, number))
+        self._averages[number].replace(X, self._exchanged(X, number))
         self._count(start, X, number)
 
     def begin(self, X: Tensor, round: int) -> Tensor:
@@ -97,7 +103,7 @@ class MPINeighbours:
         number = round % len(self._schedules)
         requests, landing = self._start(self._snapshot, number)
         # a thread has no GPU of its own choosing, and networks that take GPU pointers need no help
-        progress = Poller(requests, poll=X.device.type == "cpu" or not self._staging.direct)
+        progress = Poller(requests.all, poll=X.device.type == "cpu" or not self._staging.direct)
         self._pending = number, progress, landing, time.perf_counter() - start
         return self._snapshot
 
@@ -108,7 +114,10 @@ class MPINeighbours:
         assert snapshot is self._snapshot, "finish takes what begin gave"
         number, progress, landing, seconds = self._pending
         progress.finish()
-        self._averages[number].add_change(X, snapshot, self._received(landing, X, number))
+        others = self._others(number, X.shape[1])
+        if landing is not None:
+            self._staging.back(landing, others)
+        self._averages[number].add_change(X, snapshot, others)
         self._pending = None
         self._count(start - seconds, X, number)
 
@@ -119,29 +128,78 @@ class MPINeighbours:
         self._wire.release()
         self._comm.Free()
 
-    def _start(self, X: Tensor, number: int) -> tuple[list[MPI.Prequest], Any]:
-        """The requests that carry a schedule's rows, and the buffer (r, m) where they land."""
+    # --- rows on their way ----------------------------------------------------------------------------------
+
+    def _exchanged(self, X: Tensor, number: int) -> Tensor:
+        """The other ranks' rows, (r, m); staged, one is copied while the next one travels. Collective."""
+        requests, landing = self._start(X, number)
+        others = self._others(number, X.shape[1])
+        if self._staging.direct or landing is None:
+            MPI.Request.Waitall(requests.all)
+            return others
+        cuts = self._cuts(X.shape[1])
+        for at, group in enumerate(requests.receives):
+            slot, cut = at // len(cuts), cuts[at % len(cuts)]
+            MPI.Request.Waitall(group)
+            self._staging.home(landing[slot][cut], [others[slot][cut]])
+        MPI.Request.Waitall(requests.all)
+        self._staging.finish()
+        return others
+
+    def _start(self, X: Tensor, number: int) -> tuple[Requests, Any]:
+        """The requests that carry a schedule's rows, and the wire (r, m) where they land, if any do."""
         assert X.dtype == self._landing.dtype
         part, m = self._schedules[number], X.shape[1]
-        landing = self._staging.landing(self._landing[: part.received, :m])
+        if not part.sends and not part.receives:
+            return Requests([], []), None
+        cuts, staging = self._cuts(m), self._staging
+        landing = staging.landing(self._others(number, m))
+        pairs = [(row, cut) for row in part.leaving for cut in cuts]
         memory: Hashable
-        if self._staging.direct:
-            wire, memory = self._staging.out(X), (X.data_ptr(), X.shape, X.stride())
-            rows = {row: wire[row] for row in part.leaving}
+        rows: Iterable[Any]
+        if staging.direct:
+            wire, memory = staging.out(X), (X.data_ptr(), X.shape, X.stride())
+            rows = (wire[row][cut] for row, cut in pairs)
         else:
-            wire, memory = self._staging.out(X.index_select(0, self._leaving[number])), m
-            rows = dict(zip(part.leaving, wire, strict=True))
-        return self._wire.start(memory, number, part, rows, landing), landing
+            rows, memory = staging.leaving([[X[row, cut]] for row, cut in pairs]), m
+        return self._wire.start(memory, number, part, cuts, rows, landing), landing
 
-    def _received(self, landing: Any, X: Tensor, number: int) -> Tensor:
-        """The other ranks' rows, (r, m), all of which have arrived."""
-        others = self._landing[: self._schedules[number].received, : X.shape[1]]
-        self._staging.back(landing, others)
-        return others
+    def _others(self, number: int, m: int) -> Tensor:
+        """Where the other ranks' rows come to, (r, m)."""
+        return self._landing[: self._schedules[number].received, :m]
+
+    def _cuts(self, m: int) -> list[slice]:
+        """What of a row travels at a time; messages have to be the same on both sides."""
+        step = CHUNK_BYTES // self._like.element_size() if self._staged else m
+        return gather.cuts(m, step) if m else [slice(0, 0)]
 
     def _count(self, since: float, X: Tensor, number: int) -> None:
         nbytes, part = X.shape[1] * X.element_size(), self._schedules[number]
         self.counter.add(since, nbytes * part.sent, nbytes * part.fan_out, nbytes * len(X))
+
+    def _choose(self, staging: Staging, like: Tensor, remembered: str) -> None:
+        """How rows reach MPI, by timing exchanges where there are two ways. Collective."""
+        # pinned memory of its own: another port's use must not overwrite rows that travel
+        own = {name: way.another(way.direct) for name, way in staging.ways().items()}
+        found = {name for names in self._comm.allgather(list(own)) for name in names}
+        names = sorted(found - {""}) or [""]
+
+        def use(name: str) -> None:
+            # messages are cut alike on both sides, also where a rank is on the CPU beside others with GPUs
+            self._staging, self._staged = own.get(name) or own[""], name == "staged"
+
+        self.way = ""
+        if len(names) > 1 and self._comm.size > 1:
+            X = buffer((len(self._here), min(len(like), TRIED)), like).zero_()
+
+            def exchange(name: str) -> None:
+                use(name)
+                self._exchanged(X, 0)
+
+            calls = {name: partial(exchange, name) if {"", name} & own.keys() else None for name in names}
+            self.way = fastest(self._comm, calls, remembered)
+            self._wire.release()
+        use(self.way or names[0])
 
     # --- the self-test -------------------------------------------------------------------------------------
 

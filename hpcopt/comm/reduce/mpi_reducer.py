@@ -12,25 +12,22 @@ from torch import Tensor
 from hpcopt.comm import gather
 from hpcopt.comm.ports import VERBS, Counter, Gradients
 from hpcopt.comm.reduce.buckets import BucketedSum
-from hpcopt.comm.reduce.choice import Reduction
+from hpcopt.comm.reduce.choice import Reduction, plain
 from hpcopt.comm.reduce.contribution import Buffer, sum_in_order
-from hpcopt.comm.reduce.ring import Ring
+from hpcopt.comm.reduce.ways import Table, Way, Ways
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes, ordered_bytes
 from hpcopt.ground.placement import Placement, block, sizes
 
-# below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves
-RING_ELEMENTS = 1 << 14
-
 
 class MPIReducer:
-    """`Reducer` over a communicator.
+    """`Reducer` over a communicator; on one rank nothing is moved.
 
     Its ways of a sum: ``"mpi"``, MPI's own allreduce of the ranks' partial sums, in place and without
     copies; ``"ring"``, the same between hosts with slow links (`hpcopt.comm.reduce.ring`), where long vectors
-    are reduce-scattered and gathered so, too; ``"ordered"``, an exchange that gives every rank all workers'
-    rows for its slice of the columns, so that sums run in the order of the workers and come out bit-identical
-    on any number of ranks (N/2 times the bytes).
+    are reduce-scattered and gathered so, too; ``"nccl"``, the same between GPUs; ``"ordered"``, an exchange
+    that gives every rank all workers' rows for its slice of the columns, so that sums run in the order of the
+    workers and come out bit-identical on any number of ranks (N/2 times the bytes).
 
     Args:
         comm: duplicated; the caller's stays as it is. Collective.
@@ -39,6 +36,7 @@ class MPIReducer:
         like: a vector (d,) like the model.
         reduction: how sums travel, see `hpcopt.comm.reduce.choice.choose`.
         overlap: gradients travel while they are being computed (CPU tensors only).
+        table: in what pieces, and how a GPU's tensors reach MPI, as `choose` says; None: whole.
     """
 
     def __init__(
@@ -49,16 +47,16 @@ class MPIReducer:
         like: Tensor,
         reduction: Reduction = "mpi",
         overlap: bool = False,
+        table: Table | None = None,
     ) -> None:
         self._comm = comm.Dup()
         self._placement, self._like = placement, like
         # small sums take microseconds: what is counted of them must not be looked up again and again
         self._dim, self._n, self._workers, self._ranks = len(like), placement.n, placement.total, comm.size
-        self._ordered = reduction == "ordered"
-        self._overlap = overlap and not self._ordered and staging.device.type == "cpu"
-        self._ring = Ring(self._comm) if reduction == "ring" else None
-        # the ring adds in host memory, also where MPI takes the GPU's
-        self._staging = Staging(staging.device, aware=False) if self._ring is not None else staging
+        self._ordered, self._alone = reduction == "ordered", comm.size == 1
+        on_host = staging.device.type == "cpu"
+        self._overlap = overlap and on_host and not self._ordered and not self._alone
+        self._ways = Ways(self._comm, staging, table or plain(self._comm, reduction, staging, like))
         self._gradient: Buffer | None = None
         self.counters = {verb: Counter() for verb in VERBS}
 
@@ -114,8 +112,7 @@ class MPIReducer:
 
     def free(self) -> None:
         """See `Reducer`. Collective."""
-        if self._ring is not None:
-            self._ring.free()
+        self._ways.free()
         self._comm.Free()
 
     # --- sums -----------------------------------------------------------------------------------------------
@@ -128,7 +125,9 @@ class MPIReducer:
 
     def _gradient_in_parts(self, part: Buffer, problem: Gradients, x: Tensor, draw: Any) -> Tensor:
         """The gradient, whose parts travel as they become ready; its time is what is left to wait for."""
-        parts = BucketedSum(part.memory.numpy(), self._allreduce_wire)
+        way = self._ways.of("sum", part.memory.nbytes)
+        assert isinstance(way, Way)  # on the CPU
+        parts = BucketedSum(part.memory.numpy(), way.plan.allreduce)
         part.add_gradients(problem, x, draw, parts.ready)
         start = time.perf_counter()
         parts.finish()
@@ -139,10 +138,12 @@ class MPIReducer:
     def total(self, part: Tensor, verb: str = "sum") -> Tensor:
         """The sum of all ranks' (m,), in place, or of all workers' (n, m) in their order. Collective."""
         start = time.perf_counter()
-        if self._ordered:
-            total = self._gather(self._scatter_rows(part), sizes(part.shape[-1], self._ranks))
-        else:
+        if not self._ordered:
             total = self._allreduce(part)
+        elif self._alone:
+            total = sum_in_order(part)
+        else:
+            total = self._gather(self._scatter_rows(part), sizes(part.shape[-1], self._ranks))
         self._count_sum(verb, start, total)
         return total
 
@@ -178,56 +179,31 @@ class MPIReducer:
     # --- MPI ------------------------------------------------------------------------------------------------
 
     def _allreduce(self, part: Tensor) -> Tensor:
-        wire = self._staging.out(part)
-        self._allreduce_wire(wire)
-        self._staging.back(wire, part)
+        if not self._alone:
+            self._ways.of("sum", part.numel() * part.element_size()).allreduce(part)
         return part
-
-    def _allreduce_wire(self, wire: Any) -> None:
-        step = gather.MAX_MESSAGE // wire.dtype.itemsize
-        ring = self._ring_for(wire.shape[0])
-        if ring is not None:
-            ring.allreduce(wire)
-        elif wire.shape[0] <= step:  # the usual case; slicing costs a microsecond
-            self._comm.Allreduce(MPI.IN_PLACE, wire)
-        else:
-            for start in range(0, wire.shape[0], step):
-                self._comm.Allreduce(MPI.IN_PLACE, wire[start : start + step])
-
-    def _ring_for(self, size: int) -> Ring | None:
-        return self._ring if size >= RING_ELEMENTS else None
 
     def _reduce_scatter(self, part: Tensor) -> Tensor:
         """This rank's slice, from everybody's whole vectors."""
-        size = len(part)
-        counts = sizes(size, self._ranks)
-        own = self.own(size)
-        wire = self._staging.out(part)
-        piece = torch.empty(len(own), dtype=part.dtype, device=part.device)
-        landing = self._staging.landing(piece)
-        step = max(1, gather.MAX_MESSAGE // part.element_size() // self._ranks)
-        ring = self._ring_for(size)
-        if ring is not None:
-            landing[:] = ring.reduce_scatter(wire, counts)
-        elif max(counts) <= step:
-            self._comm.Reduce_scatter(wire, landing, counts)
-        else:
-            for rank, count in enumerate(counts):
-                start = block(size, self._ranks, rank).start
-                for at in range(0, count, step):
-                    end = min(at + step, count)
-                    send = wire[start + at : start + end]
-                    receive = landing[at:end] if rank == self._comm.rank else None
-                    self._comm.Reduce(send, receive, root=rank)
-        self._staging.back(landing, piece)
+        if self._alone:
+            return part.clone()
+        counts = sizes(len(part), self._ranks)
+        piece = torch.empty(counts[self._comm.rank], dtype=part.dtype, device=part.device)
+        self._ways.of("scatter", part.numel() * part.element_size()).reduce_scatter(part, piece, counts)
         return piece
 
     def _scatter_rows(self, rows: Tensor) -> Tensor:
         """This rank's columns of every worker's row, summed in the order of the workers."""
+        if self._alone:
+            return sum_in_order(rows)
         size = rows.shape[-1]
         workers = self._placement
         columns = torch.empty((workers.total, len(self.own(size))), dtype=rows.dtype, device=rows.device)
-        wire, landing = self._staging.out(rows), self._staging.landing(columns)
+        # from rank to rank, like what is gathered
+        way = self._ways.of("gather", size * rows.element_size())
+        assert isinstance(way, Way)  # NCCL knows no order
+        staging = way.staging
+        wire, landing = staging.out(rows), staging.landing(columns)
         requests = []
         for rank in range(self._ranks):
             theirs = block(size, self._ranks, rank)
@@ -238,16 +214,13 @@ class MPIReducer:
             for worker in workers.at(rank):
                 requests += gather.in_pieces(self._comm.Irecv, landing[worker], rank, worker)
         MPI.Request.Waitall(requests)
-        self._staging.back(landing, columns)
+        staging.back(landing, columns)
         return sum_in_order(columns)
 
     def _gather(self, piece: Tensor, counts: list[int]) -> Tensor:
+        if self._alone:
+            return piece.clone()
         whole = torch.empty(sum(counts), dtype=piece.dtype, device=piece.device)
-        wire, landing = self._staging.out(piece.contiguous()), self._staging.landing(whole)
-        ring = self._ring_for(len(whole))
-        if ring is not None:
-            ring.allgather(wire, landing, counts)
-        else:
-            gather.allgather(self._comm, wire, landing, counts)
-        self._staging.back(landing, whole)
+        way = self._ways.of("gather", whole.numel() * whole.element_size())
+        way.allgather(piece.contiguous(), whole, counts)
         return whole

@@ -72,7 +72,9 @@ class MPISparseSum:
         self._clear()
         k = indices.shape[1]
         plan = self._plan(k, expected)
-        if plan == "dense":
+        if plan == "alone":
+            sent = self._sum_alone(indices, values)
+        elif plan == "dense":
             sent = self._sum_dense(indices, values)
         elif plan == "owner":
             sent = self._sum_by_owners(indices, values)
@@ -95,14 +97,21 @@ class MPISparseSum:
         self._comm.Free()
 
     def _plan(self, k: int, expected: int) -> str:
+        if self._comm.size == 1:
+            return "alone"
         if self._exchange != "auto":
             return self._exchange
-        if self._comm.size == 1:
-            return "allgather"
         costs, _ = self._costs()
         return costs.fastest(self._shape, k, expected or self._shape.chance(k, self._shape.workers))
 
     # --- the plans: each leaves the sum in _dense and _support, and gives the bytes that this rank sent
+
+    def _sum_alone(self, indices: Tensor, values: Tensor) -> float:
+        """Whatever the plan: nothing leaves the device."""
+        self._add(zip(indices, values, strict=True))
+        self._support = union(indices)
+        self._keep_largest(indices.shape[1])
+        return 0.0
 
     def _sum_dense(self, indices: Tensor, values: Tensor) -> float:
         counter = self._reducer.counters["sum"]

@@ -29,8 +29,9 @@ def conditions(runs: Sequence[Run], repeats: Iterable[int]) -> str:
 
 def in_words(ranks: Any, workers: Any, hosts: Any, cores: Any, repeats: Any) -> str:
     """The same of numbers."""
+    P, N = several(ranks), several(workers)
     return (
-        f"P = {several(ranks)} ranks, N = {several(workers)} workers; hosts: {several(hosts)}; "
+        f"P = {P} rank{'s' * (P != '1')}, N = {N} worker{'s' * (N != '1')}; hosts: {several(hosts)}; "
         f"cores: {several(cores)}; repeats: {several(repeats)}."
     )
 

@@ -94,7 +94,7 @@ def _made_with(run: Run) -> dict[str, str]:
     about = run.tree.attrs
     known = {
         name: str(about[name])
-        for name in ("version", "commit", "device", "dtype", "notes")
+        for name in ("version", "commit", "device", "device_name", "tf32", "dtype", "notes")
         if about.get(name)
     }
     known |= {
