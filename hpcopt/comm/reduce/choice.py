@@ -2,10 +2,10 @@
 
 Three things are measured, each only where there is a choice: whether a ring is faster between hosts; in what
 pieces long vectors are summed; whether a GPU's tensors go to a CUDA-aware MPI directly or staged. That is
-done with vectors like those to come, where they will be, full of zeros; of the longest a part will do, so that
-it takes fractions of a second but over slow links. In which order MPI adds up may depend on the pieces, and so
-may the last bits of a sum. Sums in the order of the workers ask MPI to add nothing up: there only the way of
-what is gathered is measured, on which no bit depends.
+done with vectors like those to come, where they will be, full of zeros; of the longest a part will do, so
+that it takes fractions of a second but over slow links. In which order MPI adds up may depend on the pieces,
+and so may the last bits of a sum. Sums in the order of the workers ask MPI to add nothing up: there only the
+way of what is gathered is measured, on which no bit depends.
 """
 
 from __future__ import annotations
