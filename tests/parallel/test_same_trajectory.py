@@ -197,9 +197,8 @@ RESUMED = {
     "adam": ("allreduce_sgd", {"lr": 0.01, "optimizer": "adam"}),
     "regtopk": ("regtopk", METHODS["regtopk"]),
     "powersgd": ("powersgd", METHODS["powersgd"]),
-    "deprl": ("deprl", METHODS["deprl"]),
+    "deprl": ("deprl", METHODS["deprl"] | {"optimizer": "adamw", "lr": 0.01}),
     "gradient_tracking": ("gradient_tracking", METHODS["gradient_tracking"]),
-    "local": ("local", METHODS["local"]),
     "sliced": (SLICED, {"lr": 0.01}),
 }
 
