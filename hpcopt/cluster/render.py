@@ -12,7 +12,9 @@ from hpcopt.cluster.profile import SiteProfile
 from hpcopt.cluster.template import ITSELF, MPIRUN, ONE_RUN, SCRIPT, SRUN, SWEEP, BatchScript
 from hpcopt.cluster.words import JobId, Line, Name, Time, array, directive, file_pattern, seconds
 from hpcopt.config.base import Count, Table
+from hpcopt.config.run import StopSignal
 from hpcopt.config.values import MOST
+from hpcopt.control.launcher import HANDED_ON
 from hpcopt.errors import UserError
 
 
@@ -68,6 +70,8 @@ class Submission(Table):
     """of a sweep: ranks of each case"""
     at_once: Count | None = None
     """of a sweep: cases at the same time, at most"""
+    stop_signal: StopSignal = "USR1"
+    """on which the ranks stop: run.stop_signal"""
     after: tuple[JobId, ...] = ()
     """jobs that must have succeeded before"""
     after_any: tuple[JobId, ...] = ()
@@ -94,8 +98,13 @@ def render(request: Submission, profile: SiteProfile) -> str:
     """The batch script, as plain text that a user can read, edit and submit by hand.
 
     Raises:
-        UserError: the time limit leaves no time before the signal.
+        UserError: the time limit leaves no time before the signal, or the ranks would not get it.
     """
+    if profile.launcher == "mpirun" and not request.command and request.stop_signal not in HANDED_ON:
+        raise UserError(
+            f'run.stop_signal = "{request.stop_signal}": mpirun, the launcher of the site\'s profile, hands '
+            f"on {' and '.join(HANDED_ON)} only"
+        )
     if seconds(request.time) <= profile.signal_seconds:
         raise UserError(
             f"--time {request.time}: the ranks are told to stop signal_seconds = {profile.signal_seconds} s "
@@ -136,7 +145,7 @@ def _directives(request: Submission, profile: SiteProfile) -> list[str]:
         "qos": profile.qos,
         "constraint": profile.constraint,
         "reservation": profile.reservation,
-        "signal": f"{shell_only}USR1@{profile.signal_seconds}",
+        "signal": f"{shell_only}{request.stop_signal}@{profile.signal_seconds}",
         "open-mode": "append",
         "chdir": request.workdir,
         "output": f"{file_pattern(request.directory)}/{log}",
@@ -208,10 +217,13 @@ def _environment(request: Submission, profile: SiteProfile) -> list[str]:
 def _launch(request: Submission, profile: SiteProfile) -> str:
     if request.command:
         return ITSELF
+    traps = " ".join(dict.fromkeys((request.stop_signal, "TERM")))
     if profile.launcher == "mpirun":
         # mpirun gives a rank one core unless told otherwise
         free = " --bind-to none" if request.cpus_per_task > 1 else ""
-        return BatchScript(MPIRUN).substitute(tasks=request.ntasks_per_node, options=free)
+        return BatchScript(MPIRUN).substitute(
+            tasks=request.ntasks_per_node, options=free, signal=request.stop_signal, signals=traps
+        )
     # every rank sees all GPUs of its node and takes the one with its local number; near cores of its own
     bound = " --cpu-bind=cores" if profile.gpus_per_task else ""
-    return BatchScript(SRUN).substitute(mpi=profile.mpi, options=bound)
+    return BatchScript(SRUN).substitute(mpi=profile.mpi, options=bound, signals=traps)

@@ -61,15 +61,17 @@ def prepare(order: Order) -> tuple[Submission, SiteProfile]:
     """
     profile = load_profile(find(order.profile, order.config))
     here = Path.cwd()
-    top = here / _top(order)
+    top, stop_signal = _top(order)
+    top = here / top
     if order.array_at_once is not None and not order.array:
         raise UserError("--array-at-once: is for --array")
     values = order.resources | {
+        "stop_signal": stop_signal,
         "job_name": order.job_name if order.job_name is not None else order.config.stem,
         "directory": os.path.normpath(top),
         "config": str(here / order.config),
         "settings": order.settings,
-        "array": tuple(_elements(order, top)) if order.array else (),
+        "array": tuple(_elements(order, top, stop_signal)) if order.array else (),
         "array_at_once": order.array_at_once,
         "after": tuple(job for jobs in order.after for job in jobs.split(",")),
         "workdir": str(here),
@@ -113,14 +115,17 @@ def sbatch(script: Path, limit: float) -> str:
     return job
 
 
-def _top(order: Order) -> Path:
-    """The directory of the run, or of all runs; the config without what differs between these is checked."""
+def _top(order: Order) -> tuple[Path, str]:
+    """The directory of the run, or of all runs, and their run.stop_signal.
+
+    The config without what differs between them is checked.
+    """
     if order.sweep is None:
         config = _checked(order, order.settings)
-        return order.out or Path(config.run.out or ".")
+        return order.out or Path(config.run.out or "."), config.run.stop_signal
     if order.out is None:
         raise UserError("--sweep: needs a directory: --out DIR")
-    return order.out
+    return order.out, _plan(order, order.sweep).stop_signal
 
 
 def _checked(order: Order, settings: tuple[str, ...]) -> RunConfig:
@@ -143,16 +148,23 @@ def _sweep(order: Order, sweep: Sweep) -> dict[str, Any]:
     """The keys of `Submission` for a sweep, all of whose cases are checked."""
     if order.array:
         raise UserError("--sweep: is one job, and --array many; take one of them")
-    planning.plan(order.config, sweep.over, order.settings, sweep.zip).check(sweep.ranks_each)
+    _plan(order, sweep).check(sweep.ranks_each)
     ranks, told = _ranks(order)
     if ranks and ranks < sweep.ranks_each:
         raise UserError(f"--ranks-each {sweep.ranks_each}: {told}")
     return asdict(sweep)
 
 
-def _elements(order: Order, top: Path) -> Iterator[dict[str, Any]]:
+def _plan(order: Order, sweep: Sweep) -> planning.Plan:
+    return planning.plan(order.config, sweep.over, order.settings, sweep.zip)
+
+
+def _elements(order: Order, top: Path, stop_signal: str) -> Iterator[dict[str, Any]]:
     for case in planning.combined(order.array, zipped=False, option="--array"):
-        _checked(order, (*order.settings, *case.settings))
+        config = _checked(order, (*order.settings, *case.settings))
+        if config.run.stop_signal != stop_signal:
+            both = planning.several_signals((stop_signal, config.run.stop_signal))
+            raise UserError(f"{order.config}: {both}")
         # a value may be a path or a list: what is not plain in a file's name becomes _
         name = re.sub(r"[^\w.+=,-]", "_", ",".join(case.settings))
         yield {"settings": case.settings, "directory": os.path.normpath(top / name)}

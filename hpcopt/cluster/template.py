@@ -123,14 +123,14 @@ command=(hpcopt sweep "$config" --out "$directory" "${settings[@]}" "${cases[@]}
 # lost one. --kill-on-bad-exit would kill ranks that are about to end with 75 by themselves, and hide the 75.
 SRUN = """\
 # the signals are for the ranks; this shell has to live until it has told how they ended
-trap : USR1 TERM
+trap : @@{signals}
 srun --mpi=@@{mpi} --kill-on-bad-exit=0 --wait=60@@{options} "${command[@]}"
 code=$?"""
 
 # Slurm does not know ranks that mpirun starts in the batch script's own step, so it signals the shell (B:),
-# which tells mpirun, which tells the ranks. USR1 also for TERM, at which mpirun would end them at once.
+# which tells mpirun, which tells the ranks. The same for TERM, at which mpirun would end them at once.
 MPIRUN = """\
-trap 'kill -USR1 "$launcher"' USR1 TERM
+trap 'kill -@@{signal} "$launcher"' @@{signals}
 mpirun -n $((SLURM_JOB_NUM_NODES * @@{tasks}))@@{options} "${command[@]}" &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done # a signal ends wait too early

@@ -24,6 +24,7 @@ def run(
     from hpcopt.config import load
 
     comm, checked = together(lambda: load(config, overrides or [], out=out))
+    signals.catch(checked.run.stop_signal)
     from hpcopt.api import start
 
     start(comm, checked)
@@ -36,7 +37,8 @@ def resume(
     signals.catch()
     from hpcopt.config import resumable
 
-    comm, _ = together(lambda: resumable(directory, overrides or []))
+    comm, checked = together(lambda: resumable(directory, overrides or []))
+    signals.catch(checked.run.stop_signal)
     from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
@@ -68,6 +70,7 @@ def sweep(
         return plan
 
     comm, plan = together(checked)
+    signals.catch(plan.stop_signal)
     from hpcopt.api import sweep
 
     sweep(comm, plan, out, ranks_each, at_once, retry)

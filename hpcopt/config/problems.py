@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from hpcopt.config.base import Count, Fraction, NonNegative, Positive, Table, Whole
 from hpcopt.config.explain import explained
@@ -28,6 +36,7 @@ PROBLEM_TABLES = {
 }
 """loaded by name when a config needs one; none of them imports torch before it is bound"""
 FACTORY = "hpcopt.problems.custom:CustomTable"
+Own = Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
 SPREAD = ("partition", "samples_per_worker")
 """keys that say which rows workers have"""
 IN_PYTHON = "python:recipe"
@@ -125,15 +134,23 @@ class PartitionTable(ProblemTable):
 
 
 class NetworkTable(PartitionTable):
-    """A neural network on images; cross-entropy."""
+    """A neural network: built-in ones on images with cross-entropy, or of your own."""
 
     fixed = PartitionTable.fixed | {
-        *("model", "hidden", "private", "regularisation", "logit_adjustment", "new_workers")
+        *("model", "model_options", "loss", "loss_options", "hidden", "private", "regularisation"),
+        *("logit_adjustment", "new_workers"),
     }
     dataset: str = "digits"
     """"fashion-mnist", "digits", or the path of a file made by `hpcopt data import`"""
-    model: Literal["mlp", "cnn", "alexnet", "resnet18"] = "mlp"
-    """the network"""
+    model: Literal["mlp", "cnn", "alexnet", "resnet18"] | Own = "mlp"
+    """the network, or a class of your own, "package.module:Class", whose parameters begin as torch draws them
+    from run.seed; see hpcopt.Network for what rows it gets"""
+    model_options: dict[str, Any] = Field(default={})
+    """keyword arguments of your own model, { width = 8 }"""
+    loss: Literal["cross_entropy"] | Own = "cross_entropy"
+    """or a loss of your own: a function (output, target), "package.module:function", or a class of such"""
+    loss_options: dict[str, Any] = Field(default={})
+    """keyword arguments of your own loss"""
     hidden: list[Count] = Field(default=[256, 128])
     """mlp: widths of the hidden layers; the last layer is the head, and without others, [], it is logistic
     regression"""
@@ -155,6 +172,32 @@ class NetworkTable(PartitionTable):
     """SGD steps with which a new worker does so, from the values that all workers began with"""
     new_worker_lr: Positive = 0.1
     """learning rate of these steps, whatever the method"""
+
+    @field_validator("model", "loss", mode="wrap")
+    @classmethod
+    def _built_in_or_own(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            key = str(info.field_name)
+            built_in = get_args(get_args(cls.model_fields[key].annotation)[0])
+            what = "Class" if key == "model" else "function"
+            raise ValueError(
+                f'must be {", ".join(map(repr, built_in))}, or your own "package.module:{what}"'
+                + (suggestion(value, built_in) if isinstance(value, str) else "")
+            ) from None
+
+    @model_validator(mode="after")
+    def _keys_fit_the_model(self) -> NetworkTable:
+        for key in ("model", "loss"):
+            own, options = is_own(getattr(self, key)), getattr(self, f"{key}_options")
+            if options and not own:
+                raise ValueError(f"{key}_options = {options!r}: is for a {key} of your own")
+        for key in ("hidden", "dropout"):
+            value = getattr(self, key)
+            if is_own(self.model) and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} = {value!r}: is for a built-in model; yours has model_options")
+        return self
 
     def recipe(self) -> Recipe:
         """The network; raises `UserError` where there is no such data set, or the model cannot take it."""

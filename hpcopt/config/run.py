@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hpcopt.config.base import Count, NonNegative, Positive, Table, Whole
 from hpcopt.ground.words import counted, there_are
 
+StopSignal = Literal["USR1", "USR2", "TERM", "INT", "HUP", "XCPU"]
 MAX_RECORDS = 1_000_000
 MAX_WORKERS = 1_000_000
 
@@ -45,6 +46,10 @@ class RunTable(Table):
     stall_seconds: Positive = 300.0
     """without progress for so long, the job prints every rank's stack, names the rank that has stopped, if
     one has, and ends; to be longer than the longest round, evaluation or checkpoint [s]"""
+    stop_signal: StopSignal = "USR1"
+    """on which signal the ranks write a checkpoint and stop, as on TERM and INT (Ctrl-C), always; `hpcopt
+    submit` asks Slurm for it. Others cannot be caught, or say something else; of these, mpirun hands on USR1
+    and USR2 only"""
     out: Annotated[str, Field(min_length=1)] | None = None
     """the run's directory; runs/METHOD-PROBLEM-seedS if not given"""
     dtype: Literal["float32", "float64"] | None = None

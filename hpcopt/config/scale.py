@@ -137,7 +137,8 @@ def plan(
     length = table.warm_up + table.rounds
     changes = (f"run.rounds={length}", f"run.evaluate_every={every}", "run.checkpoint_every=0")
     tables = load(config, (*overrides, *changes)).tables()
-    for key in ("out", "target_loss", "max_seconds"):  # all launches make the same rounds
+    # all launches make the same rounds, and are told to stop by `hpcopt scale`
+    for key in ("out", "target_loss", "max_seconds", "stop_signal"):
         tables["run"].pop(key, None)
     found = Plan(table, from_tables(tables, str(config)), _order(table, tables["run"]["seed"], by_point))
     _check_points(found, config)

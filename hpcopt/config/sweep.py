@@ -74,11 +74,20 @@ class Plan:
         Raises:
             UserError: the first case that is wrong.
         """
+        stops = set()
         for case in self.cases:
             config = self.config(case, Path(case.name))
+            stops.add(config.run.stop_signal)
             told = f"each case has {counted(ranks, 'rank')} (--ranks-each)"
             if misfit := config.run.misfit(ranks, told):
                 raise UserError(f"{self.source}, case {case.name}: [run] {misfit}")
+        if len(stops) > 1:
+            raise UserError(f"{self.source}: {several_signals(stops)}")
+
+    @property
+    def stop_signal(self) -> str:
+        """On which the job stops; raises `UserError` if the first case is wrong."""
+        return self.config(self.cases[0], Path(self.cases[0].name)).run.stop_signal
 
     def written(self) -> dict[str, Any]:
         """What sweep.toml has."""
@@ -103,6 +112,11 @@ class Plan:
             for key in sorted(then.keys() | here.keys())
             if then.get(key) != here.get(key)
         ]
+
+
+def several_signals(names: Iterable[str]) -> str:
+    """That one job is to stop on several signals, in words."""
+    return f"run.stop_signal = {', '.join(sorted(names))}: one job stops on one signal, in all of its cases"
 
 
 def plan(

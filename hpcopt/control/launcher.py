@@ -12,6 +12,8 @@ _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_
 # variables with the number of ranks on this node
 _LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDRA_", "MPI_LOCAL")
+HANDED_ON = ("USR1", "USR2")
+"""signals that Open MPI's mpirun gives its ranks, and goes on"""
 
 
 def expected_size() -> int:
@@ -59,11 +61,11 @@ def signal_seconds() -> float:
     return float(given) if given.isdecimal() else float("inf")
 
 
-def ends_at_once() -> str:
-    """What a job loses that is stopped by other means than USR1, in words; nothing where that is not so.
+def ends_at_once(stop_signal: str = "USR1") -> str:
+    """What a job loses that is stopped by other means than its signal, in words; nothing if that is not so.
 
     Open MPI's mpirun gives its ranks TERM and a quarter of a second later KILL, and no option changes that;
-    in a Slurm job it gets USR1 instead (`hpcopt.cluster.template`).
+    in a Slurm job it gets another signal instead (`hpcopt.cluster.template`).
     """
     if (
         launcher_name() != "mpirun"
@@ -71,9 +73,10 @@ def ends_at_once() -> str:
         or "SLURM_JOB_ID" in os.environ
     ):
         return ""
+    handed_on = stop_signal in HANDED_ON
     return (
         "Ctrl-C and TERM make mpirun kill the ranks at once, and what was computed since the last checkpoint "
-        "is lost; kill -USR1 to mpirun makes them write one first"
+        f"is lost; kill -{stop_signal} to {'mpirun' if handed_on else 'a rank'} makes them write one first"
     )
 
 

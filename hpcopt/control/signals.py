@@ -11,7 +11,8 @@ from typing import Any
 
 from hpcopt.ground.terminal import raw
 
-STOPPING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+DEFAULT = "USR1"
+"""the signal that asks to stop where no other one is chosen, beside TERM and INT, which always do"""
 
 # signals belong to the process, and so does what came of them
 _previous: dict[signal.Signals, Any] = {}
@@ -19,18 +20,26 @@ _received: list[int] = []
 _others: list[Callable[[], bool]] = []
 
 
-def catch() -> bool:
-    """From here on USR1, TERM and INT (Ctrl-C) are remembered, and end nothing; but for a second INT.
+def catch(name: str = DEFAULT) -> bool:
+    """From here on a signal, TERM and INT (Ctrl-C) are remembered, and end nothing; but for a second INT.
+
+    Args:
+        name: of the signal, without SIG; where another one was caught before, that is given back.
 
     Returns:
         Whether that is new; who began it calls `release`, or leaves it until the process ends.
     """
     # Python gives signals to the main thread alone; a run in another one goes without
-    if _previous or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return False
-    for number in STOPPING:
+    new, stopping = not _previous, {signal.Signals[f"SIG{name}"], signal.SIGTERM, signal.SIGINT}
+    for number in stopping - _previous.keys():
         _previous[number] = signal.signal(number, _remember)
-    return True
+    for number in _previous.keys() - stopping:
+        handler = _previous.pop(number)
+        if signal.getsignal(number) is _remember:  # and not the user's code, which may want it itself
+            signal.signal(number, handler)
+    return new
 
 
 def received() -> bool:

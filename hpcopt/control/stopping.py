@@ -23,10 +23,15 @@ class StopAgreement:
     travels in the same reduction. Where a round takes longer than `WINDOW_SECONDS` they wait for the result
     at once: a wish takes effect at the end of the round in which it came. Collective over ``comm``
     (duplicated) at agreed rounds only.
+
+    Args:
+        comm: the ranks.
+        round: that is made next.
+        stop_signal: see `hpcopt.control.signals.catch`.
     """
 
-    def __init__(self, comm: MPI.Comm, round: int) -> None:
-        self._catching = signals.catch()
+    def __init__(self, comm: MPI.Comm, round: int, stop_signal: str = signals.DEFAULT) -> None:
+        self._catching = signals.catch(stop_signal)
         self._comm = comm.Dup()
         self._wish = Stop.NO
         self._send, self._result = np.zeros(2), np.zeros(2)

@@ -37,7 +37,7 @@ def assist(
         HpcoptError: that of the run.
     """
     with ExitStack() as opened, repeatable(config.run):
-        if signals.catch():
+        if signals.catch(config.run.stop_signal):
             opened.callback(signals.release)
         beat("the wait for the run's directory")
         word, side = crew.hear(), None

@@ -306,9 +306,9 @@ def _open(
     job = provenance.job() | {"round": round, "ranks": about["ranks"]}
     directory.open_metrics(recorder.schema(first, room(built.config.run)), round, about, job)
     reporter.start(job)
-    if not built.config.run.checkpoint_every and (lost := ends_at_once()):
+    if not built.config.run.checkpoint_every and (lost := ends_at_once(built.config.run.stop_signal)):
         reporter.say(f"run.checkpoint_every = 0: {lost}")
-    stopping = StopAgreement(directory.comm, round)
+    stopping = StopAgreement(directory.comm, round, built.config.run.stop_signal)
     in_agreement(opened, stopping.close)
     built.ports.wish = stopping.wish
     return Job(built, recorder, directory, reporter, watchdog, stopping, first)

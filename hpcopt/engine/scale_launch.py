@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -60,7 +61,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(0.5)
             if signals.received() and not handed_on:
-                process.send_signal(signals.STOPPING[0])
+                process.send_signal(signal.SIGUSR1)  # see `hpcopt.config.scale.plan`
                 handed_on = True
     finally:
         if process.poll() is None:  # an interrupt from the keyboard, or a bug

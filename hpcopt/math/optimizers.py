@@ -7,6 +7,7 @@ checkpoints can re-partition, and because importing torch.optim's machinery cost
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,6 @@ SWEEP = 64
 
 if TYPE_CHECKING:
     from hpcopt.config.base import FirstOrder, LearningRate
-    from hpcopt.config.methods.gossip import OwnStepsTable
 
 
 def learning_rate(table: LearningRate, round: int, lr: float | None = None) -> float:
@@ -42,20 +42,21 @@ class FirstOrderUpdate:
 
     Args:
         table: the settings.
+        clip: the largest norm of a gradient, in place of the table's; 0: none.
     """
 
-    def __init__(self, table: FirstOrder) -> None:
-        self._table = table
+    def __init__(self, table: FirstOrder, clip: float | None = None) -> None:
+        self._table, self._clip = table, table.clip if clip is None else clip
+
+    def sizes(self, d: int) -> tuple[int, int]:
+        """How many numbers the first and the second moments of d parameters are: d or 0."""
+        second = self._table.optimizer != "sgd"
+        return d * (second or self._table.momentum > 0), d * second
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first and second moments to begin with; empty tensors where the update has none."""
-        second = self._table.optimizer != "sgd"
-        first = second or self._table.momentum > 0
-        nothing = x.new_zeros((*x.shape[:-1], 0))
-        return (
-            torch.zeros_like(x) if first else nothing.clone(),
-            torch.zeros_like(x) if second else nothing.clone(),
-        )
+        first, second = self.sizes(x.shape[-1])
+        return x.new_zeros((*x.shape[:-1], first)), x.new_zeros((*x.shape[:-1], second))
 
     def __call__(
         self,
@@ -66,63 +67,92 @@ class FirstOrderUpdate:
         round: int,
         support: Tensor | None = None,
         lr: float | None = None,
+        keep: bool = False,
     ) -> None:
-        """x ← x − η · update(g).
+        """x ← x − η · update(g), one step in each round.
 
         Args:
-            x: the point, (…, d); changed.
+            x: the point, (d,); changed.
             g: the gradient at x, same shape; may be overwritten, but with a ``support`` it is left as it is.
             m, v: the moments from `moments`; changed.
             round: counted from 0.
-            support: where alone g (d,) may differ from zero, (u,) int64; None: anywhere.
+            support: where alone g may differ from zero, (u,) int64; None: anywhere.
             lr: a rate in place of the table's, on its schedule.
+            keep: leave g as it is.
         """
         table, eta = self._table, learning_rate(self._table, round, lr)
-        if support is not None and (table.weight_decay or table.nesterov or table.clip):
-            g = g.clone()
-        if table.clip:
-            g.mul_((table.clip / g.norm()).clamp_(max=1.0))
-        if table.optimizer == "adamw":
-            x.mul_(1 - eta * table.weight_decay)
-        elif table.weight_decay:
-            g.add_(x, alpha=table.weight_decay)
-        if table.optimizer != "sgd":
-            t = round + 1
-            m.lerp_(g, 1 - table.beta1)
-            v.mul_(table.beta2).addcmul_(g, g, value=1 - table.beta2)
-            scale = math.sqrt(1 - table.beta2**t)
-            x.addcdiv_(m, v.sqrt().div_(scale).add_(table.eps), value=-eta / (1 - table.beta1**t))
-        elif table.momentum:
-            m.mul_(table.momentum).add_(g)
-            x.add_(g.add_(m, alpha=table.momentum) if table.nesterov else m, alpha=-eta)
-        elif support is None or table.weight_decay or not scattered(support, x):
-            x.add_(g, alpha=-eta)
-        else:  # the same bits
+        plain = not (table.weight_decay or self._clip or len(m) or len(v))
+        if support is not None and plain and scattered(support, x):  # the same bits
             x[support] = x[support].add_(g[support], alpha=-eta)
+        else:
+            self.step([x], [g], [m], [v], round + 1, eta, keep=keep or support is not None)
+
+    def step(
+        self,
+        x: Sequence[Tensor],
+        g: Sequence[Tensor],
+        m: Sequence[Tensor],
+        v: Sequence[Tensor],
+        t: int,
+        eta: float,
+        *,
+        rows: bool = False,
+        keep: bool = False,
+    ) -> None:
+        """The same of parameters that are tensors of their own.
+
+        Args:
+            x: the point, tensor by tensor; changed.
+            g: the gradient at x, likewise; may be overwritten.
+            m, v: the moments, likewise, or whatever is empty where the update has none; changed.
+            t: which step this is, counted from 1, since the moments were 0.
+            eta: η.
+            rows: these are several points, as many as the first dimension of every tensor says; each of
+                their gradients is clipped by itself.
+            keep: leave g as it is.
+        """
+        table, adaptive = self._table, self._table.optimizer != "sgd"
+        decoupled = table.optimizer == "adamw"
+        if keep and (self._clip or table.nesterov or (table.weight_decay and not decoupled)):
+            g = [g_p.clone() for g_p in g]
+        if self._clip:
+            shorten(g, self._clip, rows)
+        if table.weight_decay:
+            for x_p, g_p in zip(x, g, strict=True):
+                if decoupled:
+                    x_p.mul_(1 - eta * table.weight_decay)
+                else:
+                    g_p.add_(x_p, alpha=table.weight_decay)
+        if adaptive:
+            root, length = math.sqrt(1 - table.beta2**t), -eta / (1 - table.beta1**t)
+            for x_p, g_p, m_p, v_p in zip(x, g, m, v, strict=True):
+                m_p.lerp_(g_p, 1 - table.beta1)
+                v_p.mul_(table.beta2).addcmul_(g_p, g_p, value=1 - table.beta2)
+                x_p.addcdiv_(m_p, v_p.sqrt().div_(root).add_(table.eps), value=length)
+        elif table.momentum:
+            for x_p, g_p, m_p in zip(x, g, m, strict=True):
+                m_p.mul_(table.momentum).add_(g_p)
+                x_p.add_(g_p.add_(m_p, alpha=table.momentum) if table.nesterov else m_p, alpha=-eta)
+        else:
+            for x_p, g_p in zip(x, g, strict=True):
+                x_p.add_(g_p, alpha=-eta)
 
 
-def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor], eta: float) -> None:
-    """One step of SGD or heavy ball with a clipped gradient, in place.
+def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
+    """g ← g min(1, longest/‖g‖), in place.
 
     Args:
-        table: the settings.
-        x: the point, parameter by parameter; changed.
-        g: the gradient at x; may be overwritten.
-        m: the momentum, or nothing if there is none; changed.
-        eta: η.
+        g: a gradient, tensor by tensor.
+        longest: norm.
+        rows: these are several gradients, as many as the first dimension of every tensor says.
     """
-    if table.clip:
-        norm = torch.stack([g_p.norm() for g_p in g]).norm()
-        shorter = (table.clip / norm).clamp_(max=1.0)
-        for g_p in g:
-            g_p.mul_(shorter)
-    if table.weight_decay:
-        for g_p, x_p in zip(g, x, strict=True):
-            g_p.add_(x_p, alpha=table.weight_decay)
-    if table.momentum:
-        g = [m_p.mul_(table.momentum).add_(g_p) for m_p, g_p in zip(m, g, strict=True)]
-    for x_p, g_p in zip(x, g, strict=True):
-        x_p.add_(g_p, alpha=-eta)
+    if rows:
+        norms = torch.stack([g_p.reshape(len(g_p), -1).norm(dim=1) for g_p in g]).norm(dim=0)
+    else:
+        norms = torch.stack([g_p.norm() for g_p in g]).norm()
+    shorter = (longest / norms).clamp_(max=1.0)
+    for g_p in g:
+        g_p.mul_(shorter.view(-1, *[1] * (g_p.ndim - 1)) if rows else shorter)
 
 
 def scattered(support: Tensor, x: Tensor) -> bool:

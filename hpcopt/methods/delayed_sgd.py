@@ -13,20 +13,25 @@ x_{t−τ}   past    (T, d)    the last T models before it, x_s in row s mod T; 
           waiting (W, d)    of a trace: gradients that are not yet applied everywhere; past then has those old
                             versions of slices that are still needed. Of neighbours: models that are not yet
                             averaged everywhere
+m, v      m, v    (d,)      first and second moments (empty where the update has none)
+          updates (N,)      how many each slice of the model has had, or the whole one (empty for sgd)
 x_n       X       (n, d)    the workers' own models, where free workers average with neighbours
+          M, V    (n, d)    their moments
           made    (n,)      how many gradients each worker here has made, where they run freely
           counts  (N, B)    how many of each worker's were applied of each staleness so far; where they run
                             freely the last one counts all that is later, too
 L         L       (1,)      smoothness, 0 where no rate needs it
 τ_n                         the delay of worker n's gradient in rounds; where t < τ_n it is of x_0
 
-(x is empty where X is not, and the other way round.)
+(x, m and v are empty where X, M and V are not, and the other way round.)
 
 Differs from the papers: staleness counts updates, and a round of a schedule in which no gradient arrives
 is none: with N workers whose delay is longer than N it is therefore shorter than the delay. Free workers have
 no server: each owns a slice of the model (`hpcopt.methods.parts.owners`), or a whole one that it averages
 with its neighbours' (`hpcopt.methods.parts.async_mixing`). A quick worker's gradients are applied more often
-than a slow one's, so that where their rows differ it is not quite Σ ω_n f_n that becomes small.
+than a slow one's, so that where their rows differ it is not quite Σ ω_n f_n that becomes small. A late
+gradient may take any first-order step in place of η g: moments are those of the sums that arrive, of what an
+owner applies to its slice, or of a worker's own gradients; they count updates, not rounds.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.delayed import DelayedSGDTable
 from hpcopt.errors import UserError
 from hpcopt.math.agreement import agreeing
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts import staleness
 from hpcopt.methods.parts.async_mixing import AsyncMixing
@@ -86,11 +92,17 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         x, d, own = problem.initial().clone(), problem.dim, problem.dim * self.settings.gossips
         self._problem, self._clock = problem, self._open(ports)
         past, waiting, bins = self._clock.sizes
+        first, second = FirstOrderUpdate(self.settings).sizes(d)
         return DelayedSGDState(
             x=x[: d - own],
             past=x.new_zeros(past, d),
             waiting=x.new_zeros(waiting, d),
+            m=x.new_zeros(min(first, d - own)),
+            v=x.new_zeros(min(second, d - own)),
+            updates=torch.zeros(problem.share.total if second else 0, dtype=torch.int64),
             X=problem.rows_of(own).copy_(x[:own]),
+            M=problem.rows_of(min(first, own)).zero_(),
+            V=problem.rows_of(min(second, own)).zero_(),
             made=torch.zeros(problem.share.n, dtype=torch.int64),
             counts=torch.zeros(problem.share.total, bins, dtype=torch.int64),
             L=torch.tensor([self._rates.smoothness(problem, ports, x)], dtype=torch.float64),
@@ -108,7 +120,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
                 g = self._problem.gradient(one.i, one.x, Draw(one.draw))
                 # g goes to where it will be applied, and may take its time
                 self._clock.put(state, one, g)
-            # x ← x − η g for those that have arrived
+            # x ← x − η · update(g) for those that have arrived
             self._clock.apply(state)
         return self._clock.info
 
@@ -144,7 +156,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
             trace = self._trace()
             walk = partial(Walk, slices=trace.slices)
             plan = Plan(trace, N, problem.dim, settings.window, walk)
-            return lambda ports: Replay(problem, rates, plan, trace.slices, ports)
+            return lambda ports: Replay(settings, problem, rates, plan, trace.slices, ports)
         delays = Delays(settings, N, problem.share.seed)
         return lambda ports: LateSums(settings, problem, rates, delays, ports)
 
@@ -156,7 +168,7 @@ class DelayedSGD(Method[DelayedSGDTable, DelayedSGDState]):
         if settings.mode == "free":
             return lambda ports: AsyncMixing(settings, problem, rates, mixing, ports)
         plan = Plan(self._trace(), mixing.N, problem.dim, settings.window, partial(MixingWalk, mixing=mixing))
-        return lambda ports: MixingReplay(problem, rates, plan, ports)
+        return lambda ports: MixingReplay(settings, problem, rates, plan, ports)
 
     def _trace(self) -> Trace:
         trace: Trace = self.files["trace"]

@@ -6,7 +6,7 @@ with shared representations", AAAI 2024, doi 10.1609/aaai.v38i14.29543.
 symbol    name              shape     meaning
 φ_i       X[:, shared]      (n, m)    worker i's representation
 θ_i       X[:, private]     (n, d-m)  its head: the parameters whose names match problem.private; never sent
-          M                 (n, d)    momentum of both (empty if there is none); never sent
+          M, V              (n, d)    moments of both (empty where the update has none); never sent
 P         W                 (N, N)    mixing matrix of the round
 α, β      lr_head, lr_body            learning rates
 N ω_i     scales                      1, unless workers count by their rows: β is so many times as large
@@ -42,6 +42,7 @@ class DePRLState(State):
 
     X: Tensor = per_worker()
     M: Tensor = per_worker()
+    V: Tensor = per_worker()
     before: Tensor = per_worker()
 
 
@@ -67,9 +68,9 @@ class DePRL(Method[DePRLTable, DePRLState]):
         self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         self._steps.assign(self._plan, X, ports)
-        M = problem.rows_of(problem.dim if self.settings.momentum else 0).zero_()
+        M, V = self._steps.moments()
         kept = self._shared if self.settings.before_mixing else slice(0)
-        return DePRLState(X=X, M=M, before=X[:, kept].clone())
+        return DePRLState(X=X, M=M, V=V, before=X[:, kept].clone())
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
@@ -81,7 +82,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
         # with overlap: φ of the round's beginning goes to the neighbours
         sent = self._neighbours.begin(phi, state.round) if self.settings.overlap else None
         # θ_i ← θ_i − α ∇_θ f_i(φ_i, θ_i), τ times; φ_i ← φ_i − β ∇_φ f_i(φ_i, θ_i), at the new head
-        self._steps.make_all(state.X, state.M, state.round)
+        self._steps.make_all(state.X, state.M, state.V, state.round)
         if self.settings.before_mixing:
             state.before.copy_(phi)
         # φ_i ← Σ_j P_ij φ_j; with overlap: φ_i ← φ_i + Σ_j P_ij sent_j − sent_i

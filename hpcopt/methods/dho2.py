@@ -18,15 +18,16 @@ h             (q,)         |λ|; admm: |λ + σ|; plus the damping, and not belo
 A rank has slices of d/P of everything but x and the buffer in which gradients are added up. A round costs a
 reduce-scatter and an allgather, as many bytes as the allreduce of a first-order method, and a sum of q
 numbers (Adam: two); a refresh a pass for each product with the Hessian. With q = 0, and in the warm-up, a
-round is one of `allreduce_sgd`, to the bit.
+round is one of `allreduce_sgd`, to the bit (to rounding with ``clip``).
 
 Differs from FOSI: the warm-up has a learning rate of its own, for the base's later one may be too large
 while the steep directions are still its; s multiplies the gradient, not the base's step, so that a momentum
 keeps its length where s changes; heavy ball has one momentum, of which V b and the rest are those of g_1
 and g_2, so that a round reads V twice. Where V changes, g_1's becomes what is in the new span, and g_2's
-what is not. With ``alpha = "auto"`` there is no momentum along V. Differs from DHO2: curvature is that of
-all workers' batches, not of one's; V is spread over the ranks; outer steps are counted in rounds, and their
-multiplier may shrink or be forgotten. ``concurrent`` (its v1) has the pairs of a snapshot of x computed
+what is not. With ``alpha = "auto"`` there is no momentum along V. AdamW shortens all of x, and clipping all
+of g, before it is split, and without π. Differs from DHO2: curvature is that of all workers' batches, not of
+one's; V is spread over the ranks; outer steps are counted in rounds, and their multiplier may shrink or be
+forgotten. ``concurrent`` (its v1) has the pairs of a snapshot of x computed
 while rounds go on, on ranks of their own where the run has such, and takes them over a fixed number of
 rounds later, so that neither who computes nor how fast changes the trajectory.
 """
@@ -84,7 +85,7 @@ class DHO2(Method[DHO2Table, DHO2State]):
         own = ports.reduce.own(problem.dim)
         self._own = slice(own.start, own.stop)
         self._table = settings.first_order()
-        self._base, self._adam = FirstOrderUpdate(self._table), settings.base == "adam"
+        self._base, self._adam = FirstOrderUpdate(self._table), settings.adaptive
         self._mu = 0.0 if settings.base == "sgd" else settings.momentum
         self._curvature = Curvature(settings, problem, ports.reduce, self._part)
         self._refreshes = Refreshes(settings, self._curvature.cost)
@@ -144,6 +145,10 @@ class DHO2(Method[DHO2Table, DHO2State]):
         self._lengths.measure(state)
         # g ← Σ ω ∇f(x): half a pass
         g = self._part.add_gradients(self._problem, state.x, Draw(state.round)).scatter()
+        if settings.clip:
+            # g ← g min(1, clip/‖g‖)
+            norm = self._reduce.slices((g @ g)[None]).sqrt()
+            g.mul_((settings.clip / norm).clamp_(max=1.0))
         if settings.variant == "admm":
             # g ← g + π
             g.add_(state.pi)
@@ -158,6 +163,9 @@ class DHO2(Method[DHO2Table, DHO2State]):
             state.b.mul_(self._mu).add_(c, alpha=s)
             newton = self._lengths.newton(state, c, state.b / s, h)
             if self._adam:
+                if settings.weight_decay:
+                    # x ← (1 − η λ) x, along V, too
+                    x.mul_(1 - learning_rate(self._table, state.round) * settings.weight_decay)
                 # d_2 = adam(g − V c), a change of x: from 0
                 d2 = torch.zeros_like(x)
                 self._first_order(state, d2, g.addmv_(V, c, alpha=-1))

@@ -5,7 +5,8 @@ Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 
 
 symbol    name      shape     meaning
 x_i       X         (n, d)    worker i's parameters
-          M         (n, d)    its momentum (empty if there is none), kept from round to round; never sent
+          M, V      (n, d)    its first and second moments (empty where the update has none); kept from round
+                              to round, never sent
 W                   (N, N)    mixing matrix of the round, see `hpcopt.math.mixing`
 N ω_i     scales              1, unless workers count by their rows: how long a worker's steps are (1, too,
                               with mixing = "weighted", whose W keeps Σ ω_i x_i)
@@ -39,6 +40,7 @@ class DPSGDState(State):
 
     X: Tensor = per_worker()
     M: Tensor = per_worker()
+    V: Tensor = per_worker()
     before: Tensor = per_worker()
 
 
@@ -59,8 +61,8 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         X = problem.rows_of(d).copy_(problem.initial())
         steps, longer = (settings.local_steps, settings.local_epochs), scales(problem, settings)
         self._steps.assign(lambda i: [self._steps.stage(i, *steps, longer[i])], X, ports)
-        M = problem.rows_of(d if settings.momentum else 0).zero_()
-        return DPSGDState(X=X, M=M, before=X[:, : d if settings.before_mixing else 0].clone())
+        M, V = self._steps.moments()
+        return DPSGDState(X=X, M=M, V=V, before=X[:, : d if settings.before_mixing else 0].clone())
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
@@ -71,7 +73,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         # with overlap: x of the round's beginning goes to the neighbours
         sent = self._neighbours.begin(state.X, state.round) if self.settings.overlap else None
         # x_i ← x_i − η N ω_i ∇f_i(x_i), local_steps times
-        self._steps.make_all(state.X, state.M, state.round)
+        self._steps.make_all(state.X, state.M, state.V, state.round)
         if self.settings.before_mixing:
             state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; with overlap: x_i ← x_i + Σ_j W_ij sent_j − sent_i

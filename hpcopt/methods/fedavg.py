@@ -6,7 +6,7 @@ arXiv 1602.05629.
 symbol    name      shape     meaning
 x         x         (d,)      the model, replicated
 x_i       x_i       (d,)      worker i's copy during its steps; one after the other
-m         m         (d,)      its momentum, which begins at 0 in every round
+m, v      m, v      (d,)      its first and second moments, which begin at 0 in every round
 ω_i                           the worker's weight in the objective (problem.weights)
           before    (n, d)    all x_i before the mean (empty unless asked for)
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import FedAvgTable
 from hpcopt.math.flat import buffer
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Problem
@@ -43,13 +44,13 @@ class FedAvg(Method[FedAvgTable, FedAvgState]):
     def start(self, problem: Problem, ports: Ports) -> FedAvgState:
         """See `Method`."""
         settings = self.settings
-        self._problem, self._steps = problem, LocalSteps(problem, settings)
+        self._problem, self._steps = problem, LocalSteps(problem, settings, anew=True)
         self._plan = [
             self._steps.stage(i, settings.local_steps, settings.local_epochs) for i in range(problem.share.n)
         ]
         x = problem.initial().clone()
         self._x_i = buffer((problem.dim,), like=x)
-        self._m = buffer((problem.dim if settings.momentum else 0,), like=x)
+        self._moments = [buffer((size,), like=x) for size in FirstOrderUpdate(settings).sizes(problem.dim)]
         self._mean = ports.reduce.contribution(problem.dim)
         kept = problem.dim if settings.before_mixing else 0
         return FedAvgState(x=x, before=problem.rows_of(kept).copy_(x[:kept]))
@@ -58,9 +59,9 @@ class FedAvg(Method[FedAvgTable, FedAvgState]):
         """One round."""
         for i, steps in enumerate(self._plan):
             # x_i ← x
-            x_i, m = self._x_i.copy_(state.x), self._m.zero_()
+            x_i, (m, v) = self._x_i.copy_(state.x), [of.zero_() for of in self._moments]
             # x_i ← x_i − η ∇f_i(x_i), local_steps times
-            self._steps.make(i, x_i, m, steps, state.round)
+            self._steps.make(i, x_i, m, v, steps, state.round)
             if self.settings.before_mixing:
                 state.before[i] = x_i
             self._mean.add(i, x_i, weight=float(self._problem.weights[i]))

@@ -7,6 +7,7 @@ symbol    name    shape     meaning
 x_i       X       (n, d)    worker i's parameters
 y_i       Y       (n, d)    its estimate of Σ ω_j ∇f_j(x_j), which is the mean of y
 g_i       G       (n, d)    its gradient N ω_i ∇f_i of the last round
+          M, V    (n, d)    first and second moments of y_i (empty where the update has none); never sent
           before  (n, d)    X just before it was last mixed (empty unless asked for)
 W                 (N, N)    mixing matrix of the round
 
@@ -15,7 +16,11 @@ doubly stochastic, or the mean of y is not that of the gradients. With mixing = 
 they are, and W keeps Σ ω_i y_i.
 
 Differs from the paper: adapt, then combine: x ← W(x − η y), not W x − η y; gradients may be those of
-mini-batches. Gradients are multiplied by N ω_i, which is 1 where workers count the same.
+mini-batches. Gradients are multiplied by N ω_i, which is 1 where workers count the same. y_i may take any
+first-order step in place of η y_i: with Adam, Carnevale, Farina, Notarnicola & Notarstefano, "GTAdam",
+IEEE TCNS 10(3), 2023, arXiv 2009.01745. Clipping, too, shortens y_i where it is applied, and not the
+gradients that it adds up: at a minimum of Σ f_n these add up to 0, which shortened ones do not where data
+differ.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import GradientTrackingTable
 from hpcopt.math.agreement import agreeing, scales
-from hpcopt.math.optimizers import learning_rate
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import State, per_worker
@@ -40,6 +45,8 @@ class GradientTrackingState(State):
     X: Tensor = per_worker()
     Y: Tensor = per_worker()
     G: Tensor = per_worker()
+    M: Tensor = per_worker()
+    V: Tensor = per_worker()
     before: Tensor = per_worker()
 
 
@@ -56,10 +63,12 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
         """See `Method`."""
         self._problem, self._scales = problem, scales(problem, self.settings)
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
+        self._update = FirstOrderUpdate(self.settings)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
+        M, V = self._update.moments(X)
         kept = problem.dim if self.settings.before_mixing else 0
-        return GradientTrackingState(X=X, Y=Y, G=G, before=X[:, :kept].clone())
+        return GradientTrackingState(X=X, Y=Y, G=G, M=M, V=V, before=X[:, :kept].clone())
 
     def notes(self) -> list[str]:
         """The graph, and how fast it mixes."""
@@ -67,15 +76,15 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""
-        eta, tensors = learning_rate(self.settings, state.round), self._problem.layout.tensors
-        for i, (x, y, last) in enumerate(zip(state.X, state.Y, state.G, strict=True)):
+        tensors, workers = self._problem.layout.tensors, zip(state.X, state.Y, state.G, strict=True)
+        for i, (x, y, last) in enumerate(workers):
             # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
             now = self._problem.gradient(i, x, Draw(state.round))
             for g, y_p, last_p in zip(now, tensors(y), tensors(last), strict=True):
                 y_p.add_(g.mul_(self._scales[i])).sub_(last_p)
                 last_p.copy_(g)
-            # x_i ← x_i − η y_i
-            x.add_(y, alpha=-eta)
+            # x_i ← x_i − η · update(y_i)
+            self._update(x, y, state.M[i], state.V[i], state.round, keep=True)
         if self.settings.before_mixing:
             state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j

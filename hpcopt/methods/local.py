@@ -2,7 +2,7 @@
 
 symbol    name    shape     meaning
 x_i       X       (n, d)    worker i's parameters
-          M       (n, d)    its momentum (empty if there is none)
+          M, V    (n, d)    its first and second moments (empty where the update has none)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class LocalState(State):
 
     X: Tensor = per_worker()
     M: Tensor = per_worker()
+    V: Tensor = per_worker()
 
 
 class Local(Method[LocalTable, LocalState]):
@@ -39,8 +40,8 @@ class Local(Method[LocalTable, LocalState]):
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         steps = settings.local_steps, settings.local_epochs
         self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
-        M = problem.rows_of(problem.dim if settings.momentum else 0).zero_()
-        return LocalState(X=X, M=M)
+        M, V = self._steps.moments()
+        return LocalState(X=X, M=M, V=V)
 
     def notes(self) -> list[str]:
         """What the loss is of."""
@@ -49,5 +50,5 @@ class Local(Method[LocalTable, LocalState]):
     def step(self, state: LocalState) -> StepInfo:
         """One round."""
         # x_i ← x_i − η ∇f_i(x_i), local_steps times
-        self._steps.make_all(state.X, state.M, state.round)
+        self._steps.make_all(state.X, state.M, state.V, state.round)
         return StepInfo()

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hpcopt.config.problems import NetworkTable
 from hpcopt.errors import UserError
+from hpcopt.ground.own_code import is_own
 from hpcopt.math.flat import check_split
-from hpcopt.problems import models
+from hpcopt.problems import models, own_network
 from hpcopt.problems.batches import sizes
 from hpcopt.problems.data import array_dataset, given_rows, open_dataset, partition
 from hpcopt.problems.network_problem import NetworkProblem
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor], Tensor]
 Arrays = tuple[Any, Any]
-BUILT_IN = ("dataset", "model", "hidden", "dropout")
-"""keys that choose the data and a built-in model"""
+BUILT_IN = ("dataset", "model", "model_options", "loss_options", "hidden", "dropout")
+"""keys that choose the data and a model and a loss by their names"""
 
 
 class Network:
@@ -76,7 +77,7 @@ class Network:
                 new workers' after those of the N. Or the path of a file (`hpcopt.problems.data.given`).
             test_rows: the same for the test rows that models of the workers' own are tested on; even parts of
                 all if None.
-            keys: those of `NetworkTable`, but for the ones that choose the data and a built-in model. Where
+            keys: those of `NetworkTable`, but for the ones that choose data, model and loss by name. Where
                 there are new workers, they see the network in evaluation mode, and no augmentation.
 
         Raises:
@@ -84,7 +85,7 @@ class Network:
         """
         given = [key for key in keys if key in BUILT_IN]
         if given:
-            raise UserError(f"{given[0]}: is for a built-in model or data set, and here you give your own")
+            raise UserError(f"{given[0]}: is for configs and built-in models, and here you give your own")
         named: dict[str, Any] = {"rows": str(rows)} if isinstance(rows, str | Path) else {}
         self.workers, self.table = workers, NetworkTable(workers=workers, **keys, **named)
         self._rows, self._test_rows = rows, test_rows
@@ -136,30 +137,37 @@ class Network:
 
 
 class BuiltInNetwork(Network):
-    """The problem of a config file: a built-in model, a data set by name, cross-entropy."""
+    """The problem of a config file: a model, a loss and a data set by their names."""
 
     def __init__(self, table: NetworkTable) -> None:
         """Opens the data set and builds the model.
 
         Raises:
-            UserError: no such data set, one without classes, or images that the model cannot take.
+            UserError: no such data set or loss, or a built-in model that cannot take the rows.
         """
         self.workers, self.table, self.data = table.workers, table, open_dataset(table.dataset)
         _refuse_sparse(self.data, f'problem.dataset = "{table.dataset}"')
+        own_model, own_loss = is_own(table.model), is_own(table.loss)
         self.loss, self.augment = nn.functional.cross_entropy, None
+        if own_loss:
+            self.loss = own_network.own_loss(table.loss, table.loss_options)
         self._rows, self._test_rows = table.rows, None
-        if self.data.classes is None:
+        if self.data.classes is None and not (own_model and own_loss):
             raise UserError(
                 f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
-                'kind = "network" needs; use hpcopt.Network with a loss of your own'
+                "the built-in models and cross-entropy need; name a model and a loss of your own"
             )
-        shape = models.image_shape(self.data.train.shape)
-        self.model = models.build(table.model, shape, self.data.classes, table.hidden, table.dropout)
-        self.random = table.dropout > 0
+        self._own, self.random = own_model, own_model or own_loss or table.dropout > 0
+        if not own_model:
+            classes, shape = self.data.classes or 0, models.image_shape(self.data.train.shape)
+            self.model = models.build(table.model, shape, classes, table.hidden, table.dropout)
 
     def bind(self, share: Share) -> NetworkProblem:
         """See `Network`; the model starts from the seed."""
-        models.initialise(self.model, share.seed)
+        if self._own:
+            self.model = own_network.own_model(self.table.model, self.table.model_options, share.seed)
+        else:
+            models.initialise(self.model, share.seed)
         return super().bind(share)
 
 

@@ -19,10 +19,8 @@ if what == "null":
             print(error)
 else:
     pause = 0.05 if what == "pause" else 0.0
-    rounds = 400 if what == "pause" else 20
-    path = hpcopt.run(
-        hpcopt.AllreduceSGD(lr=0.1), factory(2, what=what, pause=pause), out=out, **keys | {"rounds": rounds}
-    )
+    keys |= {"rounds": 400, "stop_signal": "USR2"} if what == "pause" else {}
+    path = hpcopt.run(hpcopt.AllreduceSGD(lr=0.1), factory(2, what=what, pause=pause), out=out, **keys)
     if what == "lost" and MPI.COMM_WORLD.rank == 1:
         hpcopt.load("nowhere")
     MPI.COMM_WORLD.Barrier()

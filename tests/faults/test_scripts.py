@@ -51,12 +51,13 @@ def test_an_error_of_one_rank_ends_the_script(tmp_path: Path) -> None:
 
 
 def test_a_signal_becomes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """The script's own run.stop_signal, given to mpirun."""
     out, until = tmp_path / "out", time.monotonic() + 60
     with Started(["python", HERE / "script.py", out, "pause"], 2, cwd=HERE) as job:
         while not (out / "log.jsonl").exists() or '"round": 10' not in (out / "log.jsonl").read_text():
             assert time.monotonic() < until
             time.sleep(0.05)
-        job.process.send_signal(signal.SIGUSR1)
+        job.process.send_signal(signal.SIGUSR2)
         outcome = job.wait(60)
     assert outcome.code == 75, outcome
     assert outcome.err.count(f"Go on with: hpcopt.resume('{out}', problem=…)") == 1, outcome

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.mpi(min_size=4)
 CASES = {
     "exact": {"lr": 0.01, "delay": [5, 0, 2, 2, 1, 3], "compensation": 0.3},
     "random": {"lr_rule": "adaptive", "smoothness": 10.0, "lr_factor": 0.5, "delay": "random:4"},
-    "schedule": {"lr": 0.01, "mode": "schedule", "delay": [1, 3, 2, 2, 4, 4], "aggregate": "sum"},
+    "schedule": {"lr": 0.01, "mode": "schedule", "delay": [1, 3, 2, 2, 4, 4], "aggregate": "sum"}
+    | {"optimizer": "adamw", "weight_decay": 0.1, "clip": 0.5},
 }
 
 

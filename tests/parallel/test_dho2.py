@@ -15,7 +15,9 @@ PAIRS = {"largest": 4, "smallest": 1, "lanczos_iterations": 14, "refresh_every":
 METHODS = {
     "fosi": PAIRS | {"lr": 0.05, "warmup_lr": 0.02, "curvature_batch": 6},
     "auto": PAIRS | {"lr": 0.05, "refresh_every": "auto", "alpha": "auto", "planned_rounds": 1 << 14},
-    "admm": PAIRS | {"variant": "admm", "base": "adam", "lr": 0.01, "outer_every": 3, "outer_reset": True},
+    "admm": PAIRS
+    | {"variant": "admm", "base": "adamw", "lr": 0.01, "outer_every": 3, "outer_reset": True}
+    | {"weight_decay": 0.1, "clip": 0.1},
 }
 DIGITS = {
     "kind": "logistic",

@@ -52,8 +52,8 @@ METHODS = {
     "powersgd": {"lr": 0.01, "rank": 2, "optimizer": "adamw", "weight_decay": 0.1},
     "deprl": {"lr": 0.05, "momentum": 0.5, "head_steps": 2, "body_epochs": 1, "before_mixing": True},
     "dpsgd": {"lr": 0.05, "topology": "one_peer_exponential", "local_steps": 2, "overlap": True},
-    "gradient_tracking": {"lr": 0.02, "mixing": "weighted"},
-    "local": {"lr": 0.05, "local_steps": 2},
+    "gradient_tracking": {"lr": 0.01, "mixing": "weighted", "optimizer": "adamw", "clip": 0.5},
+    "local": {"lr": 0.01, "local_steps": 2, "optimizer": "adamw", "weight_decay": 0.1, "clip": 0.5},
     "fedavg": {"lr": 0.05, "momentum": 0.5, "local_steps": 2, "before_mixing": True},
 }
 PERSONAL = ("deprl", "dpsgd", "fedavg", "gradient_tracking", "local")
@@ -198,7 +198,8 @@ RESUMED = {
     "adam": ("allreduce_sgd", {"lr": 0.01, "optimizer": "adam"}),
     "regtopk": ("regtopk", METHODS["regtopk"]),
     "powersgd": ("powersgd", METHODS["powersgd"]),
-    "deprl": ("deprl", METHODS["deprl"]),
+    "deprl": ("deprl", METHODS["deprl"] | {"optimizer": "adamw", "lr": 0.01}),
+    "gradient_tracking": ("gradient_tracking", METHODS["gradient_tracking"]),
     "sliced": (SLICED, {"lr": 0.01}),
 }
 

@@ -11,6 +11,8 @@ from hpcopt.engine.build import read_files
 from hpcopt.problems.base import Draw, Share
 from hpcopt.storage.trace_file import TraceFile
 
+from .plain_steps import Step, shortened
+
 N, DIM, LR, ROUNDS = 4, 7, 0.02, 6
 DELAYS = {
     "none": None,
@@ -84,7 +86,7 @@ def snapshot(state):
     return {name: tensor.clone() for name, (_, tensor) in state.tensors().items()} | {"round": state.round}
 
 
-def replay(problem, x, segments, lr):
+def replay(problem, x, segments, lr, **update):
     """The model at the end of each segment of a log, that is, wherever the run paused.
 
     Args:
@@ -92,24 +94,25 @@ def replay(problem, x, segments, lr):
         x: the start, (d,).
         segments: of each, the (gradients, applied) of every rank, see `Owners.trace`.
         lr: η of a round.
+        update: settings of the steps, if they are not SGD's: these are NumPy's, whose last bits may differ.
     """
-    ends = []
+    ends, steps = [], [Step(**update | {"clip": 0}) for _ in range(problem.share.total)]
     for ranks in segments:
-        x = Segment(problem, x, lr, ranks).end()
+        x = Segment(problem, x, lr, ranks, update and steps, update.get("clip")).end()
         ends.append(x)
     return ends
 
 
-def replay_averaging(problem, x, segments, lr, mixing):
+def replay_averaging(problem, x, segments, lr, mixing, **update):
     """The models of workers that average with their neighbours', (N, d), at the end of each segment of a log.
 
     Args:
-        problem, x, lr: as in `replay`.
+        problem, x, lr, update: as in `replay`.
         segments: of each, the (gradients, averaged) of every rank, see `AsyncMixing.trace`.
         mixing: W.
     """
     N = problem.share.total
-    X, made, ends = x.repeat(N, 1), [0] * N, []
+    X, made, ends, steps = x.repeat(N, 1), [0] * N, [], [Step(**update) for _ in range(N)]
     for ranks in segments:
         gradients, averaged = ([row for one in ranks for row in one[kind].tolist()] for kind in (0, 1))
         rounds = {(n, draw): round for n, draw, round, *_ in gradients}
@@ -124,8 +127,11 @@ def replay_averaging(problem, x, segments, lr, mixing):
                     total -= 1
                 if (n, made[n]) in rounds and not (rows[n] and rows[n][0][1] == made[n]):
                     pieces = problem.gradient(n, X[n], Draw(made[n]))
-                    rate = lr(rounds[n, made[n]])
-                    X[n].sub_(torch.cat([piece.flatten() for piece in pieces]), alpha=rate)
+                    g, rate = torch.cat([piece.flatten() for piece in pieces]), lr(rounds[n, made[n]])
+                    if update:
+                        X[n] = torch.from_numpy(steps[n](X[n].numpy(), g.numpy(), rate))
+                    else:
+                        X[n].sub_(g, alpha=rate)
                     sent[n, made[n]] = X[n].clone()
                     made[n] += 1
                     total -= 1
@@ -137,8 +143,8 @@ def replay_averaging(problem, x, segments, lr, mixing):
 class Segment:
     """What happens between two pauses."""
 
-    def __init__(self, problem, x, lr, ranks):
-        self.problem, self.lr = problem, lr
+    def __init__(self, problem, x, lr, ranks, steps, clip):
+        self.problem, self.lr, self.steps, self.clip = problem, lr, steps, clip
         self.parts = [part for part in torch.tensor_split(x, problem.share.total) if len(part)]
         # of every slice the versions so far
         self.known = [{0: part.clone()} for part in self.parts]
@@ -171,6 +177,8 @@ class Segment:
             return False
         x = torch.cat([known[version] for version, known in zip(versions, self.known, strict=True)])
         gradient = torch.cat([piece.flatten() for piece in self.problem.gradient(n, x, Draw(draw))])
+        if self.clip:
+            gradient = torch.from_numpy(shortened(gradient.numpy(), self.clip))
         self.made[n].append(torch.tensor_split(gradient, self.problem.share.total))
         del self.to_make[n][0]
         return True
@@ -186,7 +194,11 @@ class Segment:
         g = self.made[n][first][m].clone()
         for number in range(first + 1, first + count):
             g += self.made[n][number][m]
-        x = self.known[m][self.version[m]].clone().add_(g, alpha=-self.lr(round))
+        x = self.known[m][self.version[m]].clone()
+        if self.steps:
+            x = torch.from_numpy(self.steps[m](x.numpy(), g.numpy(), self.lr(round)))
+        else:
+            x.add_(g, alpha=-self.lr(round))
         self.used[m, n] += count
         self.version[m] += count
         self.known[m][self.version[m]] = x

@@ -8,6 +8,8 @@ import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
 from hpcopt.problems.base import Draw, Share
 
+from .plain_steps import shortened
+
 D, WORKERS, PENALTY = 9, 3, 0.02
 ROWS = (14, 9, 21)
 
@@ -91,7 +93,7 @@ class Measured:
     def lengths(self, t, h):
         later, longer = self.since / t, max(1, self.energies[-1][1] / self.E)
         mu = self.settings.momentum if self.settings.base == "momentum" else 0
-        own = 0 if self.settings.base == "adam" else np.minimum(0.1, self.settings.lr / (1 - mu) * h)
+        own = 0 if "adam" in self.settings.base else np.minimum(0.1, self.settings.lr / (1 - mu) * h)
         along = max(1, self.energies[-1][0] / self.span) if self.span else 1
         alpha = np.maximum(self.alpha * later, own) * decay(self.settings, t)
         return max(1, self.s * later / longer), alpha / along
@@ -150,7 +152,9 @@ def oracle(problem, rounds, s, first=None):
         warm = V is None if late else t < warmup
         if auto:
             auto.measure(x, t, beyond)
-        g = problem.gradient(x, Draw(t)) + pi
+        g = shortened(problem.gradient(x, Draw(t)), s.clip) + pi
+        if s.base == "adamw":
+            x = (1 - (s.warmup_lr or s.lr if warm else s.lr) * decay(s, t) * s.weight_decay) * x
         if warm:
             if auto:
                 auto.see(g, np.zeros(1), np.ones(1))
@@ -165,7 +169,7 @@ def oracle(problem, rounds, s, first=None):
                 d1 = V @ (alpha * c / h)
             else:
                 ratio = lam[-1] / lam[-s.largest] if s.largest > 1 else 1
-                scale = np.clip(ratio, 1, 1 if s.base == "adam" else 3)
+                scale = np.clip(ratio, 1, 1 if "adam" in s.base else 3)
                 g1_momentum = mu * g1_momentum + scale * V @ c
                 d1 = s.alpha * V @ (V.T @ g1_momentum / scale / h)
             d2 = base(scale * (g - V @ c), t, s.lr * decay(s, t))

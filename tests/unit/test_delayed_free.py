@@ -11,6 +11,7 @@ from hpcopt.methods.parts.log import Log
 from hpcopt.problems.base import Draw
 from tests.unit import free_cases
 from tests.unit.free_cases import DELAYS, LR, N, problem, rate, replay, replay_averaging
+from tests.unit.plain_steps import UPDATES
 
 WINDOW = 32
 
@@ -42,6 +43,19 @@ def test_the_log_replays_the_run(delay, pauses):
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
     merged = any((applied[:, 2] > 1).any() for segment in logs for _, applied in segment)
     assert merged == (delay == "full links")
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_owners_make_any_first_order_step(update):
+    """Of the gradients that each applies, which their workers have shortened; moments survive a rest."""
+    settings = UPDATES[update]
+    method, state, _ = begun(DELAYS["full links"], **settings)
+    models, logs = windows(method, state, 3)
+    again = replay(problem(), problem().initial(), logs, rate, **settings)
+    for one, other in zip(models, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+    made = sum(len(applied) for segment in logs for _, applied in segment)
+    assert int(state.updates.sum()) == made * (update == "adamw")
 
 
 def test_without_delays_it_is_sgd_on_one_worker_after_the_other():
@@ -110,6 +124,17 @@ def test_the_log_of_averages_replays_the_run(delay, topology, pauses):
     assert all(torch.equal(one, other) for one, other in zip(models, again, strict=True))
     for ((_, averaged),) in logs:  # none twice
         assert len({tuple(row) for row in averaged[:, [0, 2, 3]].tolist()}) == len(averaged)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_neighbours_make_any_first_order_step(update):
+    keys = {"layout": "neighbours", "topology": "ring", **UPDATES[update]}
+    method, state, _ = begun(DELAYS["by slice"], **keys)
+    models, logs = windows(method, state, 3)
+    start, W = problem().initial(), mixing("ring", "metropolis", N)
+    again = replay_averaging(problem(), start, logs, rate, W, **UPDATES[update])
+    for one, other in zip(models, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
 
 
 def test_after_a_rest_nobody_lacks_a_model(monkeypatch):

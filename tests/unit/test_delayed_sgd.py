@@ -14,6 +14,8 @@ from hpcopt.errors import UserError
 from hpcopt.methods.parts.delays import Delays
 from hpcopt.problems.base import Draw, Share
 
+from .plain_steps import UPDATES, Step
+
 N, SEED, LR = 4, 3, 0.03
 
 
@@ -100,6 +102,8 @@ def test_without_delay_it_is_synchronous_sgd_to_the_bit(delay, deterministic):
         ([5, 0, 2, 2], {"lr_rule": "adaptive", "smoothness": 2.0, "lr_factor": 0.3}),
         (3, {"lr_rule": "adaptive", "smoothness": 2.0, "lr_factor": 0.3}),
         ("random:4", {"lr_rule": "stability", "smoothness": 2.0, "compensation": 0.7}),
+        ([5, 0, 2, 2], UPDATES["adamw"]),
+        ("random:4", UPDATES["nesterov"]),
     ],
 )
 def test_exact_is_the_recurrence(delay, options):
@@ -107,22 +111,23 @@ def test_exact_is_the_recurrence(delay, options):
     method = hpcopt.DelayedSGD(lr=LR, delay=delay, **options)
     got, state = iterates(method, problem, rounds)
     xs, counts = [problem.initial().numpy().copy()], np.zeros((N, 6), int)
+    update = Step(**options)
     for t in range(rounds):
         if isinstance(delay, str):
             # drawn; that they differ is tested below
             delays = [t - one.read for one in Delays(method.settings, N, SEED).at(t)]
         else:
             delays = [min(t, d) for d in (delay if isinstance(delay, list) else [delay] * N)]
-        step = np.zeros_like(xs[0])
+        mean = np.zeros_like(xs[0])
         for n, tau in enumerate(delays):
             g = gradient(problem, n, xs[t - tau], t)
             g = g + options.get("compensation", 0.0) * g * g * (xs[t] - xs[t - tau])
             rule, c = options.get("lr_rule", "constant"), options.get("lr_factor", 0.05)
             longest = 4 if isinstance(delay, str) else np.max(delay)
             lr = {"constant": LR, "stability": c / 2 / (longest + 1), "adaptive": c / 2 / (tau + 1)}[rule]
-            step += lr / N * g
+            mean += lr / LR / N * g
             counts[n, tau] += 1
-        xs.append(xs[t] - step)
+        xs.append(update(xs[t], mean, LR))
     np.testing.assert_allclose(got, xs, rtol=1e-12)
     assert state.counts.tolist() == counts[:, : state.counts.shape[1]].tolist()
     assert counts[:, state.counts.shape[1] :].sum() == 0
@@ -135,17 +140,17 @@ def test_random_delays_are_those_of_the_seed_and_of_all_sizes():
     assert {delay for row in drawn for delay in row} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("aggregate", ["sum", "mean"])
+@pytest.mark.parametrize(("aggregate", "update"), [("sum", {}), ("mean", {}), ("sum", UPDATES["adamw"])])
 @pytest.mark.parametrize("delay", [2, 4, 9, [1, 3, 4, 7]])
-def test_a_schedule_is_a_simulation_of_events(delay, aggregate):
+def test_a_schedule_is_a_simulation_of_events(delay, aggregate, update):
     """Workers hold models; one that hands in its gradient takes up the model as it then was."""
     problem, rounds = bound(regression()), 30
     got, state = iterates(
-        hpcopt.DelayedSGD(lr=LR, mode="schedule", delay=delay, aggregate=aggregate), problem, rounds
+        hpcopt.DelayedSGD(lr=LR, mode="schedule", delay=delay, aggregate=aggregate, **update), problem, rounds
     )
     periods = delay if isinstance(delay, list) else [delay] * N
     x, version = problem.initial().numpy().copy(), 0
-    held = [(x.copy(), 0)] * N
+    held, step = [(x.copy(), 0)] * N, Step(**update)
     events = [(n % period, n) for n, period in enumerate(periods)]
     heapq.heapify(events)
     made, counts, xs = [0] * N, np.zeros((N, max(periods) + 1), int), [x.copy()]
@@ -159,7 +164,7 @@ def test_a_schedule_is_a_simulation_of_events(delay, aggregate):
             made[n] += 1
             heapq.heappush(events, (t + periods[n], n))
         if arrived:
-            x = x - LR * (np.sum(arrived, 0) if aggregate == "sum" else np.mean(arrived, 0))
+            x = step(x, np.sum(arrived, 0) if aggregate == "sum" else np.mean(arrived, 0), LR)
             version += 1
         xs.append(x.copy())
     np.testing.assert_allclose(got, xs, rtol=1e-12)
@@ -204,6 +209,7 @@ def test_staleness_is_recorded():
         ({"delay": 0, "mode": "schedule"}, "at least 1"),
         ({"delay": "random:3", "mode": "schedule"}, "give numbers of rounds"),
         ({"delay": 3, "aggregate": "sum"}, "the mean of all workers"),
+        ({"lr_rule": "adaptive", "optimizer": "adam"}, "those of optimizer = .adam. are as long as lr says"),
     ],
 )
 def test_bad_settings(options, text):

@@ -19,8 +19,10 @@ CASES = {
     "momentum": {"lr": 0.1, "alpha": 0.3, "warmup_lr": 0.02},
     "no warm-up": {"warmup": 0, "lr": 0.1, "largest": 1},
     "adam": {"base": "adam", "lr": 0.05, "smallest": 1},
+    "adamw": {"base": "adamw", "lr": 0.05, "weight_decay": 0.5, "warmup_lr": 0.1, "clip": 0.2},
+    "clipped": {"lr": 0.1, "clip": 0.2},
     "batches": {"lr": 0.05, "curvature_batch": 8},
-    "admm": {"variant": "admm", "lr": 0.05, "sigma": 0.2, "outer_every": 2},
+    "admm": {"variant": "admm", "lr": 0.05, "sigma": 0.2, "outer_every": 2, "clip": 0.2},
     "admm damped": {"variant": "admm", "base": "adam", "lr": 0.2, "outer_every": 1, "outer_damping": 0.3},
     "admm reset": {"variant": "admm", "lr": 0.1, "outer_every": 1, "outer_reset": True},
     "late": {"variant": "concurrent", "lr": 0.1, "alpha": 0.3, "warmup_lr": 0.02, "handover_rounds": 2},
@@ -89,6 +91,7 @@ BASES = {
     "sgd": ({"base": "sgd"}, {}),
     "momentum": ({"momentum": 0.8}, {"momentum": 0.8}),
     "adam": ({"base": "adam", "beta1": 0.8}, {"optimizer": "adam", "beta1": 0.8}),
+    "adamw": ({"base": "adamw", "weight_decay": 0.5}, {"optimizer": "adamw", "weight_decay": 0.5}),
 }
 
 

@@ -20,6 +20,8 @@ from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Share
 from hpcopt.problems.network_problem import NetworkProblem
 
+from .plain_steps import UPDATES, Step
+
 N, SEED, BATCH, LR = 5, 3, 4, 0.05
 X, Y = torch.randn(60, 6, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3
 BODY, HEAD = ("body.weight", "body.bias"), ("head.weight", "head.bias")
@@ -60,7 +62,7 @@ class Worker:
     def __init__(self, task, i):
         self.i, self.rows, self.net = i, task._data[i].train, module().double()
         self.p = {name: value.detach().clone() for name, value in self.net.named_parameters()}
-        self.v = {name: torch.zeros_like(value) for name, value in self.p.items()}
+        self.steps = {}
 
     def gradient(self, index):
         """At its parameters, on its mini-batch number ``index``."""
@@ -72,14 +74,21 @@ class Worker:
         loss(output, self.rows.targets[chosen]).backward()
         return {name: value.grad for name, value in p.items()}
 
-    def descend(self, index, rates, momentum=0.0, weight_decay=0.0, clip=np.inf):
+    def descend(self, index, rates, **settings):
         g = self.gradient(index)
         for names, lr in rates:
-            norm = np.sqrt(sum(float((g[name] ** 2).sum()) for name in names))
-            for name in names:
-                clipped = g[name] * min(1.0, clip / norm)
-                self.v[name] = momentum * self.v[name] + clipped + weight_decay * self.p[name]
-                self.p[name] = self.p[name] - lr * self.v[name]
+            self.step_along(g, names, lr, **settings)
+
+    def step_along(self, g, names, lr, **settings):
+        step = self.steps.setdefault(names, Step(**settings))
+        x = step(flat(self.p, names), flat(g, names), lr)
+        pieces = np.split(x, np.cumsum([self.p[name].numel() for name in names])[:-1])
+        for name, piece in zip(names, pieces, strict=True):
+            self.p[name] = torch.from_numpy(piece).view_as(self.p[name])
+
+
+def flat(tensors, names):
+    return np.concatenate([tensors[name].numpy().ravel() for name in names])
 
 
 def crowd(task):
@@ -115,7 +124,7 @@ def check(state, workers):
 STEPS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
-    "all": {"momentum": 0.5, "weight_decay": 0.1, "clip": 0.3},
+    **UPDATES,
 }
 
 
@@ -168,7 +177,7 @@ def test_dpsgd_and_local_are_loops(method, steps):
     ("method", "keys"),
     [
         (hpcopt.DePRL(lr=LR, lr_head=0.1, momentum=0.5, weight_decay=0.01, head_steps=2), {}),
-        (hpcopt.DPSGD(lr=LR, local_steps=3), {"regularisation": 0.1, "logit_adjustment": 1.0}),
+        (hpcopt.DPSGD(lr=LR, **UPDATES["adamw"]), {"regularisation": 0.1, "logit_adjustment": 1.0}),
     ],
 )
 def test_workers_whose_gradients_are_computed_together_make_the_same_steps(monkeypatch, method, keys):
@@ -188,15 +197,12 @@ def test_workers_whose_gradients_are_computed_together_make_the_same_steps(monke
     advance(method, together, 3)
     assert torch.allclose(alone.X, together.X, rtol=0, atol=1e-13)
     assert task.samples == other.samples
-    clipped = hpcopt.DPSGD(lr=LR, clip=1.0)
-    clipped.prepare(other)
-    clipped.start(other, Fastest(N, other.initial()))
-    assert not clipped._steps._stacked
 
 
-def test_gradient_tracking_is_its_recursion():
+@pytest.mark.parametrize("update", ["plain", *UPDATES])
+def test_gradient_tracking_is_its_recursion(update):
     task = network()
-    method = hpcopt.GradientTracking(lr=LR)
+    method = hpcopt.GradientTracking(lr=LR, **STEPS[update])
     state, _ = started(method, task)
     advance(method, state, 5)
     workers, W = crowd(task), ring(N)
@@ -205,7 +211,7 @@ def test_gradient_tracking_is_its_recursion():
     y = [dict(g_i) for g_i in g]
     for k in range(5):
         for worker, y_i in zip(workers, y, strict=True):
-            worker.p = {name: worker.p[name] - LR * y_i[name] for name in names}
+            worker.step_along(y_i, names, LR, **STEPS[update])
         mix(workers, W, names)
         new = [worker.gradient(k + 1) for worker in workers]
         mixed = [
@@ -216,20 +222,20 @@ def test_gradient_tracking_is_its_recursion():
     check(state, workers)
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-def test_fedavg_is_the_weighted_mean_of_local_steps(ordered):
+@pytest.mark.parametrize(("ordered", "steps"), [(False, "momentum"), (True, "momentum"), (False, "adamw")])
+def test_fedavg_is_the_weighted_mean_of_local_steps(ordered, steps):
     task = network(partition="unequal", alpha=9.0, weights="rows")
-    method = hpcopt.FedAvg(lr=LR, local_epochs=1, momentum=0.9)
+    method = hpcopt.FedAvg(lr=LR, local_epochs=1, **STEPS[steps])
     state, _ = started(method, task, ordered=ordered)
     advance(method, state, 3)
     workers = crowd(task)
-    steps = [len(worker.rows) // BATCH for worker in workers]
-    assert len(set(steps)) > 1
+    counts = [len(worker.rows) // BATCH for worker in workers]
+    assert len(set(counts)) > 1
     for k in range(3):
-        for worker, count in zip(workers, steps, strict=True):
-            worker.v = {name: torch.zeros_like(value) for name, value in worker.p.items()}
+        for worker, count in zip(workers, counts, strict=True):
+            worker.steps = {}
             for step in range(count):
-                worker.descend(k * count + step, ((BODY + HEAD, LR),), momentum=0.9)
+                worker.descend(k * count + step, ((BODY + HEAD, LR),), **STEPS[steps])
         weights = np.array([[len(worker.rows) / 60 for worker in workers]] * N)
         mix(workers, weights, BODY + HEAD)
     np.testing.assert_allclose(state.x.numpy(), stacked(workers)[0], rtol=1e-9, atol=1e-12)
@@ -305,7 +311,7 @@ def test_gradient_tracking_reaches_the_optimum_where_dpsgd_does_not():
     task = recipe.bind(Share(range(N), N, seed=SEED))
     task.settle(torch.cat([rows.sum(0) for rows in task.statistics()]))
     far = {}
-    for method in (hpcopt.GradientTracking(lr=0.02), hpcopt.DPSGD(lr=0.02, local_steps=1)):
+    for method in (hpcopt.GradientTracking(lr=0.02, clip=1.0), hpcopt.DPSGD(lr=0.02, local_steps=1)):
         state, _ = started(method, task)
         advance(method, state, 1000)
         far[type(method)] = float((state.X - task.optimum).norm())

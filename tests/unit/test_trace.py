@@ -25,6 +25,7 @@ from hpcopt.storage import trace as traces
 from hpcopt.storage.trace import Segment, Trace, readable
 from hpcopt.storage.trace_file import TraceFile
 from tests.unit.free_cases import DELAYS, DIM, ROUNDS, N, again, begun, free, problem, rate, snapshot
+from tests.unit.plain_steps import UPDATES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -32,8 +33,9 @@ from tests.unit.free_cases import DELAYS, DIM, ROUNDS, N, again, begun, free, pr
 @pytest.mark.parametrize("delay", DELAYS)
 def test_a_trace_makes_the_run_again(tmp_path, delay, rests, dtype):
     adaptive = {"lr_rule": "adaptive", "smoothness": 4.0, "lr_factor": 0.2}
-    run, models = free(tmp_path / "trace.h5", problem(dtype=dtype), DELAYS[delay], rests, **adaptive)
-    other, all_models = again(tmp_path / "trace.h5", problem(dtype=dtype), **adaptive)
+    keys = adaptive if len(rests) > 1 else UPDATES["adamw"]
+    run, models = free(tmp_path / "trace.h5", problem(dtype=dtype), DELAYS[delay], rests, **keys)
+    other, all_models = again(tmp_path / "trace.h5", problem(dtype=dtype), **keys)
     for round, model in models.items():
         assert torch.equal(model, all_models[round])
     assert torch.equal(run.counts, other.counts)
@@ -58,14 +60,15 @@ def test_fewer_parameters_than_workers(tmp_path):
     assert all(torch.equal(model, others[round]) for round, model in models.items())
 
 
+@pytest.mark.parametrize("update", [{}, UPDATES["adamw"]])
 @pytest.mark.parametrize("delay", ["one worker is slow", "by slice", "full links"])
-def test_it_goes_on_where_the_run_never_rested(tmp_path, delay):
-    free(tmp_path / "trace.h5", problem(), DELAYS[delay], (6,))
-    whole, models = again(tmp_path / "trace.h5", problem())
+def test_it_goes_on_where_the_run_never_rested(tmp_path, delay, update):
+    free(tmp_path / "trace.h5", problem(), DELAYS[delay], (6,), **update)
+    whole, models = again(tmp_path / "trace.h5", problem(), **update)
     assert len(whole.past) + len(whole.waiting)
     for stop in range(1, ROUNDS):
-        half, _ = again(tmp_path / "trace.h5", problem(), rounds=stop)
-        end, others = again(tmp_path / "trace.h5", problem(), snapshot(half))
+        half, _ = again(tmp_path / "trace.h5", problem(), rounds=stop, **update)
+        end, others = again(tmp_path / "trace.h5", problem(), snapshot(half), **update)
         assert all(torch.equal(models[round], model) for round, model in others.items())
         assert torch.equal(end.counts, whole.counts)
 

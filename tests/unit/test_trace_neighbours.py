@@ -19,12 +19,13 @@ from tests.unit.free_cases import (
     replay_averaging,
     snapshot,
 )
+from tests.unit.plain_steps import UPDATES
 
 RING = {"layout": "neighbours", "topology": "ring"}
 CHANGING = {"layout": "neighbours", "topology": "one_peer_exponential"}
 
 
-@pytest.mark.parametrize("keys", [RING, CHANGING])
+@pytest.mark.parametrize("keys", [RING, CHANGING | UPDATES["adamw"]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rests", [(2, 3, 6), (6,)])
 @pytest.mark.parametrize("delay", DELAYS)
@@ -38,7 +39,7 @@ def test_a_trace_makes_the_run_again(tmp_path, delay, rests, dtype, keys):
     assert torch.equal(run.made, other.made)
 
 
-@pytest.mark.parametrize("keys", [RING, CHANGING])
+@pytest.mark.parametrize("keys", [RING, CHANGING | UPDATES["adamw"]])
 @pytest.mark.parametrize("delay", ["by slice", "full links"])
 def test_it_goes_on_where_the_run_never_rested(tmp_path, delay, keys):
     free(tmp_path / "trace.h5", problem(), DELAYS[delay], (6,), **keys)

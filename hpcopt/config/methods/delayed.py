@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from hpcopt.config.base import Count, LearningRate, NonNegative, Positive, Whole
+from hpcopt.config.base import Count, FirstOrder, NonNegative, Positive, Whole
 from hpcopt.config.methods.gossip import GraphTable
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Rounds = Whole
 
 
-class DelayedSGDTable(GraphTable, LearningRate):
+class DelayedSGDTable(GraphTable, FirstOrder):
     """SGD on gradients of an earlier model (arXiv 2308.09430)."""
 
     fixed = frozenset({"mode", "delay", "layout", "window", "trace", "trace_out"})
@@ -58,6 +58,9 @@ class DelayedSGDTable(GraphTable, LearningRate):
     """λ of g + λ g∘g∘(x_t − x_{t−τ}), of each worker's g (DC-ASGD, arXiv 1609.08326)"""
     aggregate: Literal["mean", "sum"] = "mean"
     """"schedule": of the gradients that arrive in one round the mean, or the sum; weighted by ω_n or N ω_n"""
+    clip: NonNegative = 0.0
+    """largest norm of the gradient that is applied, longer ones are shortened to it, before weight_decay: of
+    the sum of those that arrive; where workers run freely, of each worker's, before it is sent; 0: none"""
 
     @field_validator("delay", mode="wrap")
     @classmethod
@@ -75,6 +78,11 @@ class DelayedSGDTable(GraphTable, LearningRate):
         if self.mode == "schedule" and not all(isinstance(delay, int) and delay for delay in delays):
             raise ValueError(
                 f'delay = {self.delay!r}: with mode = "schedule" give numbers of rounds, at least 1'
+            )
+        if self.lr_rule != "constant" and self.optimizer != "sgd":
+            raise ValueError(
+                f'lr_rule = "{self.lr_rule}": is of steps along gradients, but those of optimizer = '
+                f'"{self.optimizer}" are as long as lr says'
             )
         if self.mode == "exact" and self.aggregate == "sum":
             raise ValueError('aggregate = "sum": with mode = "exact" every round has the mean of all workers')

@@ -6,19 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcopt.config.base import Count, Fraction, LearningRate, NonNegative, Positive, Table
+from hpcopt.config.base import Count, FirstOrder, NonNegative, Positive, Table
 
 DEFAULT_STEPS = 5
 """where neither steps nor epochs are given"""
 
 
-class OwnStepsTable(LearningRate):
-    """The SGD steps that workers make on their own between exchanges; mixed into every method with such."""
+class OwnStepsTable(FirstOrder):
+    """The steps that workers make on their own between exchanges; mixed into every method with such."""
 
-    momentum: Fraction = 0.0
-    """momentum coefficient (heavy ball)"""
-    weight_decay: NonNegative = 0.0
-    """λ of the λx that is added to the gradient"""
     clip: NonNegative = 0.0
     """largest norm of a worker's gradient (deprl: of each part), longer ones are shortened to it; 0: none"""
 
@@ -83,8 +79,12 @@ class DPSGDTable(OverlapTable, LocalStepsTable):
     """Gossip of whole models (D-PSGD, arXiv 1705.09056)."""
 
 
-class GradientTrackingTable(MixingTable, LearningRate):
+class GradientTrackingTable(MixingTable, FirstOrder):
     """Gossip of models and of an estimate of the mean gradient (DIGing, arXiv 1607.03218)."""
+
+    clip: NonNegative = 0.0
+    """largest norm of a worker's estimate of the mean gradient where it is applied, a longer one is shortened
+    to it, before weight_decay; what is sent stays as long as it is; 0: none"""
 
 
 class LocalTable(LocalStepsTable):

@@ -44,16 +44,21 @@ class DHO2Table(LearningRate):
     """α: length of Newton's step in the span of the eigenvectors; 1 solves a quadratic there; auto: it, and
     how many times as long as by itself the base's step is, become what curvature and noise allow, on the
     learning rate's schedule and without momentum in the span"""
-    base: Literal["sgd", "momentum", "adam"] = "momentum"
+    base: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     """the first-order step in the rest of the space"""
     momentum: Fraction = 0.9
     """coefficient of the heavy ball: of base = "momentum", and of the gradient in the span; "sgd" has none"""
     beta1: Fraction = 0.9
-    """adam: decay of the first moment"""
+    """adam, adamw: decay of the first moment"""
     beta2: Fraction = 0.999
-    """adam: decay of the second moment"""
+    """adam, adamw: decay of the second moment"""
     eps: Positive = 1e-8
-    """adam: added to the root of the second moment"""
+    """adam, adamw: added to the root of the second moment"""
+    weight_decay: NonNegative = 0.0
+    """adamw: all of x is shortened by η times it in each step"""
+    clip: NonNegative = 0.0
+    """largest norm of the gradient, the sum over all workers; a longer one is shortened to it before it is
+    split; 0: none"""
     damping: NonNegative = 0.0
     """added to the |λ| that Newton's step divides by"""
     floor: Annotated[float, Field(gt=0, lt=1)] = 1e-3
@@ -73,6 +78,15 @@ class DHO2Table(LearningRate):
             raise ValueError(
                 f"lanczos_iterations = {self.lanczos_iterations}, but largest + smallest = {self.pairs}: "
                 "needs at least one for each of these, better 4"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_decays(self) -> DHO2Table:
+        if self.weight_decay and self.base != "adamw":
+            raise ValueError(
+                f'weight_decay = {self.weight_decay}: is for base = "adamw", not "{self.base}"; a λx in the '
+                "gradient is a part of f, and so of its Hessian: problem.regularisation adds it to both"
             )
         return self
 
@@ -110,6 +124,11 @@ class DHO2Table(LearningRate):
         return self.variant == "concurrent"
 
     @property
+    def adaptive(self) -> bool:
+        """Whether the base is no step along the gradient."""
+        return self.base in ("adam", "adamw")
+
+    @property
     def products(self) -> int:
         """With the Hessian, of a refresh."""
         least = 2 * self.pairs + 4 if self.refresh_every == "auto" else 4 * self.pairs
@@ -127,9 +146,9 @@ class DHO2Table(LearningRate):
 
     def first_order(self) -> FirstOrder:
         """The base's own table."""
-        keys = {*LearningRate.model_fields, "beta1", "beta2", "eps"}
+        keys = {*LearningRate.model_fields, "beta1", "beta2", "eps", "weight_decay"}
         own: dict[str, Any] = {
-            "optimizer": "adam" if self.base == "adam" else "sgd",
+            "optimizer": self.base if self.adaptive else "sgd",
             "momentum": self.momentum if self.base == "momentum" else 0.0,
         }
         return FirstOrder(**own, **self.model_dump(include=keys))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.math.mixing import Mixing
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
 from hpcopt.methods.parts.free import BINS, Free
 from hpcopt.methods.parts.late_rates import LateRates
@@ -43,7 +44,7 @@ class AsyncMixing(Clock):
     the receiver has not yet taken when it is put.
 
     Args:
-        settings: the window, what carries the vectors, and whether a trace is kept.
+        settings: the window, the update, what carries the vectors, and whether a trace is kept.
         problem: the workers here.
         rates: η.
         mixing: W of each step.
@@ -64,7 +65,8 @@ class AsyncMixing(Clock):
         self._mailbox = ports.mailbox(like, pairs, depth=DEPTH, transport=settings.transport, full="newest")
         self._puts = dict.fromkeys(pairs, 0)
         self._taken = dict(self._puts)
-        self._flat, self._log = Flat(problem), Log(settings.trace_out, gradients=3 + self._most, averaged=5)
+        self._update, self._flat = FirstOrderUpdate(settings, clip=0), Flat(problem, settings.clip)
+        self._log = Log(settings.trace_out, gradients=3 + self._most, averaged=5)
         self._free = Free(settings, problem.share, self._mailbox)
 
     def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
@@ -75,9 +77,10 @@ class AsyncMixing(Clock):
         self.info = self._free.info
 
     def put(self, state: DelayedSGDState, due: Due, gradient: Sequence[Tensor]) -> None:
-        """See `Clock`: x_n ← x_n − η ∇f_n(x_n; ξ), which goes to those who get it after this step."""
+        """See `Clock`: x_n ← x_n − η update(∇f_n(x_n; ξ)), which goes to those who get it after this step."""
         late, worker = [], self._here[due.i]
-        due.x.sub_(self._flat.of(gradient), alpha=self._rate)
+        moments, rate = ([state.M[due.i]], [state.V[due.i]]), self._rate
+        self._update.step([due.x], [self._flat.of(gradient)], *moments, due.draw + 1, rate)
         for to in self._receivers[due.draw % len(self._receivers)].get(worker, ()):
             pair = worker, to
             late.append(self._puts[pair] - max(self._taken[pair], self._mailbox.collected(*pair)))

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcopt.math.optimizers import shorten
 from hpcopt.methods.base import StepInfo
 from hpcopt.problems.base import Problem
 from hpcopt.state import State, per_worker, replicated
@@ -22,12 +23,17 @@ from hpcopt.state import State, per_worker, replicated
 
 @dataclass(kw_only=True)
 class DelayedSGDState(State):
-    """The model or models, those before it, and what was counted."""
+    """The model or models with moments, models before it, and what was counted."""
 
     x: Tensor = replicated()
     past: Tensor = replicated()
     waiting: Tensor = replicated()
+    m: Tensor = replicated()
+    v: Tensor = replicated()
+    updates: Tensor = replicated()
     X: Tensor = per_worker()
+    M: Tensor = per_worker()
+    V: Tensor = per_worker()
     made: Tensor = per_worker()
     counts: Tensor = replicated()
     L: Tensor = replicated()
@@ -93,17 +99,21 @@ class Flat:
 
     Args:
         problem: the workers here.
+        clip: its largest norm; 0: none.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem, self._g = problem, torch.empty_like(problem.initial())
+    def __init__(self, problem: Problem, clip: float) -> None:
+        self._problem, self._clip = problem, clip
+        self._g = torch.empty_like(problem.initial())
 
     def of(self, gradient: Sequence[Tensor]) -> Tensor:
-        """∇f_n, (d,), until the next call."""
+        """∇f_n, (d,), shortened, until the next call."""
         for part, piece in zip(self._problem.layout.tensors(self._g), gradient, strict=True):
             part.copy_(piece)
+        if self._clip:
+            shorten([self._g], self._clip)
         return self._g
 
     def scaled(self, i: int, gradient: Sequence[Tensor]) -> Tensor:
-        """N ω_n ∇f_n of worker i here, (d,), until the next call."""
+        """N ω_n ∇f_n of worker i here, (d,), shortened before, until the next call."""
         return self.of(gradient).mul_(self._problem.share.total * float(self._problem.weights[i]))

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from hpcopt.config.methods.hybrid import DHO2Table
     from hpcopt.problems.base import Problem
 
-SCALES = {"sgd": 3.0, "momentum": 3.0, "adam": 1.0}
+SCALES = {"sgd": 3.0, "momentum": 3.0, "adam": 1.0, "adamw": 1.0}
 """by how much the base's step may be longer than by itself: FOSI's numbers"""
 ALPHA = 0.1
 """Newton's step at most: FOSI's number; the pairs are those of a part of the rows, and get old"""
@@ -195,7 +195,7 @@ class MeasuredLengths:
         self._from = first if refreshes.too_short else 0 if first <= FIRST else first // 2
         self._mu = settings.momentum if settings.base == "momentum" else 0.0
         # a rate per gradient -> s; Adam's step is not one along the gradient
-        self._per_rate = 0.0 if settings.base == "adam" else (1 - self._mu) / settings.lr
+        self._per_rate = 0.0 if settings.adaptive else (1 - self._mu) / settings.lr
 
     def measure(self, state: HybridState) -> None:
         """See `Lengths`: at round 0, or half-way to the first refresh, then after twice as many rounds."""

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Sizes
 from hpcopt.methods.parts.delays import Arrival, Delays
 from hpcopt.methods.parts.late_rates import LateRates
@@ -34,6 +35,7 @@ class LateSums(Clock):
     ) -> None:
         self._settings, self._problem, self._rates, self._delays = settings, problem, rates, delays
         self._reduce, self._sum = ports.reduce, ports.reduce.contribution(problem.dim)
+        self._update = FirstOrderUpdate(settings)
         self._arrivals: list[Arrival] = []
         self._together, self._scale = False, 1.0
         self.sizes = Sizes(past=delays.longest, waiting=0, bins=delays.longest + 1)
@@ -80,9 +82,11 @@ class LateSums(Clock):
         # x_t is kept for as long as anybody may be late
         if len(state.past):
             state.past[t % len(state.past)] = state.x
-        # x_{t+1} ← x_t − η g
+        # x_{t+1} ← x_t − η · update(g)
         if g is not None:
-            state.x.add_(g, alpha=-self._rates.base(state.L, t))
+            state.updates += 1
+            number, rate = int(state.updates[:1].sum()), self._rates.base(state.L, t)
+            self._update.step([state.x], [g], [state.m], [state.v], number, rate)
         for one in self._arrivals:
             state.counts[one.worker, one.staleness] += 1
 

@@ -1,4 +1,4 @@
-"""The SGD steps that workers make on their own between two exchanges.
+"""The steps that workers make on their own between two exchanges.
 
 One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, no
 more than one gradient is in memory, and workers need not make equally many steps. Or, where all make the same
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports, Way
 from hpcopt.config.methods.gossip import DEFAULT_STEPS, OwnStepsTable
-from hpcopt.math.optimizers import learning_rate, sgd
+from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.problems.base import Draw, Part, Problem
 
 ONE_BY_ONE, STACKED = "one by one", "stacked"
@@ -49,10 +49,17 @@ class LocalSteps:
     Args:
         problem: whose gradients.
         settings: of the steps.
+        anew: whether the moments begin at 0 in every round.
     """
 
-    def __init__(self, problem: Problem, settings: OwnStepsTable) -> None:
-        self._problem, self._settings = problem, settings
+    def __init__(self, problem: Problem, settings: OwnStepsTable, anew: bool = False) -> None:
+        self._problem, self._settings, self._anew = problem, settings, anew
+        self._update = FirstOrderUpdate(settings)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """First and second moments of the workers here to begin with, (n, d), or (n, 0) if there are none."""
+        first, second = self._update.sizes(self._problem.dim)
+        return self._problem.rows_of(first).zero_(), self._problem.rows_of(second).zero_()
 
     def stage(self, i: int, steps: int | None, epochs: int | None, longer: float = 1.0) -> Stage:
         """The steps of worker i (from 0 here) that move everything, as many as `count` says; longer ones."""
@@ -73,51 +80,55 @@ class LocalSteps:
         """
         self._stages = stages = [plan(i) for i in range(len(X))]
         ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
-        if not self._settings.clip and self._problem.stackable() and all(p == stages[0] for p in stages):
+        if self._problem.stackable() and all(p == stages[0] for p in stages):
             ways[STACKED] = lambda: self._try_stacked(X)
         samples = self._problem.samples
         self._stacked = ports.fastest("own_steps", ways) == STACKED
         self._problem.samples = samples
 
-    def make_all(self, X: Tensor, M: Tensor, round: int) -> None:
+    def make_all(self, X: Tensor, M: Tensor, V: Tensor, round: int) -> None:
         """Makes the steps of all workers here, in place.
 
         Args:
             X: their points, (n, d).
-            M: their momentum, (n, d), or (n, 0) if there is none.
+            M, V: their first and second moments, (n, d), or (n, 0) if there are none.
             round: counted from 0.
         """
         if self._stacked:
             for stage in self._stages[0]:
-                self._steps(X, M, stage, round, partial(self._problem.stacked_gradient, X))
+                self._steps(X, M, V, stage, round, partial(self._problem.stacked_gradient, X))
             return
         for i, stages in enumerate(self._stages):
             for stage in stages:
-                self.make(i, X[i], M[i], stage, round)
+                self.make(i, X[i], M[i], V[i], stage, round)
 
-    def make(self, i: int, x: Tensor, m: Tensor, stage: Stage, round: int) -> None:
+    def make(self, i: int, x: Tensor, m: Tensor, v: Tensor, stage: Stage, round: int) -> None:
         """Makes the steps of worker i (from 0 here), in place.
 
         Args:
             i: the worker.
             x: its point, (d,).
-            m: its momentum, (d,), or empty if there is none.
+            m, v: its first and second moments, (d,), or empty if there are none.
             stage: which steps.
             round: counted from 0.
         """
-        self._steps(x, m, stage, round, partial(self._problem.gradient, i, x))
+        self._steps(x, m, v, stage, round, partial(self._problem.gradient, i, x))
 
-    def _steps(self, x: Tensor, m: Tensor, stage: Stage, round: int, gradient: Gradient) -> None:
+    def _steps(self, x: Tensor, m: Tensor, v: Tensor, stage: Stage, round: int, gradient: Gradient) -> None:
         """At one point (d,) or at several (n, d)."""
-        layout, settings = self._problem.layout, self._settings
-        moved = []
-        for part, lr in stage.rates.items():
-            momentum = layout.tensors(m, part) if m.shape[-1] else []
-            moved.append((layout.tensors(x, part), momentum, learning_rate(settings, round, lr)))
-        for step in stage.steps:
+        layout = self._problem.layout
+        moved = [
+            (
+                [layout.tensors(of, part) if of.shape[-1] else [] for of in (x, m, v)],
+                learning_rate(self._settings, round, lr),
+            )
+            for part, lr in stage.rates.items()
+        ]
+        before = 0 if self._anew else round * len(stage.steps)
+        for t, step in enumerate(stage.steps, before + 1):
             g = gradient(Draw(round, step, stage.of), stage.part)
-            for xs, ms, eta in moved:
-                sgd(settings, xs, g[: len(xs)], ms, eta)
+            for (xs, ms, vs), eta in moved:
+                self._update.step(xs, g[: len(xs)], ms, vs, t, eta, rows=x.ndim == 2)
                 g = g[len(xs) :]
 
     def _try_one_by_one(self, X: Tensor) -> float:

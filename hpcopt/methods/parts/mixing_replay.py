@@ -7,10 +7,12 @@ reaches all ranks, which keep it until nobody needs it any more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import StepInfo
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
 from hpcopt.methods.parts.free import BINS
@@ -20,21 +22,32 @@ from hpcopt.methods.parts.plan import Plan
 from hpcopt.methods.parts.staleness import count_late
 from hpcopt.problems.base import Problem
 
+if TYPE_CHECKING:
+    from hpcopt.config.methods.delayed import DelayedSGDTable
+
 
 class MixingReplay(Clock):
     """Makes a run again. `apply` is collective, nothing else.
 
     Args:
+        settings: the update.
         problem: the workers here.
         rates: η.
         plan: of the trace.
         ports: of the run.
     """
 
-    def __init__(self, problem: Problem, rates: LateRates, plan: Plan[MixingWalk], ports: Ports) -> None:
+    def __init__(
+        self,
+        settings: DelayedSGDTable,
+        problem: Problem,
+        rates: LateRates,
+        plan: Plan[MixingWalk],
+        ports: Ports,
+    ) -> None:
         ports.agree_same(plan.digest, plan.differs)
         self._share, self._rates, self._plan, self._reduce = problem.share, rates, plan, ports.reduce
-        self._flat = Flat(problem)
+        self._update, self._flat = FirstOrderUpdate(settings, clip=0), Flat(problem, settings.clip)
         (waiting,) = plan.sizes
         self.sizes = Sizes(0, waiting, BINS)
         self._wave = Wave()
@@ -57,8 +70,9 @@ class MixingReplay(Clock):
         self.info = StepInfo(done=state.round + 1 >= self._plan.rounds)
 
     def put(self, state: DelayedSGDState, due: Due, gradient: Sequence[Tensor]) -> None:
-        """See `Clock`: x_n ← x_n − η ∇f_n(x_n; ξ)."""
-        due.x.sub_(self._flat.of(gradient), alpha=self._rates.of(state.L, due.event.round)(0))
+        """See `Clock`: x_n ← x_n − η update(∇f_n(x_n; ξ))."""
+        moments, rate = ([state.M[due.i]], [state.V[due.i]]), self._rates.of(state.L, due.event.round)(0)
+        self._update.step([due.x], [self._flat.of(gradient)], *moments, due.draw + 1, rate)
         state.made[due.i] += 1
 
     def apply(self, state: DelayedSGDState) -> None:

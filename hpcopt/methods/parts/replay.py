@@ -8,26 +8,33 @@ applied everywhere yet are the same on all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.ground.placement import block
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import StepInfo
 from hpcopt.methods.parts.clock import Clock, DelayedSGDState, Due, Flat, Sizes
 from hpcopt.methods.parts.free import BINS
 from hpcopt.methods.parts.late_rates import LateRates, Rate
+from hpcopt.methods.parts.owners import Slice
 from hpcopt.methods.parts.plan import Plan
 from hpcopt.methods.parts.staleness import count_late
 from hpcopt.methods.parts.walk import Applied, Made, Walk, Wave
 from hpcopt.problems.base import Problem
+
+if TYPE_CHECKING:
+    from hpcopt.config.methods.delayed import DelayedSGDTable
 
 
 class Replay(Clock):
     """Makes a run again. `apply` is collective, nothing else.
 
     Args:
+        settings: the update.
         problem: the workers here.
         rates: η.
         plan: of the trace.
@@ -36,11 +43,18 @@ class Replay(Clock):
     """
 
     def __init__(
-        self, problem: Problem, rates: LateRates, plan: Plan[Walk], slices: int, ports: Ports
+        self,
+        settings: DelayedSGDTable,
+        problem: Problem,
+        rates: LateRates,
+        plan: Plan[Walk],
+        slices: int,
+        ports: Ports,
     ) -> None:
         ports.agree_same(plan.digest, plan.differs)
         self._rates, self._plan, self._here = rates, plan, problem.share.workers
-        self._sum, self._flat = ports.reduce.contribution(problem.dim), Flat(problem)
+        self._update, self._flat = FirstOrderUpdate(settings, clip=0), Flat(problem, settings.clip)
+        self._sum = ports.reduce.contribution(problem.dim)
         parts = [block(problem.dim, slices, m) for m in range(slices)]
         self._parts = [slice(part.start, part.stop) for part in parts]
         past, waiting = plan.sizes
@@ -49,6 +63,7 @@ class Replay(Clock):
         self._own: dict[Made, Tensor] = {}
         # what is known of every slice, by version, and gradients by worker and number
         self._slices: list[dict[int, Tensor]] = []
+        self._owned: list[Slice] = []
         self._gradients: dict[tuple[int, int], Tensor] = {}
 
     def turns(self, state: DelayedSGDState) -> Iterator[Iterable[Due]]:
@@ -71,7 +86,7 @@ class Replay(Clock):
         self._own[due.event] = self._flat.scaled(due.i, gradient).clone()
 
     def apply(self, state: DelayedSGDState) -> None:
-        """See `Clock`: x_m ← x_m − η(τ) g for what was applied to slices m, in that order. Collective."""
+        """See `Clock`: x_m ← x_m − η(τ) update(g) for what was applied to slices m, in order. Collective."""
         for one in self._wave.gradients:
             if one in self._own:
                 self._sum.add(one.worker - self._here.start, self._own.pop(one))
@@ -87,13 +102,15 @@ class Replay(Clock):
         return Due(i, x, one.draw, one)
 
     def _apply(self, one: Applied, rate: Rate) -> None:
-        """As `hpcopt.methods.parts.owners.Owners.apply` did."""
+        """As `hpcopt.methods.parts.owners.Owners` did."""
         first, *others = [self._gradients[one.worker, number][self._parts[one.to]] for number in one.numbers]
         g = first.clone() if others else first
         for other in others:
             g.add_(other)
-        known = self._slices[one.to]
-        known[one.version + len(one.numbers)] = known[one.version].clone().add_(g, alpha=-rate(one.late))
+        known, own = self._slices[one.to], self._owned[one.to]
+        own.x = known[one.version].clone()
+        own.apply(self._update, g, rate(one.late))
+        known[one.version + len(one.numbers)] = own.x
 
     def _take_up(self, walk: Walk, state: DelayedSGDState) -> None:
         """The rows of past are a slice's old versions, those of waiting the gradients, in ascending order."""
@@ -101,6 +118,7 @@ class Replay(Clock):
         for part, known in zip(self._parts, walk.versions, strict=True):
             rows = [*state.past[: len(known) - 1, part], state.x[part]]
             self._slices.append({version: row.clone() for version, row in zip(known, rows, strict=True)})
+        self._owned = [Slice.of(state, m, part) for m, part in enumerate(self._parts)]
         self._gradients = {one: state.waiting[i].clone() for i, one in enumerate(sorted(walk.flying))}
 
     def _hand_over(self, walk: Walk, state: DelayedSGDState) -> None:
@@ -109,5 +127,7 @@ class Replay(Clock):
             state.x[part] = known[newest]
             for row, version in enumerate(old):
                 state.past[row, part] = known[version]
+        for m, (own, part) in enumerate(zip(self._owned, self._parts, strict=True)):
+            own.hand_over(state, m, part)
         for row, one in enumerate(sorted(walk.flying)):
             state.waiting[row] = self._gradients[one]
