@@ -101,7 +101,14 @@ class FirstOrderUpdate:
             x[support] = x[support].add_(g[support], alpha=-eta)
 
 
-def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor], eta: float) -> None:
+def sgd(
+    table: OwnStepsTable,
+    x: list[Tensor],
+    g: list[Tensor],
+    m: list[Tensor],
+    eta: float | Tensor,
+    several: bool = False,
+) -> None:
     """One step of SGD or heavy ball with a clipped gradient, in place.
 
     Args:
@@ -109,9 +116,15 @@ def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor],
         x: the point, parameter by parameter; changed.
         g: the gradient at x; may be overwritten.
         m: the momentum, or nothing if there is none; changed.
-        eta: η.
+        eta: η; of several points, one for all or one of each, (g,).
+        several: whether these are the points of g workers, (g, …).
     """
-    if table.clip:
+    if table.clip and several:
+        norms = torch.stack([g_p.reshape(len(g_p), -1).norm(dim=1) for g_p in g]).norm(dim=0)
+        shorter = (table.clip / norms).clamp_(max=1.0)
+        for g_p in g:
+            g_p.mul_(_each(shorter, g_p))
+    elif table.clip:
         norm = torch.stack([g_p.norm() for g_p in g]).norm()
         shorter = (table.clip / norm).clamp_(max=1.0)
         for g_p in g:
@@ -122,7 +135,15 @@ def sgd(table: OwnStepsTable, x: list[Tensor], g: list[Tensor], m: list[Tensor],
     if table.momentum:
         g = [m_p.mul_(table.momentum).add_(g_p) for m_p, g_p in zip(m, g, strict=True)]
     for x_p, g_p in zip(x, g, strict=True):
-        x_p.add_(g_p, alpha=-eta)
+        if isinstance(eta, Tensor):
+            x_p.addcmul_(g_p, _each(eta, g_p), value=-1)
+        else:
+            x_p.add_(g_p, alpha=-eta)
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """A number of each worker, (g,), shaped to be multiplied with a tensor (g, …)."""
+    return values.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def scattered(support: Tensor, x: Tensor) -> bool:

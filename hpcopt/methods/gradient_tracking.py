@@ -54,7 +54,8 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        self._problem, self._scales = problem, scales(problem, self.settings)
+        self._problem = problem
+        self._scales = problem.weights.new_tensor(scales(problem, self.settings))[:, None]
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         Y, G = problem.rows_of(problem.dim).zero_(), problem.rows_of(problem.dim).zero_()
@@ -67,15 +68,13 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""
-        eta, tensors = learning_rate(self.settings, state.round), self._problem.layout.tensors
-        for i, (x, y, last) in enumerate(zip(state.X, state.Y, state.G, strict=True)):
-            # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
-            now = self._problem.gradient(i, x, Draw(state.round))
-            for g, y_p, last_p in zip(now, tensors(y), tensors(last), strict=True):
-                y_p.add_(g.mul_(self._scales[i])).sub_(last_p)
-                last_p.copy_(g)
-            # x_i ← x_i − η y_i
-            x.add_(y, alpha=-eta)
+        eta = learning_rate(self.settings, state.round)
+        # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
+        state.Y.sub_(state.G)
+        self._problem.gradients(state.X, Draw(state.round), out=state.G.zero_()).mul_(self._scales)
+        state.Y.add_(state.G)
+        # x_i ← x_i − η y_i
+        state.X.add_(state.Y, alpha=-eta)
         if self.settings.before_mixing:
             state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j

@@ -36,11 +36,9 @@ class Network:
 
     Attributes:
         workers, table, data, model, loss, augment: what describes the problem.
-        random: whether a training pass may draw random numbers; a module of the user's, in any place.
         default_dtype: of a run that names none.
     """
 
-    random = True
     default_dtype = "float32"
 
     def __init__(
@@ -149,7 +147,6 @@ class BuiltInNetwork(Network):
             )
         shape = models.image_shape(self.data.train.shape)
         self.model = models.build(table.model, shape, self.data.classes, table.hidden, table.dropout)
-        self.random = table.dropout > 0
 
     def bind(self, share: Share) -> NetworkProblem:
         """See `Network`; the model starts from the seed."""

@@ -1,8 +1,8 @@
 """The SGD steps that workers make on their own between two exchanges.
 
 One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, no
-more than one gradient is in memory, and workers need not make equally many steps. Or, where all make the same
-steps and it was measured to be faster (small models on a GPU), all make a step before the next one.
+more than one gradient is in memory, and workers need not make equally many steps. Or, where the problem's
+gradients were measured to be faster together, a group of workers that make equally many does so.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from functools import partial
 
 from torch import Tensor
 
-from hpcopt.comm.ports import Ports, Way
 from hpcopt.config.methods.gossip import OwnStepsTable
 from hpcopt.math.optimizers import learning_rate, sgd
 from hpcopt.problems.base import Draw, Part, Problem
+from hpcopt.problems.groups import Group
 
 DEFAULT_STEPS = 5
-ONE_BY_ONE, STACKED = "one by one", "stacked"
 Gradient = Callable[[Draw, Part], list[Tensor]]
 
 
@@ -64,21 +63,16 @@ class LocalSteps:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
         return (steps or DEFAULT_STEPS) if epochs is None else epochs * self._problem.batches_per_epoch(i)
 
-    def assign(self, plan: Callable[[int], list[Stage]], X: Tensor, ports: Ports) -> None:
-        """Takes what each worker here does in a round, for `make_all`. Collective.
+    def assign(self, plan: Callable[[int], list[Stage]]) -> list[Group]:
+        """Takes what each worker here does in a round, and gives who makes these steps together.
 
         Args:
             plan: the stages of worker i (from 0 here).
-            X: (n, d), points to time the steps at; not changed.
-            ports: remember what was fastest.
         """
-        self._stages = stages = [plan(i) for i in range(len(X))]
-        ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
-        if not self._settings.clip and self._problem.stackable() and all(p == stages[0] for p in stages):
-            ways[STACKED] = lambda: self._try_stacked(X)
-        samples = self._problem.samples
-        self._stacked = ports.fastest("own_steps", ways) == STACKED
-        self._problem.samples = samples
+        self._stages = stages = [plan(i) for i in range(self._problem.share.n)]
+        shapes = [tuple((tuple(s.rates), s.steps, s.of) for s in of) for of in stages]
+        self._groups = self._problem.groups(shapes)
+        return self._groups
 
     def make_all(self, X: Tensor, M: Tensor, round: int) -> None:
         """Makes the steps of all workers here, in place.
@@ -88,41 +82,49 @@ class LocalSteps:
             M: their momentum, (n, d), or (n, 0) if there is none.
             round: counted from 0.
         """
-        if self._stacked:
-            for stage in self._stages[0]:
-                self._steps(X, M, stage, round, partial(self._problem.stacked_gradient, X))
-            return
-        for i, stages in enumerate(self._stages):
-            for stage in stages:
-                self.make(i, X[i], M[i], stage, round)
+        for group in self._groups:
+            x, m = group.of(X), group.of(M)
+            self.make(group, x, m, round)
+            group.put(X, x)
+            group.put(M, m)
 
-    def make(self, i: int, x: Tensor, m: Tensor, stage: Stage, round: int) -> None:
-        """Makes the steps of worker i (from 0 here), in place.
+    def make(self, group: Group, X: Tensor, M: Tensor, round: int) -> None:
+        """Makes the steps of a group, in place.
 
         Args:
-            i: the worker.
-            x: its point, (d,).
-            m: its momentum, (d,), or empty if there is none.
-            stage: which steps.
+            group: one of those that `assign` gave.
+            X: the points of its workers, (g, d).
+            M: their momentum, (g, d), or (g, 0) if there is none.
             round: counted from 0.
         """
-        self._steps(x, m, stage, round, partial(self._problem.gradient, i, x))
+        several = len(group.workers) > 1
+        i = group.workers[0]
+        gradient: Gradient = partial(self._problem.gradient, i, X[0])
+        if several:
+            gradient = partial(self._problem.stacked_gradient, group, X)
+        for k, stage in enumerate(self._stages[i]):
+            rates = [self._stages[j][k].rates for j in group.workers]
+            self._steps(X if several else X[0], M if several else M[0], stage, rates, round, gradient)
 
-    def _steps(self, x: Tensor, m: Tensor, stage: Stage, round: int, gradient: Gradient) -> None:
-        """At one point (d,) or at several (n, d)."""
+    def _steps(
+        self,
+        x: Tensor,
+        m: Tensor,
+        stage: Stage,
+        rates: list[Mapping[Part, float]],
+        round: int,
+        gradient: Gradient,
+    ) -> None:
+        """At one point (d,) or at several (g, d), each with rates of its own."""
         layout, settings = self._problem.layout, self._settings
         moved = []
-        for part, lr in stage.rates.items():
+        for part in stage.rates:
             momentum = layout.tensors(m, part) if m.shape[-1] else []
-            moved.append((layout.tensors(x, part), momentum, learning_rate(settings, round, lr)))
+            etas = [learning_rate(settings, round, of[part]) for of in rates]
+            eta = etas[0] if len({*etas}) == 1 else x.new_tensor(etas)
+            moved.append((layout.tensors(x, part), momentum, eta))
         for step in stage.steps:
             g = gradient(Draw(round, step, stage.of), stage.part)
             for xs, ms, eta in moved:
-                sgd(settings, xs, g[: len(xs)], ms, eta)
+                sgd(settings, xs, g[: len(xs)], ms, eta, several=x.ndim > 1)
                 g = g[len(xs) :]
-
-    def _try_one_by_one(self, X: Tensor) -> float:
-        return float(sum(self._problem.gradient(i, x, Draw(0))[0].sum() for i, x in enumerate(X)))
-
-    def _try_stacked(self, X: Tensor) -> float:
-        return float(self._problem.stacked_gradient(X, Draw(0))[0].sum())
