@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,9 +57,7 @@ def _seconds_if_same(two: Group, in_turn: Work, together: Work, buffers: Tensor)
     """What one of two workers takes in turn; None where they cannot be computed together, or come out otherwise."""
     before = buffers.clone()
     alone = torch.cat([in_turn(two).ravel(), two.of(buffers).ravel()])
-    start = time.perf_counter()
-    float(in_turn(two).sum())
-    seconds = (time.perf_counter() - start) / 2
+    seconds = min(timeit.repeat(lambda: float(in_turn(two).sum()), number=1, repeat=3)) / 2
     buffers.copy_(before)
     try:
         both = torch.cat([together(two).ravel(), two.of(buffers).ravel()])

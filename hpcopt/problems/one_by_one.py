@@ -208,15 +208,20 @@ class OneByOne(Problem):
             alone: computes a worker.
             samples: gradients of a row that this takes.
         """
-        for group in self._groups(kind, draw):
-            found = self._try(kind, group, together)
-            if found is not None:
-                yield group, found
-            else:
-                for i in group.workers:
-                    alone(i)
-            if samples:
-                self.samples += samples * sum(self.batch_rows(i, draw) for i in group.workers)
+        everybody = range(self.share.n)
+        if kind not in self._together:
+            for i in everybody:
+                alone(i)
+        else:
+            for group in self._groups(draw):
+                found = self._try(kind, group, together)
+                if found is not None:
+                    yield group, found
+                else:
+                    for i in group.workers:
+                        alone(i)
+        if samples:
+            self.samples += samples * sum(self.batch_rows(i, draw) for i in everybody)
 
     def _try(self, kind: str, group: Group, together: Callable[[Group], T]) -> T | None:
         """What a group computes together; None where it does not, or cannot any more."""
@@ -247,10 +252,8 @@ class OneByOne(Problem):
         g = self._gradient_of(group, X, Draw(0), "all", self._factors(group, False))
         return torch.cat([g_p.reshape(1 if X.ndim == 1 else n, -1) for g_p in g], 1)
 
-    def _groups(self, kind: str, draw: Draw | None) -> list[Group]:
-        """Workers that are computed together, or each by itself."""
-        if kind not in self._together:
-            return self._singles
+    def _groups(self, draw: Draw | None) -> list[Group]:
+        """Workers that are computed together."""
         rows = None if draw is None else (draw.rows,)
         if rows not in self._known:
             self._known[rows] = self._grouped(draw)

@@ -8,7 +8,7 @@ from torch import nn
 
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.problems import groups, network_passes, network_problem
+from hpcopt.problems import choice, groups, network_passes, network_problem
 from hpcopt.problems.base import Draw, Share
 from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER
 
@@ -56,6 +56,7 @@ def few(monkeypatch):
     """Small groups, several pieces."""
     monkeypatch.setattr(groups, "FEWEST", 2)
     monkeypatch.setattr(groups, "ROWS", 21)
+    monkeypatch.setattr(choice, "LONG", 1.0)
     for module in (network_passes, network_problem):
         monkeypatch.setattr(module, "PIECE", 4)
 
