@@ -89,13 +89,18 @@ class Stack:
         """
         named = {name: view.detach() for name, view in self._module.layout.views(X).items()}
         leaves = [named[name].requires_grad_() for name in self._module.names(part)]
+        g: list[Tensor] = []
         with torch.enable_grad():
             for batch, fraction in batches:
                 losses = self.losses(named, X.ndim > 1, buffers, batch)
                 total = losses.sum() if scales is None else (losses * scales).sum()
-                if total.requires_grad:  # not where the part has no influence on the output
-                    (total if fraction == 1 else total * fraction).backward()
-        return [torch.zeros_like(leaf.detach()) if leaf.grad is None else leaf.grad for leaf in leaves]
+                if not total.requires_grad:  # the part has no influence on the output
+                    continue
+                scaled = total if fraction == 1 else total * fraction
+                # not by backward(), which would copy what comes out transposed
+                found = _apart(torch.autograd.grad(scaled, leaves, materialize_grads=True))
+                g = [g_p.add_(more) for g_p, more in zip(g, found, strict=True)] if g else found
+        return g or [torch.zeros_like(leaf.detach(), memory_format=torch.contiguous_format) for leaf in leaves]
 
     def products(
         self, X: Tensor, V: Tensor, buffers: Tensor, batches: Iterable[tuple[Batch, float]], scales: Tensor
@@ -119,3 +124,14 @@ class Stack:
             flat = [product[name].reshape(*X.shape[:-1], -1) for name in layout.names]
             total.add_(torch.cat(flat, -1), alpha=fraction)
         return total
+
+
+def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each in memory of its own, so that it can be changed: gradients of sums may share theirs."""
+    seen: set[int] = set()
+    found = []
+    for tensor in tensors:
+        shared = 0 in tensor.stride() or tensor.data_ptr() in seen
+        found.append(tensor.clone(memory_format=torch.contiguous_format) if shared else tensor)
+        seen.add(tensor.data_ptr())
+    return found
