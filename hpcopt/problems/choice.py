@@ -54,7 +54,7 @@ def ways_of(group: Group | None, in_turn: Work, together: Work, buffers: Tensor)
 
 
 def _seconds_if_same(two: Group, in_turn: Work, together: Work, buffers: Tensor) -> float | None:
-    """What one of two workers takes in turn; None where they cannot be computed together, or come out otherwise."""
+    """What one of two workers takes in turn; None where together they cannot, or come out otherwise."""
     before = buffers.clone()
     alone = torch.cat([in_turn(two).ravel(), two.of(buffers).ravel()])
     seconds = min(timeit.repeat(lambda: float(in_turn(two).sum()), number=1, repeat=3)) / 2

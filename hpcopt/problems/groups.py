@@ -87,4 +87,3 @@ def most_together(rows: int, dim: int) -> int:
         dim: d.
     """
     return max(1, min(ROWS // max(1, rows), ENTRIES // dim))
-

@@ -1,4 +1,4 @@
-"""Passes through a network: losses, gradients and Hessian-vector products, in turn and of groups of workers."""
+"""Passes through a network: losses, gradients and Hessian-vector products, in turn and of groups."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIECE = 512
 
 
 class NetworkPasses(OneByOne):
-    """Training passes of the workers here. One module serves them all: its parameters are views of a row of X."""
+    """Training passes of the workers here. One module serves all: its parameters are views of a row of X."""
 
     stacks = True
     _module: FlatModule
@@ -122,9 +122,7 @@ class NetworkPasses(OneByOne):
         batch = self._input(rows.features), rows.targets
         return batch if self._adjustments is None or group is None else (*batch, group.of(self._adjustments))
 
-    def _decayed(
-        self, g: list[Tensor], x: Tensor, part: Part, scale: Tensor | float = 1.0
-    ) -> list[Tensor]:
+    def _decayed(self, g: list[Tensor], x: Tensor, part: Part, scale: Tensor | float = 1.0) -> list[Tensor]:
         """g + scale · λ x, in place."""
         if self._decay:
             scaled = x if isinstance(scale, float) else x * scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from hpcopt.math.fingerprint import digest, fingerprint
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
-from hpcopt.problems.labels import classes, ignored_label, log_priors
 from hpcopt.problems.groups import in_groups, most_together
+from hpcopt.problems.labels import classes, ignored_label, log_priors
 from hpcopt.problems.network_passes import PIECE, NetworkPasses
 from hpcopt.problems.network_trial import NetworkTrial
 from hpcopt.problems.rows import Joined, Rows, pieces, read_rows, read_worker, standardised
@@ -158,7 +158,7 @@ class NetworkProblem(NetworkPasses):
             tests = [data.even_test if common else data.own_test for data in self._data]
             lengths = [0 if test is None else len(test) for test in tests]
             test_losses, accuracies = self._assess(
-                X, buffers, tests.__getitem__, lengths, adjusted=not common
+                X, buffers, lambda i: cast(Rows, tests[i]), lengths, adjusted=not common
             )
             counts = torch.tensor(lengths, dtype=torch.int64)
         if tested and self._classifies:

@@ -170,7 +170,9 @@ class OneByOne(Problem):
             out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=weights[i])
 
         def together(group: Group) -> Tensor:
-            return self._products_of(group, _rows(X, group), _rows(V, group), draw, self._factors(group, True))
+            return self._products_of(
+                group, _rows(X, group), _rows(V, group), draw, self._factors(group, True)
+            )
 
         for _, found in self._each("hvps", draw, together, alone, samples=2):
             out.add_(found if X.ndim == 1 else found.sum(0))

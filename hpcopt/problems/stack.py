@@ -65,7 +65,7 @@ class Stack:
 
     def losses(self, named: Named, own: bool, buffers: Tensor, batch: Batch) -> Tensor:
         """The losses of the workers, (g,); arguments as in `run`."""
-        return self.run(lambda *args: self._loss(*args).reshape(()), named, own, buffers, batch)  # type: ignore[no-any-return]
+        return self.run(lambda *args: self._loss(*args).reshape(()), named, own, buffers, batch)
 
     def gradient(
         self,
@@ -100,7 +100,9 @@ class Stack:
                 # not by backward(), which would copy what comes out transposed
                 found = _apart(torch.autograd.grad(scaled, leaves, materialize_grads=True))
                 g = [g_p.add_(more) for g_p, more in zip(g, found, strict=True)] if g else found
-        return g or [torch.zeros_like(leaf.detach(), memory_format=torch.contiguous_format) for leaf in leaves]
+        return g or [
+            torch.zeros_like(leaf.detach(), memory_format=torch.contiguous_format) for leaf in leaves
+        ]
 
     def products(
         self, X: Tensor, V: Tensor, buffers: Tensor, batches: Iterable[tuple[Batch, float]], scales: Tensor

@@ -190,8 +190,8 @@ def test_ways_are_tried_before_they_are_timed():
         def forward(self, x):
             return super().forward(x if x.sum().item() > 0 else -x)
 
-    alone = dict.fromkeys(KINDS, [IN_TURN])
-    assert ways() == dict.fromkeys(KINDS, [IN_TURN, TOGETHER])
+    alone = {kind: [IN_TURN] for kind in KINDS}
+    assert ways() == {kind: [IN_TURN, TOGETHER] for kind in KINDS}
     assert ways(augment=lambda x: x + torch.randn_like(x)) == alone
     assert ways(module=Branching(False)) == alone
     assert ways(module=Assigning(True))["gradients"] == [IN_TURN]
