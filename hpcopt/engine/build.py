@@ -136,6 +136,7 @@ def begin(
     """
     settle(problem, ports)
     beat("the method's start")
+    choose(problem, ports)
     with (everybody or ranks).agreed():
         method.files = read_files(method.settings)
         method.prepare(problem)
@@ -224,3 +225,10 @@ def settle(problem: Problem, ports: OpenPorts) -> None:
         sums = [ports.reduce.sum(rows).clone() for rows in problem.statistics()]
         if sums:
             problem.settle(torch.cat(sums))
+
+
+def choose(problem: Problem, ports: OpenPorts) -> None:
+    """Takes the fastest way of each kind of work that the problem can do in several. Collective."""
+    with uncounted(problem, ports):
+        for kind, ways in problem.ways().items():
+            problem.take(kind, ports.fastest(kind, ways))

@@ -177,7 +177,8 @@ def _threads(config: RunConfig) -> Iterator[None]:
 def _build(config: RunConfig, method: Method[Any, Any], recipe: Recipe) -> Built:
     ranks = OneRank()
     problem = bind(ranks, Placement.even(config.run.workers), config, recipe)
-    ports = LocalPorts(config.run.workers, problem.initial(), ordered=config.run.deterministic)
+    ordered = config.run.deterministic
+    ports = LocalPorts(config.run.workers, problem.initial(), ordered, timed=not ordered)
     nowhere = replace(config, run=config.run.model_copy(update={"out": None}))
     return begin(ranks, nowhere, problem, ports, method, f"{problem.share.device} (one process)")
 

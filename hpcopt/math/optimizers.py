@@ -94,7 +94,7 @@ class FirstOrderUpdate:
         m: Sequence[Tensor],
         v: Sequence[Tensor],
         t: int,
-        eta: float,
+        eta: float | Tensor,
         *,
         rows: bool = False,
         keep: bool = False,
@@ -106,7 +106,7 @@ class FirstOrderUpdate:
             g: the gradient at x, likewise; may be overwritten.
             m, v: the moments, likewise, or whatever is empty where the update has none; changed.
             t: which step this is, counted from 1, since the moments were 0.
-            eta: η.
+            eta: η; of several points, one for all or one of each, (g,).
             rows: these are several points, as many as the first dimension of every tensor says; each of
                 their gradients is clipped by itself.
             keep: leave g as it is.
@@ -120,22 +120,22 @@ class FirstOrderUpdate:
         if table.weight_decay:
             for x_p, g_p in zip(x, g, strict=True):
                 if decoupled:
-                    x_p.mul_(1 - eta * table.weight_decay)
+                    x_p.mul_(1 - (_each(eta, x_p) if isinstance(eta, Tensor) else eta) * table.weight_decay)
                 else:
                     g_p.add_(x_p, alpha=table.weight_decay)
         if adaptive:
-            root, length = math.sqrt(1 - table.beta2**t), -eta / (1 - table.beta1**t)
+            root, rest = math.sqrt(1 - table.beta2**t), 1 - table.beta1**t
             for x_p, g_p, m_p, v_p in zip(x, g, m, v, strict=True):
                 m_p.lerp_(g_p, 1 - table.beta1)
                 v_p.mul_(table.beta2).addcmul_(g_p, g_p, value=1 - table.beta2)
-                x_p.addcdiv_(m_p, v_p.sqrt().div_(root).add_(table.eps), value=length)
+                _descend(x_p, m_p, eta / rest, below=v_p.sqrt().div_(root).add_(table.eps))
         elif table.momentum:
             for x_p, g_p, m_p in zip(x, g, m, strict=True):
                 m_p.mul_(table.momentum).add_(g_p)
-                x_p.add_(g_p.add_(m_p, alpha=table.momentum) if table.nesterov else m_p, alpha=-eta)
+                _descend(x_p, g_p.add_(m_p, alpha=table.momentum) if table.nesterov else m_p, eta)
         else:
             for x_p, g_p in zip(x, g, strict=True):
-                x_p.add_(g_p, alpha=-eta)
+                _descend(x_p, g_p, eta)
 
 
 def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
@@ -152,7 +152,22 @@ def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
         norms = torch.stack([g_p.norm() for g_p in g]).norm()
     shorter = (longest / norms).clamp_(max=1.0)
     for g_p in g:
-        g_p.mul_(shorter.view(-1, *[1] * (g_p.ndim - 1)) if rows else shorter)
+        g_p.mul_(_each(shorter, g_p) if rows else shorter)
+
+
+def _descend(x: Tensor, g: Tensor, eta: float | Tensor, below: Tensor | None = None) -> None:
+    """x ← x − η g, or x − η g / below, in place; η is a number, or one of each point, (g,)."""
+    if isinstance(eta, Tensor):
+        g, eta = g * _each(eta, g), 1.0
+    if below is None:
+        x.add_(g, alpha=-eta)
+    else:
+        x.addcdiv_(g, below, value=-eta)
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """A number of each point, (g,), shaped to be multiplied with a tensor (g, …)."""
+    return values.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def scattered(support: Tensor, x: Tensor) -> bool:

@@ -67,7 +67,7 @@ class DePRL(Method[DePRLTable, DePRLState]):
         self._steps, self._scales = LocalSteps(problem, self.settings), scales(problem, self.settings)
         self._neighbours = ports.neighbours(problem.initial()[self._shared], self._mixing)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
-        self._steps.assign(self._plan, X, ports)
+        self._steps.assign(self._plan)
         M, V = self._steps.moments()
         kept = self._shared if self.settings.before_mixing else slice(0)
         return DePRLState(X=X, M=M, V=V, before=X[:, kept].clone())

@@ -60,7 +60,7 @@ class DPSGD(Method[DPSGDTable, DPSGDState]):
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         X = problem.rows_of(d).copy_(problem.initial())
         steps, longer = (settings.local_steps, settings.local_epochs), scales(problem, settings)
-        self._steps.assign(lambda i: [self._steps.stage(i, *steps, longer[i])], X, ports)
+        self._steps.assign(lambda i: [self._steps.stage(i, *steps, longer[i])])
         M, V = self._steps.moments()
         return DPSGDState(X=X, M=M, V=V, before=X[:, : d if settings.before_mixing else 0].clone())
 

@@ -5,8 +5,8 @@ arXiv 1602.05629.
 
 symbol    name      shape     meaning
 x         x         (d,)      the model, replicated
-x_i       x_i       (d,)      worker i's copy during its steps; one after the other
-m, v      m, v      (d,)      its first and second moments, which begin at 0 in every round
+x_i       X         (g, d)    the copies of a group of workers during their steps; one group after the other
+m_i, v_i  M, V      (g, d)    their first and second moments, which begin at 0 in every round
 ω_i                           the worker's weight in the objective (problem.weights)
           before    (n, d)    all x_i before the mean (empty unless asked for)
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import FedAvgTable
-from hpcopt.math.flat import buffer
+from hpcopt.math.flat import buffer_of_rows
 from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.methods.parts.local_steps import LocalSteps
@@ -39,32 +39,33 @@ class FedAvgState(State):
 
 
 class FedAvg(Method[FedAvgTable, FedAvgState]):
-    """local_steps on every worker's copy, one sum of d numbers per round, no memory per worker."""
+    """local_steps on every worker's copy, one sum of d numbers per round, memory for a group of workers."""
 
     def start(self, problem: Problem, ports: Ports) -> FedAvgState:
         """See `Method`."""
         settings = self.settings
         self._problem, self._steps = problem, LocalSteps(problem, settings, anew=True)
-        self._plan = [
-            self._steps.stage(i, settings.local_steps, settings.local_epochs) for i in range(problem.share.n)
-        ]
-        x = problem.initial().clone()
-        self._x_i = buffer((problem.dim,), like=x)
-        self._moments = [buffer((size,), like=x) for size in FirstOrderUpdate(settings).sizes(problem.dim)]
+        steps = settings.local_steps, settings.local_epochs
+        self._groups = self._steps.assign(lambda i: [self._steps.stage(i, *steps)])
+        x, most = problem.initial().clone(), max((len(g.workers) for g in self._groups), default=0)
+        sizes = problem.dim, *FirstOrderUpdate(settings).sizes(problem.dim)
+        self._own = [buffer_of_rows(most, size, like=x) for size in sizes]
         self._mean = ports.reduce.contribution(problem.dim)
         kept = problem.dim if settings.before_mixing else 0
         return FedAvgState(x=x, before=problem.rows_of(kept).copy_(x[:kept]))
 
     def step(self, state: FedAvgState) -> StepInfo:
         """One round."""
-        for i, steps in enumerate(self._plan):
+        for group in self._groups:
             # x_i ← x
-            x_i, (m, v) = self._x_i.copy_(state.x), [of.zero_() for of in self._moments]
+            X, M, V = (of[: len(group.workers)] for of in self._own)
+            X.copy_(state.x), M.zero_(), V.zero_()
             # x_i ← x_i − η ∇f_i(x_i), local_steps times
-            self._steps.make(i, x_i, m, v, steps, state.round)
-            if self.settings.before_mixing:
-                state.before[i] = x_i
-            self._mean.add(i, x_i, weight=float(self._problem.weights[i]))
+            self._steps.make(group, X, M, V, state.round)
+            for i, x_i in zip(group.workers, X, strict=True):
+                if self.settings.before_mixing:
+                    state.before[i] = x_i
+                self._mean.add(i, x_i, weight=float(self._problem.weights[i]))
         # x ← Σ ω_i x_i
         state.x.copy_(self._mean.sum())
         return StepInfo()

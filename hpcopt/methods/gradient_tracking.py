@@ -32,7 +32,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import GradientTrackingTable
 from hpcopt.math.agreement import agreeing, scales
-from hpcopt.math.optimizers import FirstOrderUpdate
+from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import State, per_worker
@@ -61,7 +61,8 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def start(self, problem: Problem, ports: Ports) -> GradientTrackingState:
         """See `Method`."""
-        self._problem, self._scales = problem, scales(problem, self.settings)
+        self._problem = problem
+        self._scales = problem.weights.new_tensor(scales(problem, self.settings))[:, None]
         self._neighbours = ports.neighbours(problem.initial(), self._mixing)
         self._update = FirstOrderUpdate(self.settings)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
@@ -76,15 +77,13 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
 
     def step(self, state: GradientTrackingState) -> StepInfo:
         """One round."""
-        tensors, workers = self._problem.layout.tensors, zip(state.X, state.Y, state.G, strict=True)
-        for i, (x, y, last) in enumerate(workers):
-            # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
-            now = self._problem.gradient(i, x, Draw(state.round))
-            for g, y_p, last_p in zip(now, tensors(y), tensors(last), strict=True):
-                y_p.add_(g.mul_(self._scales[i])).sub_(last_p)
-                last_p.copy_(g)
-            # x_i ← x_i − η · update(y_i)
-            self._update(x, y, state.M[i], state.V[i], state.round, keep=True)
+        # y_i ← y_i + N ω_i ∇f_i(x_i; now) − N ω_i ∇f_i(x_i; last round)
+        state.Y.sub_(state.G)
+        self._problem.gradients(state.X, Draw(state.round), out=state.G.zero_()).mul_(self._scales)
+        state.Y.add_(state.G)
+        # x_i ← x_i − η · update(y_i)
+        own, eta = (state.X, state.Y, state.M, state.V), learning_rate(self.settings, state.round)
+        self._update.step(*([rows] for rows in own), state.round + 1, eta, rows=True, keep=True)
         if self.settings.before_mixing:
             state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j

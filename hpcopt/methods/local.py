@@ -39,7 +39,7 @@ class Local(Method[LocalTable, LocalState]):
         self._steps = LocalSteps(problem, settings)
         X = problem.rows_of(problem.dim).copy_(problem.initial())
         steps = settings.local_steps, settings.local_epochs
-        self._steps.assign(lambda i: [self._steps.stage(i, *steps)], X, ports)
+        self._steps.assign(lambda i: [self._steps.stage(i, *steps)])
         M, V = self._steps.moments()
         return LocalState(X=X, M=M, V=V)
 

@@ -15,132 +15,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 from hpcopt.errors import UserError
 from hpcopt.math.fingerprint import fingerprint, plain
 from hpcopt.math.flat import aligned, buffer_of_rows
+from hpcopt.problems.groups import group_of
+from hpcopt.problems.words import Draw as Draw
+from hpcopt.problems.words import Evaluation as Evaluation
+from hpcopt.problems.words import Measures as Measures
+from hpcopt.problems.words import Place as Place
+from hpcopt.problems.words import Share as Share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from torch import Tensor
 
     from hpcopt.math.flat import Layout
+    from hpcopt.problems.groups import Group
     from hpcopt.problems.newcomers import Newcomers
 
 Part = Literal["all", "shared", "private"]
 Ready = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which mini-batch every worker uses: step ``step`` of the ``of`` steps that a method makes in ``round``.
-
-    Successive draws go through a worker's rows in a shuffled order, epoch by epoch.
-
-    Attributes:
-        rows: of each worker, in place of the problem's batch size; all that it has, if fewer.
-    """
-
-    round: int
-    step: int = 0
-    of: int = 1
-    rows: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises `ValueError` where there is no such step: it would be the mini-batch of another round."""
-        if not 0 <= self.step < self.of:
-            raise ValueError(f"Draw({self.round}, {self.step}, {self.of}): step must be 0 to {self.of - 1}")
-
-    @property
-    def index(self) -> int:
-        """Position in the worker's sequence of mini-batches."""
-        return self.round * self.of + self.step
-
-
-class Place(NamedTuple):
-    """Where a named tensor of a model stands.
-
-    Attributes:
-        name: of a state_dict; several names may have one place (tied parameters).
-        where: "model", "buffers", or a kind in `Problem.fixed`: in which vector.
-        start: where in that it begins.
-        shape: the tensor's.
-    """
-
-    name: str
-    where: str
-    start: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Share:
-    """The workers that live in this process, and how their numbers are kept."""
-
-    workers: range
-    total: int
-    seed: int
-    dtype: torch.dtype = torch.float64
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def n(self) -> int:
-        """The number of workers here."""
-        return len(self.workers)
-
-    def newcomers(self, count: int) -> Share:
-        """As many more workers, numbered from N on; number N + k lives where worker ⌊kN/count⌋ lives."""
-        start, stop = (-(-w * count // self.total) for w in (self.workers.start, self.workers.stop))
-        mine = range(self.total + start, self.total + stop)
-        return replace(self, workers=mine, total=self.total + count)
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What an evaluation is to tell.
-
-    Attributes:
-        train, test: numbers of training rows, and of test rows.
-        rows: training rows of each worker that are enough; None: all.
-    """
-
-    train: bool = True
-    test: bool = True
-    rows: int | None = None
-
-    @property
-    def draw(self) -> Draw | None:
-        """Those rows, the same every time."""
-        return None if self.rows is None else Draw(0, rows=self.rows)
-
-
-@dataclass
-class Evaluation:
-    """What was measured at a point, per worker; run-wide numbers are Σ value·weight / Σ weight.
-
-    Attributes:
-        values: name -> (n,) float64 tensor on the CPU.
-        weights: name -> (n,) float64 tensor on the CPU, the weight of each worker's value.
-        rows: name -> (n,) likewise, for a second mean, NAME_by_rows: of how many rows each value is.
-    """
-
-    values: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor, weight: Tensor, rows: Tensor | None = None) -> None:
-        """Adds one measured quantity; ``rows`` on all ranks, or on none."""
-        if rows is not None:
-            self.rows[name] = rows.detach().to("cpu", torch.float64)
-        self.values[name] = value.detach().to("cpu", torch.float64)
-        self.weights[name] = weight.detach().to("cpu", torch.float64)
+Way = Callable[[], object]
 
 
 class Recipe(Protocol):
@@ -358,21 +260,37 @@ class Problem(ABC):
             One new tensor for each parameter of the part, as `Layout.tensors`.
         """
 
-    def stackable(self) -> bool:
-        """Whether `stacked_gradient` is there and may pay."""
-        return False
-
-    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
-        """The gradients of all workers here in one computation, where it is `stackable`.
+    def groups(self, keys: Sequence[Hashable]) -> list[Group]:
+        """All workers here, in groups whose gradients are computed together: see `stacked_gradient`.
 
         Args:
-            X: (n, d).
+            keys: of each worker here; those of a group have the same.
+        """
+        return [group_of([i]) for i in range(self.share.n)]
+
+    def stacked_gradient(self, group: Group, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """The gradients of a group, for methods whose workers make several steps on their own.
+
+        Args:
+            group: one of `groups`.
+            X: the models of its workers, (g, d).
             draw, part: as in `gradient`.
 
         Returns:
-            One new tensor (n, *shape) for each parameter of the part, as `Layout.tensors`.
+            One new tensor (g, *shape) for each parameter of the part, as `Layout.tensors`.
         """
-        raise NotImplementedError
+        each = [self.gradient(i, x, draw, part) for i, x in zip(group.workers, X, strict=True)]
+        return [torch.stack(g_p) for g_p in zip(*each, strict=True)]
+
+    def ways(self) -> dict[str, dict[str, Way | None]]:
+        """Kinds of work that can be done in several ways: kind -> way -> what to time.
+
+        As `hpcopt.comm.ports.Ports.fastest` takes them; the same kinds and ways on every rank.
+        """
+        return {}
+
+    def take(self, kind: str, way: str) -> None:  # noqa: B027  (optional, like `ways`)
+        """Takes the way in which a kind of work is done from now on."""
 
     @abstractmethod
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:

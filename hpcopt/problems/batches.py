@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -42,7 +44,8 @@ class Batches:
         self.size = size
         self._share = share
         self._rows = list(rows)
-        self._shuffled: dict[int, tuple[int, Tensor]] = {}  # worker -> its last epoch and that epoch's order
+        self._starts = [*accumulate(self._rows, initial=0)]
+        self._epochs = [-1] * len(self._rows)  # that each worker's order is of
 
     def count(self, i: int, draw: Draw | None) -> int:
         """How many rows worker i (from 0 here) uses in a draw."""
@@ -56,13 +59,34 @@ class Batches:
         count = self.count(i, draw)
         if draw is None or count == self._rows[i]:
             return None
-        epoch, position = divmod(draw.index, self._rows[i] // count)
-        return self._order(i, epoch)[position * count : (position + 1) * count]
+        at = self._place(i, draw, count)
+        return self._orders[at : at + count].clone()  # the next epoch overwrites it
 
-    def _order(self, i: int, epoch: int) -> Tensor:
-        last, order = self._shuffled.get(i, (None, None))
-        if order is None or last != epoch:
+    def alike(self, i: int, draw: Draw | None) -> tuple[int, bool]:
+        """Workers of which this is the same can be in one call of `together`."""
+        count = self.count(i, draw)
+        return count, count == self._rows[i]
+
+    def together(self, workers: Sequence[int], draw: Draw | None) -> Tensor:
+        """The rows of several workers that are `alike`, (g, count) int64 on the share's device."""
+        count, every = self.alike(workers[0], draw)
+        ahead = torch.arange(count, device=self._share.device)
+        if draw is None or every:
+            return ahead.expand(len(workers), -1)
+        places = torch.tensor([self._place(i, draw, count) for i in workers], device=self._share.device)
+        return self._orders[places[:, None] + ahead]
+
+    @cached_property
+    def _orders(self) -> Tensor:
+        """The workers' rows in the order of their epochs, one worker after the other."""
+        return torch.empty(self._starts[-1], dtype=torch.int64, device=self._share.device)
+
+    def _place(self, i: int, draw: Draw, count: int) -> int:
+        """Where in the orders a mini-batch begins."""
+        epoch, position = divmod(draw.index, self._rows[i] // count)
+        if self._epochs[i] != epoch:
             generator = stream(self._share.seed, "batches", self._share.workers[i], epoch)
-            order = torch.from_numpy(generator.permutation(self._rows[i])).to(self._share.device)
-            self._shuffled[i] = (epoch, order)
-        return order
+            order = torch.from_numpy(generator.permutation(self._rows[i]))
+            self._orders[self._starts[i] : self._starts[i + 1]] = order
+            self._epochs[i] = epoch
+        return self._starts[i] + position * count

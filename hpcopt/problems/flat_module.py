@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -22,12 +22,15 @@ from hpcopt.problems.trial import COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from hpcopt.problems.base import Part, Ready
 
     Forward = Callable[[Tensor], Tensor]
+
+NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class FlatModule:
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
         self.kept = {buffer.path for buffer in self._buffers}
         self.named, self.constants = self._places()
+        self._views: list[Tensor] = []
         self._x: Tensor | None = None
+        self._part: Part = "all"  # that requires a gradient
         self.couples_rows = not frozen and any(isinstance(m, _NormBase) for m in self.module.modules())
         self._check_momentum()
 
@@ -135,17 +140,34 @@ class FlatModule:
         if self.module.training != mode:
             self.module.train(mode)
 
-    @contextmanager
-    def with_buffers(self, values: Tensor) -> Iterator[None]:
+    def with_buffers(self, values: Tensor) -> AbstractContextManager[None]:
         """Within, ``values`` (b,) are the module's buffers; what a forward pass changes is changed there."""
-        views = [v.view(b.shape) for v, b in zip(self._split(values), self._buffers, strict=True)]
-        for buffer, view in zip(self._buffers, views, strict=True):
-            setattr(buffer.owner, buffer.name, view)
+        return self._with_buffers(values) if self._buffers else NOTHING
+
+    @contextmanager
+    def _with_buffers(self, values: Tensor) -> Iterator[None]:
+        self._views = views = [
+            v.view(b.shape) for v, b in zip(self._split(values), self._buffers, strict=True)
+        ]
+        self.reopen()
         yield
         for buffer, view in zip(self._buffers, views, strict=True):
             now = getattr(buffer.owner, buffer.name)
             if now is not view:  # a module that assigns a new tensor instead of changing the old one
                 view.copy_(now.detach())
+
+    def reopen(self) -> None:
+        """Within `with_buffers`, as at its beginning: a module may have assigned new tensors."""
+        for buffer, view in zip(self._buffers, self._views, strict=True):
+            setattr(buffer.owner, buffer.name, view)
+
+    def opened(self, values: Tensor) -> dict[str, Tensor]:
+        """Buffers of several workers, (g, b), by name, (g, *shape) each; new memory."""
+        copies = [piece.clone(memory_format=torch.contiguous_format) for piece in self._split(values)]
+        return {
+            buffer.path: copy.view(len(values), *buffer.shape)
+            for copy, buffer in zip(copies, self._buffers, strict=True)
+        }
 
     @contextmanager
     def accumulating(self, part: Part, out: Tensor | None) -> Iterator[None]:
@@ -153,11 +175,15 @@ class FlatModule:
 
         Without ``out`` it makes new tensors, for `gradient`, which saves two passes through memory.
         """
-        names = self._names(part)
-        views = {} if out is None else self.layout.views(out)
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(name in names)
-            parameter.grad = views.get(name) if name in names else None
+        names = self.names(part)
+        if part != self._part:
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(name in names)
+            self._part = part
+        if out is not None:
+            views = self.layout.views(out)
+            for name in names:
+                self._parameters[name].grad = views[name]
         try:
             with torch.enable_grad():
                 yield
@@ -167,32 +193,8 @@ class FlatModule:
 
     def gradient(self, part: Part) -> list[Tensor]:
         """What ``backward`` made within `accumulating`, where this is to be called; zeros where nothing."""
-        parameters = [self._parameters[name] for name in self._names(part)]
+        parameters = [self._parameters[name] for name in self.names(part)]
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-
-    def stacked_gradient(
-        self, loss: Callable[..., Tensor], X: Tensor, batches: tuple[Tensor, ...], part: Part
-    ) -> list[Tensor]:
-        """∇(loss) at several points in one computation, for modules without buffers and random numbers.
-
-        Args:
-            loss: (forward pass, one point's batch …) -> a scalar.
-            X: (n, d), the points.
-            batches: tensors (n, …), one entry for each point.
-            part: of the parameters.
-
-        Returns:
-            One tensor (n, *shape) for each parameter of the part.
-        """
-
-        def at(moved: dict[str, Tensor], kept: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            return loss(lambda features: functional_call(self.module, moved | kept, (features,)), *batch)
-
-        names, views = self._names(part), self.layout.views(X.detach())
-        moved = {name: view for name, view in views.items() if name in names}
-        kept = {name: view for name, view in views.items() if name not in names}
-        gradients = torch.func.vmap(torch.func.grad(at))(moved, kept, *batches)
-        return [gradients[name] for name in names]
 
     @contextmanager
     def telling(self, ready: Ready | None) -> Iterator[None]:
@@ -239,14 +241,16 @@ class FlatModule:
             if forward_over_reverse:
                 product = torch.func.jvp(torch.func.grad(at), (point,), (direction,))[1]
             else:
-                product = _double_backward(at, point, direction)
+                product = double_backward(at, point, direction)
         return torch.cat([product[name].ravel() for name in self.layout.names])
 
-    def _names(self, part: Part) -> tuple[str, ...]:
+    def names(self, part: Part) -> tuple[str, ...]:
+        """Of the parameters of a part, as `Layout.tensors`."""
         return self.layout.names[self.layout.chosen(part)]
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([buffer.shape.numel() for buffer in self._buffers]) if self._buffers else ()
+        """Of (…, b)."""
+        return values.split([buffer.shape.numel() for buffer in self._buffers], -1) if self._buffers else ()
 
     def _check_momentum(self) -> None:
         for name, module in self.module.named_modules():
@@ -286,9 +290,10 @@ def _float_buffers(module: nn.Module) -> list[_Buffer]:
     return found
 
 
-def _double_backward(
+def double_backward(
     at: Callable[[dict[str, Tensor]], Tensor], point: dict[str, Tensor], direction: dict[str, Tensor]
 ) -> dict[str, Tensor]:
+    """∇²(at)(point) direction, by name, of a scalar function of named tensors."""
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
         inputs = list(leaves.values())

@@ -38,11 +38,9 @@ class Network:
 
     Attributes:
         workers, table, data, model, loss, augment: what describes the problem.
-        random: whether a training pass may draw random numbers; a module of the user's, in any place.
         default_dtype: of a run that names none.
     """
 
-    random = True
     default_dtype = "float32"
 
     def __init__(
@@ -157,7 +155,7 @@ class BuiltInNetwork(Network):
                 f'problem.dataset = "{table.dataset}": its targets are no class labels 0, 1, …, which '
                 "the built-in models and cross-entropy need; name a model and a loss of your own"
             )
-        self._own, self.random = own_model, own_model or own_loss or table.dropout > 0
+        self._own = own_model
         if not own_model:
             classes, shape = self.data.classes or 0, models.image_shape(self.data.train.shape)
             self.model = models.build(table.model, shape, classes, table.hidden, table.dropout)

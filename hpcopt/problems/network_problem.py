@@ -1,41 +1,40 @@
-"""The workers' losses, gradients and Hessian-vector products of a network."""
+"""The workers of a network: their rows, what they are made of, and their evaluation."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from hpcopt.errors import UserError
 from hpcopt.math.fingerprint import digest, fingerprint
-from hpcopt.math.flat import aligned, wave
-from hpcopt.math.streams import torch_seed
 from hpcopt.problems.base import Evaluation, row
 from hpcopt.problems.batches import Batches
 from hpcopt.problems.flat_module import FlatModule
+from hpcopt.problems.groups import in_groups, most_together
 from hpcopt.problems.labels import classes, ignored_label, log_priors
-from hpcopt.problems.one_by_one import OneByOne
-from hpcopt.problems.rows import pieces, read_rows, read_worker, standardised
-from hpcopt.problems.trial import check_loss, check_passes, kind_of_mean, rows_to_try
+from hpcopt.problems.network_passes import PIECE, NetworkPasses
+from hpcopt.problems.network_trial import NetworkTrial
+from hpcopt.problems.rows import Joined, Rows, pieces, read_rows, read_worker, standardised
+from hpcopt.problems.seeds import Seeds
+from hpcopt.problems.stack import Stack
+from hpcopt.problems.trial import rows_to_try
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from hpcopt.problems.base import Draw, Part, Place, Ready, Share
+    from hpcopt.problems.base import Draw, Measures, Place, Share
     from hpcopt.problems.data import Partition
     from hpcopt.problems.flat_module import Forward
+    from hpcopt.problems.groups import Group
     from hpcopt.problems.network import Network
-    from hpcopt.problems.rows import Rows, WorkerRows
-
-PIECE = 512
-"""most rows that pass through the network at a time, unless its rows are coupled: bounds the memory"""
+    from hpcopt.problems.rows import WorkerRows
 
 
-class NetworkProblem(OneByOne):
-    """The workers here. One module serves them all: its parameters are views of a worker's row of X."""
+class NetworkProblem(NetworkPasses):
+    """The workers here."""
 
     def __init__(self, share: Share, network: Network, parts: Partition, frozen: bool = False) -> None:
         """Reads the workers' rows and tries the model out on the first of them.
@@ -52,7 +51,9 @@ class NetworkProblem(OneByOne):
         table, moments = network.table, (network.data.mean, network.data.std)
         all_rows = [len(rows) for rows in parts.train[: share.total]]
         # a rank without workers, too, has to know what an evaluation tells: it looks at somebody's rows
-        data = [read_worker(network.data, parts, n, share) for n in share.workers or range(1)]
+        numbers = share.workers or range(1)
+        self._joined = Joined([len(parts.train[n]) for n in numbers])
+        data = [self._read(i, read_worker(network.data, parts, n, share)) for i, n in enumerate(numbers)]
         self._module = FlatModule(network.model, table.private, share.dtype, share.device, frozen)
         super().__init__(share, self._module.layout, all_rows, table.weights)
         self.buffers = self._module.buffers.expand(share.n, -1).clone()
@@ -62,15 +63,25 @@ class NetworkProblem(OneByOne):
         self._decay = table.regularisation
         self._input = partial(standardised, moments=moments, dtype=share.dtype)
         self._augment = None if frozen else network.augment
-        self._random = network.random
-        self._forward_over_reverse: bool | None = None  # decided by the first product
+        self._seeds = Seeds(share)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
-        self._adjustments: Tensor | None = None
-        self._whole, self._parts, self._ignored = False, True, ignored_label(network.loss)
+        self._adjustments = None
+        self._known_losses: tuple[Measures, Tensor, Tensor] | None = None
+        self._ignored = ignored_label(network.loss)
         self._network = network
         self._spread = [digest([fingerprint(rows) for rows in of]) for of in (parts.train, parts.test or [])]
         self._some = read_rows(network.data.train, rows_to_try(network.data.train.labels), share)
-        count = self._try_out(data, min(all_rows))
+        self._trial = NetworkTrial(
+            self._module, self._seeds, partial(self._batch_loss, i=None), self._objective, self._input
+        )
+        size = min(all_rows) if table.batch_size == "full" else min(*all_rows, table.batch_size)
+        others = {"problem.loss": self._objective, "problem.augment": self._augment}
+        output, self._whole = self._trial.training(
+            data[0].train.at(slice(0, min(size, PIECE))), self._some, others
+        )
+        self._parts = isinstance(output, Tensor)
+        count = classes(output, [worker.train.targets for worker in data], self._ignored)
+        self._stack = Stack(self._module, self._loss_of)
         self._tests, self._classifies = data[0].even_test is not None, count is not None
         self._test_rows = 0 if network.data.test is None else len(network.data.test)
         tests = [len(rows) for rows in (parts.test or [])[: share.total]]
@@ -116,7 +127,7 @@ class NetworkProblem(OneByOne):
                 "the data set": self._network.data.told(),
                 "which rows each worker has": self._spread[0],
                 "which test rows each worker has": self._spread[1],
-                "loss and output of some rows at some point": self._at_some_point(),
+                "loss and output of some rows at some point": self._trial.at_some_point(self._some),
             }
         )
 
@@ -137,20 +148,22 @@ class NetworkProblem(OneByOne):
         common, wanted = X.ndim == 1, self.measures
         tested = self._tests and wanted.test
         self._module.train(False)
-        data_losses, penalties, test_losses, accuracies = torch.zeros(4, self.share.n, dtype=torch.float64)
+        penalties, test_losses, accuracies = torch.zeros(3, self.share.n, dtype=torch.float64)
         counts, labelled = torch.zeros(2, self.share.n, dtype=torch.int64)
-        for i, data in enumerate(self._data):
-            x = row(X, i)
-            self._module.point(x)
-            with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                if wanted.train:
-                    chosen = self._batches.select(i, wanted.draw)
-                    rows = data.train if chosen is None else data.train.at(chosen)
-                    data_losses[i], penalties[i] = self._measure(rows, i)[0], self._penalty(x)
-                test, own = (data.even_test, None) if common else (data.own_test, i)
-                if tested and test is not None:
-                    counts[i], (test_losses[i], accuracies[i]) = len(test), self._measure(test, own)
-                    labelled[i] = self._labelled(test.targets).sum() if self._classifies else 0
+        if wanted.train:
+            data_losses = self._data_losses(X, buffers)
+            for i in range(self.share.n if self._decay else 0):
+                penalties[i] = self._penalty(row(X, i))
+        if tested:
+            tests = [data.even_test if common else data.own_test for data in self._data]
+            lengths = [0 if test is None else len(test) for test in tests]
+            test_losses, accuracies = self._assess(
+                X, buffers, lambda i: cast(Rows, tests[i]), lengths, adjusted=not common
+            )
+            counts = torch.tensor(lengths, dtype=torch.int64)
+        if tested and self._classifies:
+            each = [0 if test is None else int(self._labelled(test.targets).sum()) for test in tests]
+            labelled = torch.tensor(each, dtype=torch.int64)
         result = Evaluation()
         if wanted.train:
             result.add("loss", data_losses + penalties, self.weights, self.by_rows())
@@ -168,16 +181,96 @@ class NetworkProblem(OneByOne):
             result.add("accuracy", accuracies, labelled if common else labelled > 0, by_rows)
         return result
 
-    def _measure(self, rows: Rows, i: int | None) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy over rows of worker i (None: of all), float64 scalars; 0 if it has none."""
-        loss, right, labelled = torch.zeros(3, dtype=torch.float64, device=self.share.device)
+    def _data_losses(self, X: Tensor, buffers: Tensor | None) -> Tensor:
+        """Mean losses on the training rows to evaluate, (n,); of one model for all only once."""
+        known, self._known_losses = self._known_losses, None
+        shared = X.ndim > 1 and len(X) > 1 and X.stride(0) == 0 and not self.buffers.shape[1]
+        if X.ndim == 1 or shared:
+            X = X if X.ndim == 1 else X[0]
+            if known is not None and known[0] == self.measures and torch.equal(known[1], X):
+                return known[2]
+        draw = self.measures.draw
+
+        def rows(i: int) -> Rows:
+            chosen = self._batches.select(i, draw)
+            return self._data[i].train if chosen is None else self._data[i].train.at(chosen)
+
+        counts = [self._batches.count(i, draw) for i in range(self.share.n)]
+        losses, _ = self._assess(X, buffers, rows, counts, adjusted=True)
+        if shared:  # methods whose workers share a model have it evaluated as theirs, and then as that of all
+            self._known_losses = self.measures, X.clone(), losses
+        return losses
+
+    def _assess(
+        self,
+        X: Tensor,
+        buffers: Tensor | None,
+        rows: Callable[[int], Rows],
+        counts: Sequence[int],
+        adjusted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy of every worker, (n,) float64 on the CPU each; 0 where it has no rows.
+
+        Args:
+            X, buffers: see `evaluate`.
+            rows, counts: of a worker, and how many of each.
+            adjusted: whether logits are as the workers see them.
+        """
+        found = torch.zeros(2, self.share.n, dtype=torch.float64, device=self.share.device)
+
+        def together(group: Group) -> Tensor:
+            return self._measure_of(group, X, buffers, [rows(i) for i in group.workers], adjusted)
+
+        groups = self._singles
+        if "losses" in self._together:
+            groups = in_groups(counts, lambda i: most_together(min(counts[i], PIECE), self.dim))
+        for group in groups:
+            if not counts[group.workers[0]]:
+                continue
+            measured = self._try("losses", group, together)
+            if measured is not None:
+                found[:, group.at] = measured
+                continue
+            for i in group.workers:
+                self._module.point(row(X, i))
+                with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
+                    found[:, i] = self._measure(rows(i), i if adjusted else None)
+        losses, accuracies = found.cpu()
+        return losses, accuracies
+
+    def _measure(self, rows: Rows, i: int | None) -> Tensor:
+        """Mean loss and accuracy over rows of worker i (None: of all), (2,) float64."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.share.device)
         for output, targets in self._outputs(rows, i):
-            loss += self._objective(output, targets) * len(targets)
-            if self._classifies:
-                counts = self._labelled(targets)
-                right += ((output.argmax(1) == targets) & counts).sum()
-                labelled += counts.sum()
-        return loss / max(1, len(rows)), right / labelled.clamp(min=1)
+            sums += self._sums(output, targets)
+        return _means(sums, len(rows))
+
+    def _measure_of(
+        self, group: Group, X: Tensor, buffers: Tensor | None, rows: Sequence[Rows], adjusted: bool
+    ) -> Tensor:
+        """The same of a group whose workers have equally many rows, (2, g)."""
+
+        def sums_of(forward: Forward, features: Tensor, targets: Tensor, *adjustment: Tensor) -> Tensor:
+            return self._sums(sum(adjustment, forward(features)), targets)
+
+        named = self.layout.views(group.of(X) if X.ndim > 1 else X)
+        kept = (self.buffers if buffers is None else buffers.expand(self.share.n, -1))[group.at].clone()
+        sums = torch.zeros(len(rows), 3, dtype=torch.float64, device=self.share.device)
+        for start in range(0, len(rows[0]), PIECE):
+            some = [of.at(slice(start, start + PIECE)).tensors for of in rows]
+            together = Rows(*(torch.stack(columns) for columns in zip(*some, strict=True)))
+            batch = self._batch_of(group if adjusted else None, together)
+            sums += self._stack.run(sums_of, named, X.ndim > 1, kept, batch)
+        return _means(sums.T, len(rows[0]))
+
+    def _sums(self, output: Any, targets: Tensor) -> Tensor:
+        """Over rows: the loss, how many have the right class, and how many have one, (3,) float64."""
+        loss = self._objective(output, targets).reshape(()) * len(targets)
+        right = labelled = torch.zeros_like(loss)
+        if self._classifies:
+            known = self._labelled(targets)
+            right, labelled = ((output.argmax(1) == targets) & known).sum(), known.sum()
+        return torch.stack([loss.double(), right.double(), labelled.double()])
 
     def _outputs(self, rows: Rows, i: int | None) -> Iterator[tuple[Any, Tensor]]:
         """Outputs for rows, with their targets; piece by piece, unless the loss has to see all at once."""
@@ -196,191 +289,11 @@ class NetworkProblem(OneByOne):
         """Which rows have a class, (r,) bool: others are ignored by the loss, and so they are here."""
         return targets >= 0 if self._ignored is None else (targets >= 0) & (targets != self._ignored)
 
-    @torch.no_grad()
-    def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
-        total = self._penalty(x)
-        self._module.point(x)
-        self._module.train(True)
-        with self._module.with_buffers(self.buffers[i].clone()), self._seeded(i, draw):
-            for piece, fraction in self._batch(i, draw):
-                total = total + fraction * self._batch_loss(self._module.module, piece, i)
-        return total
+    def _read(self, i: int, rows: WorkerRows) -> WorkerRows:
+        """The rows of worker i (from 0 here), its training rows beside those of the others."""
+        return replace(rows, train=self._joined.put(i, rows.train))
 
-    def _add_gradient(
-        self, i: int, x: Tensor, draw: Draw | None, scale: float, out: Tensor, ready: Ready | None = None
-    ) -> None:
-        if self._decay:
-            out.add_(x, alpha=scale * self._decay)
-        self._module.point(x)
-        with self._module.accumulating("all", out):
-            self._backward(i, draw, scale, ready)
 
-    def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
-        """See `Problem`."""
-        self.samples += self.batch_rows(i, draw)
-        x = aligned(x)
-        self._module.point(x)
-        with self._module.accumulating(part, None):
-            self._backward(i, draw, 1.0, None)
-            g = self._module.gradient(part)
-        return self._decayed(g, x, part)
-
-    def _stacks(self, rows: int) -> bool:
-        return rows <= PIECE and not (self._random or self.buffers.shape[1])
-
-    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
-        """See `Problem`."""
-        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
-        self._module.train(True)
-        batches = [rows for i in range(self.share.n) for rows, _ in self._batch(i, draw)]
-        features = self._input(torch.stack([rows.features for rows in batches]))
-        targets = torch.stack([rows.targets for rows in batches])
-        adjustments = X.new_zeros(len(X), 1) if self._adjustments is None else self._adjustments
-
-        def loss(forward: Forward, x: Tensor, y: Tensor, adjustment: Tensor) -> Tensor:
-            return self._objective(forward(x) + adjustment, y)
-
-        g = self._module.stacked_gradient(loss, X, (features, targets, adjustments), part)
-        return self._decayed(g, X, part)
-
-    def _decayed(self, g: list[Tensor], x: Tensor, part: Part) -> list[Tensor]:
-        """g + λ x, in place."""
-        if self._decay:
-            for g_p, x_p in zip(g, self.layout.tensors(x, part), strict=True):
-                g_p.add_(x_p, alpha=self._decay)
-        return g
-
-    def _backward(self, i: int, draw: Draw | None, scale: float, ready: Ready | None) -> None:
-        """Adds scale · ∇(loss) to what accumulates."""
-        self._module.train(True)
-        with self._module.with_buffers(self.buffers[i]), self._seeded(i, draw):
-            left = 1.0  # of the batch
-            for piece, fraction in self._batch(i, draw):
-                left -= fraction
-                loss = self._batch_loss(self._module.module, piece, i)
-                if loss.requires_grad:  # not where the part has no influence on the output
-                    with self._module.telling(ready if left < 1e-9 else None):
-                        (loss if scale * fraction == 1 else loss * (scale * fraction)).backward()
-
-    def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
-        if self._forward_over_reverse is None:
-            try:
-                product = self._product(i, x, v, draw, forward_over_reverse=True)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # of which NotImplementedError is a kind: an operator has no such rule
-                self._forward_over_reverse = False
-            else:
-                self._forward_over_reverse = True
-                return product
-        return self._product(i, x, v, draw, self._forward_over_reverse)
-
-    def _product(self, i: int, x: Tensor, v: Tensor, draw: Draw | None, forward_over_reverse: bool) -> Tensor:
-        product = self._decay * v
-        self._module.train(True)
-        with self._module.with_buffers(self.buffers[i]), self._seeded(i, draw):
-            for piece, fraction in self._batch(i, draw):
-                loss = partial(self._batch_loss, piece=piece, i=i)
-                product.add_(self._module.hvp(loss, x, v, forward_over_reverse), alpha=fraction)
-        return product
-
-    def _batch_loss(self, forward: Forward, piece: Rows, i: int | None) -> Tensor:
-        features = self._input(piece.features)
-        if self._augment is not None:
-            features = self._augment(features)
-        return self._objective(self._adjusted(forward(features), i), piece.targets)
-
-    def _adjusted(self, output: Tensor, i: int | None) -> Tensor:
-        """Logits as worker i sees them; i = None: as they are."""
-        return output if self._adjustments is None or i is None else output + self._adjustments[i]
-
-    def _batch(self, i: int, draw: Draw | None) -> Iterator[tuple[Rows, float]]:
-        """The mini-batch of a draw in pieces, each with its part of the batch."""
-        rows, chosen = self._data[i].train, self._batches.select(i, draw)
-        batch = rows if chosen is None else rows.at(chosen)
-        size = len(batch) if self._module.couples_rows or self._whole else PIECE
-        for piece in pieces(batch, size):
-            yield piece, len(piece) / len(batch)
-
-    def _penalty(self, x: Tensor) -> Tensor:
-        return 0.5 * self._decay * (x @ x)
-
-    @contextmanager
-    def _seeded(self, i: int | None, draw: Draw | None) -> Iterator[None]:
-        """Torch's generators seeded by worker (None: the first of all) and draw, and left as they were."""
-        if not self._random:
-            yield
-            return
-        at = () if draw is None else (draw.round, draw.step)
-        worker = 0 if i is None else self.share.workers[i]
-        seed = torch_seed(self.share.seed, "training", worker, *at)
-        device = self.share.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":  # not torch.manual_seed, which would seed devices that are not restored
-                index = torch.cuda.current_device() if device.index is None else device.index
-                torch.cuda.default_generators[index].manual_seed(seed)
-            yield
-
-    def _try_out(self, data: list[WorkerRows], fewest: int) -> int | None:
-        """Training passes over the smallest mini-batch of any worker; how many classes there are, if any.
-
-        Raises:
-            UserError: a pass fails, gives no number, or leaves behind what it must not.
-        """
-        size = fewest if self._batches.size == "full" else min(fewest, self._batches.size)
-        rows = data[0].train.at(slice(0, min(size, PIECE)))
-        self._module.train(True)
-        try:
-            output, loss = self._pass(rows)
-            check_loss(loss)
-            others = {"problem.loss": self._objective, "problem.augment": self._augment}
-            once = lambda: float(self._pass(rows)[1].detach())  # noqa: E731
-            check_passes(once, self.share.dtype, self._module.module, others, self._module.kept)
-            self._whole, self._parts = self._mean_of() == "whole", isinstance(output, Tensor)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise UserError(
-                f"problem.model, loss and data do not fit together: a batch of {len(rows)} rows, "
-                f"features {tuple(rows.features.shape)}, targets {tuple(rows.targets.shape)} "
-                f"{rows.targets.dtype}: {error}"
-            ) from error
-        return classes(output, [worker.train.targets for worker in data], self._ignored)
-
-    def _pass(self, rows: Rows) -> tuple[Any, Any]:
-        """Output and loss of a training pass that changes no buffer."""
-        seen: list[Any] = []
-
-        def forward(features: Tensor) -> Tensor:
-            seen.append(self._module.module(features))
-            return seen[-1]
-
-        buffers = self._module.buffers.clone()
-        with self._module.with_buffers(buffers), self._seeded(None, None), torch.enable_grad():
-            loss = self._batch_loss(forward, rows, None)
-        return seen[-1], loss
-
-    def _mean_of(self) -> Literal["rows", "whole"]:
-        """What the loss is a mean of; near the start, for there all rows may have the same output."""
-        x = self._start + wave(self._start)
-        return kind_of_mean(lambda part: self._tried(x, part)[0], len(self._some), self.share.dtype)
-
-    def _at_some_point(self) -> list[float]:
-        """The loss there, and the norm of the output where it is a tensor."""
-        try:
-            loss, output = self._tried(wave(self._start), slice(None))
-        except (RuntimeError, ValueError):  # some models know which parameters make sense
-            return []
-        return [loss, float(output.detach().double().norm())] if isinstance(output, Tensor) else [loss]
-
-    @torch.no_grad()
-    def _tried(self, x: Tensor, part: slice) -> tuple[float, Any]:
-        """Loss and output of some rows at x in evaluation mode; the module keeps the start."""
-        rows = self._some.at(part)
-        self._module.point(x)
-        self._module.train(False)
-        try:
-            with self._module.with_buffers(self._module.buffers.clone()), self._seeded(None, None):
-                output = self._module.module(self._input(rows.features))
-                return float(self._objective(output, rows.targets)), output
-        finally:
-            self._module.point(self._start)
+def _means(sums: Tensor, rows: int) -> Tensor:
+    """Mean loss and accuracy, (2, …), from sums over rows, (3, …)."""
+    return torch.stack([sums[0] / max(1, rows), sums[1] / sums[2].clamp(min=1)])

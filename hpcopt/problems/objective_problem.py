@@ -17,9 +17,10 @@ from hpcopt.problems.batches import Batches
 from hpcopt.problems.one_by_one import OneByOne
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hpcopt.problems.base import Part, Ready, Share
+    from hpcopt.problems.groups import Group
     from hpcopt.problems.objective import Objective
 
 
@@ -33,6 +34,8 @@ class ObjectiveProblem(OneByOne):
     Raises:
         UserError: data, start and loss do not fit together.
     """
+
+    stacks = True
 
     def __init__(self, objective: Objective, share: Share) -> None:
         rows = [objective.count_rows(worker, share.seed) for worker in range(share.total)]
@@ -104,24 +107,28 @@ class ObjectiveProblem(OneByOne):
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
         return self.objective.hvp(x, v, *self._batch(i, draw))
 
-    def _stacks(self, rows: int) -> bool:
-        try:
-            self._together(self.initial().expand(self.share.n, -1), Draw(0))
-        except (RuntimeError, ValueError, TypeError):  # vmap cannot see through everything that people write
-            return False
-        return True
+    def _losses_of(self, group: Group, X: Tensor, draw: Draw | None) -> Tensor:
+        return self._map(self.objective.loss, group, draw, self._each_has(group, X))
 
-    def stacked_gradient(self, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
-        """See `Problem`."""
-        self.samples += sum(self.batch_rows(i, draw) for i in range(self.share.n))
-        return self.layout.tensors(self._together(X, draw), part)
+    def _gradient_of(
+        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor
+    ) -> list[Tensor]:
+        g = self._map(self.objective.gradient, group, draw, self._each_has(group, X)) * scales[:, None]
+        return self.layout.tensors(g if X.ndim > 1 else g.sum(0), part)
 
-    def _together(self, X: Tensor, draw: Draw) -> Tensor:
-        def gradient(x: Tensor, *rows: Tensor) -> Tensor:
-            return self.objective.gradient(x, *rows, *self._common)
+    def _products_of(self, group: Group, X: Tensor, V: Tensor, draw: Draw | None, scales: Tensor) -> Tensor:
+        points = self._each_has(group, X), self._each_has(group, V)
+        products = self._map(self.objective.hvp, group, draw, *points) * scales[:, None]
+        return products if X.ndim > 1 else products.sum(0)
 
-        columns = zip(*(self._rows(i, draw) for i in range(self.share.n)), strict=True)
-        return torch.func.vmap(gradient)(X, *(torch.stack(column) for column in columns)).contiguous()
+    def _map(self, of: Callable[..., Tensor], group: Group, draw: Draw | None, *points: Tensor) -> Tensor:
+        """What the objective gives for each worker of a group, at points (g, d)."""
+        columns = zip(*(self._rows(i, draw) for i in group.workers), strict=True)
+        stacked = [torch.stack(column) for column in columns]
+        return torch.vmap(lambda *args: of(*args, *self._common))(*points, *stacked)
+
+    def _each_has(self, group: Group, X: Tensor) -> Tensor:
+        return X if X.ndim > 1 else X.expand(len(group.workers), -1)
 
     def _batch(self, i: int, draw: Draw | None) -> tuple[Tensor, ...]:
         return self._rows(i, draw) + self._common

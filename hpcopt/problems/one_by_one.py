@@ -1,23 +1,42 @@
-"""Problems that compute one worker after the other: what is left to say is what one worker computes."""
+"""Problems that compute one worker after the other, or groups of them together where that is faster.
+
+What is left to say is what one worker computes, and, where a problem can, what a group does.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from hpcopt.math.flat import aligned
 from hpcopt.problems.base import Draw, Problem, row
+from hpcopt.problems.choice import IMPOSSIBLE, KINDS, TOGETHER, ways_of
+from hpcopt.problems.groups import Group, enough, group_of, in_groups, most_together
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
     from torch import Tensor
 
-    from hpcopt.problems.base import Part, Ready
+    from hpcopt.problems.base import Part, Ready, Way
+
+T = TypeVar("T")
 
 
 class OneByOne(Problem):
-    """Loops over the workers here; i counts them from 0, and a worker's model x is (d,)."""
+    """Loops over the workers here; i counts them from 0, and a worker's model x is (d,).
+
+    Attributes:
+        stacks: whether there are `_losses_of`, `_gradient_of` and `_products_of`, in which a group computes
+            together: X is (g, d), a row for each of its workers, or (d,) for all. They may raise
+            `RuntimeError` and have then changed nothing; workers are computed one by one from then on.
+    """
+
+    stacks = False
+    _together: frozenset[str] = frozenset()
 
     @abstractmethod
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
@@ -33,23 +52,50 @@ class OneByOne(Problem):
     def _hvp(self, i: int, x: Tensor, v: Tensor, draw: Draw | None) -> Tensor:
         """∇²f_i(x) v, (d,)."""
 
-    def _stacks(self, rows: int) -> bool:
-        """Whether there is a `stacked_gradient`, for mini-batches of so many rows."""
-        return False
+    def _losses_of(self, group: Group, X: Tensor, draw: Draw | None) -> Tensor:
+        """f_i(x_i) of a group, (g,)."""
+        raise NotImplementedError
+
+    def _gradient_of(
+        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor
+    ) -> list[Tensor]:
+        """scale_i · ∇f_i(x_i) of a group, as `Problem.stacked_gradient`; their sum, where X is (d,)."""
+        raise NotImplementedError
+
+    def _products_of(self, group: Group, X: Tensor, V: Tensor, draw: Draw | None, scales: Tensor) -> Tensor:
+        """scale_i · ∇²f_i(x_i) v_i of a group, (g, d); their sum, where X and V are (d,)."""
+        raise NotImplementedError
 
     def losses(self, X: Tensor, draw: Draw | None = None) -> Tensor:
         """See `Problem`."""
-        losses = [self._loss(i, row(X, i), draw) for i in range(self.share.n)]
-        return torch.stack(losses) if losses else self._zeros(0)
+        losses: dict[int, Tensor] = {}
+
+        def alone(i: int) -> None:
+            losses[i] = self._loss(i, row(X, i), draw)
+
+        def together(group: Group) -> Tensor:
+            return self._losses_of(group, _rows(X, group), draw)
+
+        for group, found in self._each("losses", draw, together, alone):
+            losses.update(zip(group.workers, found, strict=True))
+        return torch.stack([losses[i] for i in range(self.share.n)]) if losses else self._zeros(0)
 
     def gradients(
         self, X: Tensor, draw: Draw | None = None, *, weighted: bool = False, out: Tensor | None = None
     ) -> Tensor:
         """See `Problem`."""
         out = self._zeros(self.share.n, self.dim) if out is None else out
-        for i, scale in enumerate(self._scales(weighted)):
-            self._add_gradient(i, row(X, i), draw, scale, out[i])
-            self.samples += self.batch_rows(i, draw)
+        scales = self._scales(weighted)
+
+        def alone(i: int) -> None:
+            self._add_gradient(i, row(X, i), draw, scales[i], out[i])
+
+        def together(group: Group) -> list[Tensor]:
+            return self._gradient_of(group, _rows_each(X, group), draw, "all", self._factors(group, weighted))
+
+        for group, g in self._each("gradients", draw, together, alone, samples=1):
+            for out_p, g_p in zip(self.layout.views(out).values(), g, strict=True):
+                group.add(out_p, g_p)
         return out
 
     def total_gradient(
@@ -60,12 +106,20 @@ class OneByOne(Problem):
         out: Tensor | None = None,
         ready: Ready | None = None,
     ) -> Tensor:
-        """See `Problem`."""
+        """See `Problem`; one by one, where somebody waits for what is ready."""
         out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self._scales(True)):
-            last = i == self.share.n - 1
-            self._add_gradient(i, row(X, i), draw, weight, out, ready if last else None)
-            self.samples += self.batch_rows(i, draw)
+        weights, last = self._scales(True), self.share.n - 1
+
+        def alone(i: int) -> None:
+            self._add_gradient(i, row(X, i), draw, weights[i], out, ready if i == last else None)
+
+        def together(group: Group) -> list[Tensor]:
+            return self._gradient_of(group, _rows(X, group), draw, "all", self._factors(group, True))
+
+        kind = "" if ready else "total_gradient" if X.ndim == 1 else "gradients"
+        for _, g in self._each(kind, draw, together, alone, samples=1):
+            for out_p, g_p in zip(self.layout.tensors(out), g, strict=True):
+                out_p.add_(g_p if X.ndim == 1 else g_p.sum(0))
         return out
 
     def gradient(self, i: int, x: Tensor, draw: Draw | None, part: Part = "all") -> list[Tensor]:
@@ -75,16 +129,34 @@ class OneByOne(Problem):
         self._add_gradient(i, aligned(x), draw, 1.0, out)
         return self.layout.tensors(out, part)
 
-    def stackable(self) -> bool:
-        """See `Problem`. On one core of a CPU it brings nothing: 64 mlps together take as long as in turn."""
-        sizes = {self.batch_rows(i, Draw(0)) for i in range(self.share.n)}
-        return self.share.device.type != "cpu" and len(sizes) == 1 and self._stacks(sizes.pop())
+    def groups(self, keys: Sequence[Hashable]) -> list[Group]:
+        """See `Problem`."""
+        return self._grouped(Draw(0), keys) if "gradients" in self._together else self._singles
+
+    def stacked_gradient(self, group: Group, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
+        """See `Problem`."""
+        g = self._try(
+            "gradients", group, lambda g: self._gradient_of(g, X, draw, part, self._factors(g, False))
+        )
+        if g is None:
+            return super().stacked_gradient(group, X, draw, part)
+        self.samples += sum(self.batch_rows(i, draw) for i in group.workers)
+        return g
 
     def hvps(self, X: Tensor, V: Tensor, draw: Draw | None = None, *, weighted: bool = False) -> Tensor:
         """See `Problem`."""
         out = self._zeros(self.share.n, self.dim)
-        for i, scale in enumerate(self._scales(weighted)):
-            self._add_hvp(i, X, V, draw, scale, out[i])
+        scales = self._scales(weighted)
+
+        def alone(i: int) -> None:
+            out[i].add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scales[i])
+
+        def together(group: Group) -> Tensor:
+            points = _rows_each(X, group), _rows_each(V, group)
+            return self._products_of(group, *points, draw, self._factors(group, weighted))
+
+        for group, found in self._each("hvps", draw, together, alone, samples=2):
+            group.add(out, found)
         return out
 
     def total_hvp(
@@ -92,14 +164,143 @@ class OneByOne(Problem):
     ) -> Tensor:
         """See `Problem`."""
         out = self._zeros(self.dim) if out is None else out.zero_()
-        for i, weight in enumerate(self._scales(True)):
-            self._add_hvp(i, X, V, draw, weight, out)
+        weights = self._scales(True)
+
+        def alone(i: int) -> None:
+            out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=weights[i])
+
+        def together(group: Group) -> Tensor:
+            return self._products_of(
+                group, _rows(X, group), _rows(V, group), draw, self._factors(group, True)
+            )
+
+        for _, found in self._each("hvps", draw, together, alone, samples=2):
+            out.add_(found if X.ndim == 1 else found.sum(0))
         return out
 
-    def _add_hvp(self, i: int, X: Tensor, V: Tensor, draw: Draw | None, scale: float, out: Tensor) -> None:
-        out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scale)
-        self.samples += 2 * self.batch_rows(i, draw)
+    def ways(self) -> dict[str, dict[str, Way | None]]:
+        """See `Problem`."""
+        if not self.stacks or not enough(self.share.total):
+            return {}
+        if not self._able():
+            return dict.fromkeys(KINDS, IMPOSSIBLE)
+        largest = max(self._grouped(Draw(0)), key=lambda group: len(group.workers), default=None)
+        works = {kind: (partial(self._in_turn, kind), partial(self._stacked, kind)) for kind in KINDS}
+        return {kind: ways_of(largest, *work, self.buffers) for kind, work in works.items()}
+
+    def take(self, kind: str, way: str) -> None:
+        """See `Problem`; Hessian-vector products are made as gradients are."""
+        kinds = {kind, "hvps"} if kind == "gradients" else {kind}
+        self._together = self._together | kinds if way == TOGETHER else self._together - kinds
+
+    def _each(
+        self,
+        kind: str,
+        draw: Draw | None,
+        together: Callable[[Group], T],
+        alone: Callable[[int], None],
+        samples: int = 0,
+    ) -> Iterator[tuple[Group, T]]:
+        """What groups compute together, and has what workers compute alone computed.
+
+        Args:
+            kind: of work.
+            draw: see `Problem`.
+            together: computes a group of several workers.
+            alone: computes a worker.
+            samples: gradients of a row that this takes.
+        """
+        everybody = range(self.share.n)
+        if kind not in self._together:
+            for i in everybody:
+                alone(i)
+        else:
+            for group in self._groups(draw):
+                found = self._try(kind, group, together)
+                if found is not None:
+                    yield group, found
+                else:
+                    for i in group.workers:
+                        alone(i)
+        if samples:
+            self.samples += samples * sum(self.batch_rows(i, draw) for i in everybody)
+
+    def _try(self, kind: str, group: Group, together: Callable[[Group], T]) -> T | None:
+        """What a group computes together; None where it does not, or cannot any more."""
+        if len(group.workers) == 1 or kind not in self._together:
+            return None
+        try:
+            return together(group)
+        except RuntimeError:  # an operator that came later, or too little memory
+            self._together -= {kind}
+            return None
+
+    def _in_turn(self, kind: str, group: Group) -> Tensor:
+        """Some work of a kind, one worker after the other."""
+        x = self.initial()
+        if kind == "losses":
+            return torch.stack([self._loss(i, x, Draw(0)) for i in group.workers])
+        out = self._zeros(len(group.workers) if kind == "gradients" else 1, self.dim)
+        for k, i in enumerate(group.workers):
+            self._add_gradient(i, x, Draw(0), 1.0, out[k % len(out)])
+        return out
+
+    def _stacked(self, kind: str, group: Group) -> Tensor:
+        """The same, together."""
+        x, n = self.initial(), len(group.workers)
+        X = x if kind == "total_gradient" else x.repeat(n, 1)
+        if kind == "losses":
+            return self._losses_of(group, X, Draw(0))
+        g = self._gradient_of(group, X, Draw(0), "all", self._factors(group, False))
+        return torch.cat([g_p.reshape(1 if X.ndim == 1 else n, -1) for g_p in g], 1)
+
+    def _groups(self, draw: Draw | None) -> list[Group]:
+        """Workers that are computed together."""
+        rows = None if draw is None else (draw.rows,)
+        if rows not in self._known:
+            self._known[rows] = self._grouped(draw)
+        return self._known[rows]
+
+    def _grouped(self, draw: Draw | None, keys: Sequence[Hashable] | None = None) -> list[Group]:
+        """Workers that may be computed together: of as many rows, and of one of ``keys``."""
+        alike = [(self._alike(i, draw), keys and keys[i]) for i in range(self.share.n)]
+        return in_groups(alike, lambda i: most_together(self._rows_in_pass(i, draw), self.dim))
+
+    @cached_property
+    def _singles(self) -> list[Group]:
+        return [group_of([i]) for i in range(self.share.n)]
+
+    @cached_property
+    def _known(self) -> dict[tuple[int | None] | None, list[Group]]:
+        """The groups of draws."""
+        return {}
+
+    def _able(self) -> bool:
+        """Whether groups can compute together here, where the class `stacks`."""
+        return True
+
+    def _alike(self, i: int, draw: Draw | None) -> Hashable:
+        """Workers of which this is the same may be in one group."""
+        return self.batch_rows(i, draw)
+
+    def _rows_in_pass(self, i: int, draw: Draw | None) -> int:
+        """How many rows of worker i are in memory at once."""
+        return self.batch_rows(i, draw)
 
     def _scales(self, weighted: bool) -> list[float]:
         """What each worker's number is multiplied by."""
         return self.weights.tolist() if weighted else [1.0] * self.share.n
+
+    def _factors(self, group: Group, weighted: bool) -> Tensor:
+        """The same of a group, (g,)."""
+        return group.of(self.weights) if weighted else self.weights.new_ones(len(group.workers))
+
+
+def _rows(X: Tensor, group: Group) -> Tensor:
+    """Models of a group: (g, d), or X (d,) itself."""
+    return group.of(X) if X.ndim > 1 else X
+
+
+def _rows_each(X: Tensor, group: Group) -> Tensor:
+    """Models of a group, (g, d)."""
+    return group.of(X) if X.ndim > 1 else X.expand(len(group.workers), -1)

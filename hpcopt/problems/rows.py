@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from math import gcd, lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hpcopt.math.flat import ALIGNMENT
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -27,6 +31,11 @@ class Rows:
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.targets)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.features, self.targets
 
     def at(self, rows: Tensor | slice) -> Rows:
         """Some of the rows."""
@@ -91,3 +100,46 @@ def read_rows(split: Split, numbers: np.ndarray[Any, np.dtype[np.int64]], share:
     features = torch.tensor(split.read(numbers), device=share.device)
     targets = torch.tensor(split.labels[numbers], device=share.device)
     return Rows(features, targets.to(share.dtype) if targets.is_floating_point() else targets.long())
+
+
+class Joined:
+    """Rows of several workers in one tensor, so that mini-batches of many are cut at once.
+
+    Every worker's begin at an aligned address (`hpcopt.problems.base.row`), for which there may be gaps.
+
+    Args:
+        lengths: how many rows each worker has.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+        self._rows: Rows | None = None
+        self._starts: list[int] = []
+
+    def put(self, i: int, rows: Rows) -> Rows:
+        """Takes the rows of worker i (from 0 here), and gives them as they are here."""
+        if self._rows is None:
+            whole = lcm(*(ALIGNMENT // gcd(ALIGNMENT, max(1, _row_bytes(t))) for t in rows.tensors))
+            room = [-(-length // whole) * whole for length in self._lengths]
+            self._starts = [*accumulate(room, initial=0)]
+            self._rows = Rows(*(t.new_empty(self._starts[-1], *t.shape[1:]) for t in rows.tensors))
+        here = self._rows.at(slice(self._starts[i], self._starts[i] + len(rows)))
+        for to, of in zip(here.tensors, rows.tensors, strict=True):
+            to.copy_(of)
+        return here
+
+    def at(self, workers: Sequence[int], numbers: Tensor) -> Rows:
+        """Some rows of several workers: features (g, B, …) and targets (g, B, …).
+
+        Args:
+            workers: from 0 here, (g,).
+            numbers: which of its rows each of them gives, (g, B).
+        """
+        assert self._rows is not None
+        starts = torch.tensor([self._starts[i] for i in workers], device=numbers.device)
+        found = self._rows.at((numbers + starts[:, None]).reshape(-1))
+        return Rows(*(t.view(*numbers.shape, *t.shape[1:]) for t in found.tensors))
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return tensor[:1].numel() * tensor.element_size()

@@ -18,7 +18,6 @@ from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
 from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Share
-from hpcopt.problems.network_problem import NetworkProblem
 
 from .plain_steps import UPDATES, Step
 
@@ -171,32 +170,6 @@ def test_dpsgd_and_local_are_loops(method, steps):
             mix(workers, ring(N), BODY + HEAD)
     check(state, workers)
     assert all(ports.counters()[f"reduce.{verb}"].calls == 0 for verb in VERBS)
-
-
-@pytest.mark.parametrize(
-    ("method", "keys"),
-    [
-        (hpcopt.DePRL(lr=LR, lr_head=0.1, momentum=0.5, weight_decay=0.01, head_steps=2), {}),
-        (hpcopt.DPSGD(lr=LR, **UPDATES["adamw"]), {"regularisation": 0.1, "logit_adjustment": 1.0}),
-    ],
-)
-def test_workers_whose_gradients_are_computed_together_make_the_same_steps(monkeypatch, method, keys):
-    """And are left to themselves where they do not make the same steps."""
-
-    class Fastest(LocalPorts):
-        def fastest(self, name, ways):
-            return [way for way, call in ways.items() if call is not None and call() is not None][-1]
-
-    task, other = network(**keys), network(**keys)
-    alone, _ = started(method, task)
-    advance(method, alone, 3)
-    monkeypatch.setattr(NetworkProblem, "stackable", lambda problem: True)
-    monkeypatch.setattr(NetworkProblem, "gradient", lambda *_: pytest.fail("one by one"))
-    monkeypatch.setattr(LocalSteps, "_try_one_by_one", lambda *_: 0.0)
-    together = method.start(other, Fastest(N, other.initial()))
-    advance(method, together, 3)
-    assert torch.allclose(alone.X, together.X, rtol=0, atol=1e-13)
-    assert task.samples == other.samples
 
 
 @pytest.mark.parametrize("update", ["plain", *UPDATES])

@@ -18,7 +18,9 @@ from hpcopt.config import from_tables, template
 from hpcopt.config.io import resumable
 from hpcopt.errors import UserError
 from hpcopt.math.flat import Layout
+from hpcopt.problems import choice, groups
 from hpcopt.problems.base import Draw, Problem, Share
+from hpcopt.problems.choice import KINDS, TOGETHER
 from hpcopt.problems.objective import Objective
 
 N = 3
@@ -176,29 +178,45 @@ def test_named_and_private_parameters() -> None:
     ],
     ids=lambda recipe: type(recipe).__name__,
 )
-def test_all_workers_together_are_the_workers_one_by_one(recipe) -> None:
-    problem = bound(recipe, range(recipe.workers))
-    X = points(problem, recipe.workers)
-    assert not problem.stackable()  # on a CPU
-    assert problem._stacks(problem.batch_rows(0, Draw(1)))
-    assert problem.samples == 0
+def test_all_workers_together_are_the_workers_one_by_one(recipe, monkeypatch) -> None:
+    monkeypatch.setattr(groups, "FEWEST", 2)
+    monkeypatch.setattr(choice, "LONG", 1.0)
+    n = recipe.workers
+    alone, stacked = (bound(recipe, range(n)) for _ in range(2))
+    X = points(alone, n)
+    for kind, ways in stacked.ways().items():
+        assert all(ways.values())
+        stacked.take(kind, TOGETHER)
+    stacked.samples = 0
+    (group,) = stacked.groups([0] * n)
     for part in ("all", "shared", "private"):
-        together = problem.stacked_gradient(X, Draw(1), part)
-        for i in range(recipe.workers):
-            for g, alone in zip(together, problem.gradient(i, X[i], Draw(1), part), strict=True):
-                assert torch.allclose(g[i], alone, rtol=1e-12, atol=1e-14)
-    counted = problem.samples
-    problem.gradients(X, Draw(1))
-    assert counted == 6 * (problem.samples - counted)
+        together = stacked.stacked_gradient(group, X, Draw(1), part)
+        for i in range(n):
+            for g, mine in zip(together, alone.gradient(i, X[i], Draw(1), part), strict=True):
+                assert torch.allclose(g[i], mine, rtol=1e-12, atol=1e-14)
+    for of in (
+        lambda problem: problem.losses(X, Draw(1)),
+        lambda problem: problem.gradients(X, Draw(1), weighted=True),
+        lambda problem: problem.total_gradient(X[0]),
+        lambda problem: problem.hvps(X, X, Draw(1)),
+        lambda problem: problem.total_hvp(X[0], X[1], Draw(1)),
+    ):
+        assert torch.allclose(of(stacked), of(alone), rtol=1e-12, atol=1e-14)
+    assert stacked.samples == alone.samples
+    assert stacked._together == {*KINDS, "hvps"}  # nothing was refused
 
 
-def test_what_vmap_cannot_see_through_stays_one_by_one() -> None:
+def test_what_vmap_cannot_see_through_stays_one_by_one(monkeypatch) -> None:
     class Branches(hpcopt.LinearRegression):
         def gradient(self, x, A, b):
             return x if x.sum().item() > 0 else -x
 
-    problem = bound(Branches(N, dim=3, rows_per_worker=2))
-    assert not problem._stacks(2)
+    monkeypatch.setattr(groups, "FEWEST", 2)
+    problem, alone = (bound(Branches(N, dim=3, rows_per_worker=2)) for _ in range(2))
+    assert problem.ways()["gradients"][TOGETHER] is None
+    problem.take("gradients", TOGETHER)  # and where that comes out later
+    assert torch.equal(problem.gradients(points(problem)), alone.gradients(points(problem)))
+    assert problem._together == {"hvps"}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +271,7 @@ def test_a_rank_may_have_no_worker(kind: str) -> None:
         assert all(len(value) == 0 for value in (*found.values.values(), *found.weights.values()))
     for statistics, theirs in zip(problem.statistics(), somebody.statistics(), strict=True):
         assert statistics.shape == (0, theirs.shape[1])
-    assert (problem.samples, problem.stackable()) == (0, False)
+    assert problem.samples == 0
 
 
 def test_a_start_that_the_objective_keeps_is_not_trained():

@@ -1,8 +1,8 @@
 """The steps that workers make on their own between two exchanges.
 
 One worker makes all its steps before the next one begins: its parameters stay in the processor's cache, no
-more than one gradient is in memory, and workers need not make equally many steps. Or, where all make the same
-steps and it was measured to be faster (small models on a GPU), all make a step before the next one.
+more than one gradient is in memory, and workers need not make equally many steps. Or, where the problem's
+gradients were measured to be faster together, a group of workers that make equally many does so.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from functools import partial
 
 from torch import Tensor
 
-from hpcopt.comm.ports import Ports, Way
 from hpcopt.config.methods.gossip import DEFAULT_STEPS, OwnStepsTable
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
 from hpcopt.problems.base import Draw, Part, Problem
+from hpcopt.problems.groups import Group
 
-ONE_BY_ONE, STACKED = "one by one", "stacked"
 Gradient = Callable[[Draw, Part], list[Tensor]]
 
 
@@ -70,21 +69,16 @@ class LocalSteps:
         """How many steps worker i (from 0 here) makes: of the two settings, at most one is not None."""
         return (steps or DEFAULT_STEPS) if epochs is None else epochs * self._problem.batches_per_epoch(i)
 
-    def assign(self, plan: Callable[[int], list[Stage]], X: Tensor, ports: Ports) -> None:
-        """Takes what each worker here does in a round, for `make_all`. Collective.
+    def assign(self, plan: Callable[[int], list[Stage]]) -> list[Group]:
+        """Takes what each worker here does in a round, and gives who makes these steps together.
 
         Args:
             plan: the stages of worker i (from 0 here).
-            X: (n, d), points to time the steps at; not changed.
-            ports: remember what was fastest.
         """
-        self._stages = stages = [plan(i) for i in range(len(X))]
-        ways: dict[str, Way | None] = {ONE_BY_ONE: lambda: self._try_one_by_one(X), STACKED: None}
-        if self._problem.stackable() and all(p == stages[0] for p in stages):
-            ways[STACKED] = lambda: self._try_stacked(X)
-        samples = self._problem.samples
-        self._stacked = ports.fastest("own_steps", ways) == STACKED
-        self._problem.samples = samples
+        self._stages = stages = [plan(i) for i in range(self._problem.share.n)]
+        shapes = [tuple((tuple(s.rates), s.steps, s.of) for s in of) for of in stages]
+        self._groups = self._problem.groups(shapes)
+        return self._groups
 
     def make_all(self, X: Tensor, M: Tensor, V: Tensor, round: int) -> None:
         """Makes the steps of all workers here, in place.
@@ -94,45 +88,51 @@ class LocalSteps:
             M, V: their first and second moments, (n, d), or (n, 0) if there are none.
             round: counted from 0.
         """
-        if self._stacked:
-            for stage in self._stages[0]:
-                self._steps(X, M, V, stage, round, partial(self._problem.stacked_gradient, X))
-            return
-        for i, stages in enumerate(self._stages):
-            for stage in stages:
-                self.make(i, X[i], M[i], V[i], stage, round)
+        for group in self._groups:
+            x, m, v = (group.of(rows) for rows in (X, M, V))
+            self.make(group, x, m, v, round)
+            for rows, changed in ((X, x), (M, m), (V, v)):
+                group.put(rows, changed)
 
-    def make(self, i: int, x: Tensor, m: Tensor, v: Tensor, stage: Stage, round: int) -> None:
-        """Makes the steps of worker i (from 0 here), in place.
+    def make(self, group: Group, X: Tensor, M: Tensor, V: Tensor, round: int) -> None:
+        """Makes the steps of a group, in place.
 
         Args:
-            i: the worker.
-            x: its point, (d,).
-            m, v: its first and second moments, (d,), or empty if there are none.
-            stage: which steps.
+            group: one of those that `assign` gave.
+            X: the points of its workers, (g, d).
+            M, V: their first and second moments, (g, d), or (g, 0) if there are none.
             round: counted from 0.
         """
-        self._steps(x, m, v, stage, round, partial(self._problem.gradient, i, x))
+        several = len(group.workers) > 1
+        i = group.workers[0]
+        gradient: Gradient = partial(self._problem.gradient, i, X[0])
+        if several:
+            gradient = partial(self._problem.stacked_gradient, group, X)
+        for k, stage in enumerate(self._stages[i]):
+            rates = [self._stages[j][k].rates for j in group.workers]
+            at = (X, M, V) if several else (X[0], M[0], V[0])
+            self._steps(*at, stage, rates, round, gradient)
 
-    def _steps(self, x: Tensor, m: Tensor, v: Tensor, stage: Stage, round: int, gradient: Gradient) -> None:
-        """At one point (d,) or at several (n, d)."""
+    def _steps(
+        self,
+        x: Tensor,
+        m: Tensor,
+        v: Tensor,
+        stage: Stage,
+        rates: list[Mapping[Part, float]],
+        round: int,
+        gradient: Gradient,
+    ) -> None:
+        """At one point (d,) or at several (g, d), each with rates of its own."""
         layout = self._problem.layout
-        moved = [
-            (
-                [layout.tensors(of, part) if of.shape[-1] else [] for of in (x, m, v)],
-                learning_rate(self._settings, round, lr),
-            )
-            for part, lr in stage.rates.items()
-        ]
+        moved = []
+        for part in stage.rates:
+            etas = [learning_rate(self._settings, round, of[part]) for of in rates]
+            eta = etas[0] if len({*etas}) == 1 else x.new_tensor(etas)
+            moved.append(([layout.tensors(of, part) if of.shape[-1] else [] for of in (x, m, v)], eta))
         before = 0 if self._anew else round * len(stage.steps)
         for t, step in enumerate(stage.steps, before + 1):
             g = gradient(Draw(round, step, stage.of), stage.part)
             for (xs, ms, vs), eta in moved:
-                self._update.step(xs, g[: len(xs)], ms, vs, t, eta, rows=x.ndim == 2)
+                self._update.step(xs, g[: len(xs)], ms, vs, t, eta, rows=x.ndim > 1)
                 g = g[len(xs) :]
-
-    def _try_one_by_one(self, X: Tensor) -> float:
-        return float(sum(self._problem.gradient(i, x, Draw(0))[0].sum() for i, x in enumerate(X)))
-
-    def _try_stacked(self, X: Tensor) -> float:
-        return float(self._problem.stacked_gradient(X, Draw(0))[0].sum())

@@ -74,9 +74,7 @@ def problem(
 def _plain(
     model: nn.Module, loss: Any, train: Any, test: Any, workers: int, keys: dict[str, Any]
 ) -> hpcopt.Network:
-    network = hpcopt.Network(model, loss, train, test, workers=workers, private=[], **keys)
-    network.random = False
-    return network
+    return hpcopt.Network(model, loss, train, test, workers=workers, private=[], **keys)
 
 
 def _rows(which: str, numbers: Array, hidden: list[int]) -> tuple[Array, Array]:

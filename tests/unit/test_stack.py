@@ -1,0 +1,205 @@
+"""Workers computed together against the same workers one after the other."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import hpcopt
+from hpcopt.comm.local_ports import LocalPorts
+from hpcopt.problems import choice, groups, network_passes, network_problem
+from hpcopt.problems.base import Draw, Share
+from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER
+
+N, F, C = 7, 6, 3
+HEAD = {"private": ["head.*"]}
+
+
+class Net(nn.Module):
+    """Two layers, with BatchNorm or without."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.body = nn.Linear(F, 5)
+        self.norm = nn.BatchNorm1d(5) if normed else nn.Identity()
+        self.head = nn.Linear(5, C)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.body(x))))
+
+
+def flipped(x):
+    """An augmentation that sees the whole batch."""
+    return x.flip(-1) - x.mean(0)
+
+
+def recipe(normed=True, module=None, **keys):
+    torch.manual_seed(0)
+    module = Net(normed) if module is None else module
+    rows = [range(10 * i, 10 * i + (10 if i % 3 else 4)) for i in range(N)]  # two kinds of batches
+    x, y = torch.randn(10 * N, F), torch.arange(10 * N) % C
+    data = (x, y), (x[:33], y[:33])
+    keys = {"workers": N, "batch_size": 7, "weights": "rows", "rows": rows} | keys
+    return hpcopt.Network(module, nn.functional.cross_entropy, *data, **keys)
+
+
+CASES = {
+    "batchnorm": {"normed": True, "regularisation": 0.3, "logit_adjustment": 1.0} | HEAD,
+    "augmented": {"normed": False, "augment": flipped, "regularisation": 0.1} | HEAD,
+    "full": {"normed": False, "batch_size": "full", "rows": None, "logit_adjustment": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Small groups, several pieces."""
+    monkeypatch.setattr(groups, "FEWEST", 2)
+    monkeypatch.setattr(groups, "ROWS", 21)
+    monkeypatch.setattr(choice, "LONG", 1.0)
+    for module in (network_passes, network_problem):
+        monkeypatch.setattr(module, "PIECE", 4)
+
+
+def both(dtype=torch.float64, **keys):
+    """The same problem in turn and together."""
+    problems = [recipe(**keys).bind(Share(range(N), N, 3, dtype)) for _ in range(2)]
+    together(problems[1])
+    return problems
+
+
+def together(problem):
+    for kind in KINDS:
+        problem.take(kind, TOGETHER)
+
+
+F32 = torch.float32
+
+
+@pytest.mark.parametrize(("case", "dtype"), [*((case, torch.float64) for case in CASES), ("batchnorm", F32)])
+def test_numbers_are_those_in_turn(case, dtype):
+    alone, stacked = both(dtype, **CASES[case])
+    assert max(len(group.workers) for group in stacked.groups([0] * N)) > 1
+    torch.manual_seed(1)
+    X, V = torch.randn(2, N, alone.dim, dtype=dtype) * 0.3
+    x, v = X[0], V[0]
+
+    def numbers(problem):
+        for draw in (Draw(3, 1, 2), None):
+            yield from (problem.losses(X, draw), problem.losses(x, draw))
+            yield from (problem.gradients(X, draw), problem.gradients(x, draw, weighted=True))
+            yield from (problem.total_gradient(X, draw), problem.total_gradient(x, draw))
+            yield from (problem.hvps(X, V, draw), problem.hvps(x, v, draw, weighted=True))
+            yield from (problem.total_hvp(X, V, draw), problem.total_hvp(x, v, draw))
+            yield problem.buffers
+        mean = problem.buffers.mean(0) if problem.buffers.shape[1] else None
+        for evaluation in (problem.evaluate(X), problem.evaluate(x, mean), problem.evaluate(x.expand(N, -1))):
+            for values in (evaluation.values, evaluation.weights, evaluation.rows):
+                yield from values.values()
+        yield torch.tensor(problem.samples)
+        for part in ("all", "shared", "private"):
+            rows = {}
+            for group in problem.groups([0] * N):
+                g = problem.stacked_gradient(group, group.of(X), Draw(9), part)
+                rows |= dict(zip(group.workers, zip(*g, strict=True), strict=True))
+            yield torch.cat([g_p.ravel() for i in range(N) for g_p in rows[i]])
+
+    def one_of_each(problem):  # workers of a group are asked for again and again: buffers move on
+        kept = problem.buffers.clone()
+        for value in numbers(problem):
+            yield value.clone()
+            problem.buffers.copy_(kept)
+
+    rounding = 1e-12 if dtype == torch.float64 else 1e-5
+    for k, (a, b) in enumerate(zip(one_of_each(alone), one_of_each(stacked), strict=True)):
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        assert torch.allclose(a.double(), b.double(), rtol=0, atol=rounding * max(1, scale)), k
+    assert stacked._together == {*KINDS, "hvps"}  # nothing was refused
+    assert not stacked._seeds.used
+
+
+METHODS = [
+    hpcopt.DPSGD(lr=0.2, local_steps=3, clip=0.5, momentum=0.5),
+    hpcopt.DePRL(lr=0.2, lr_head=0.1, head_steps=2, body_epochs=1, clip=0.2, weight_decay=0.1),
+    hpcopt.DePRL(lr=0.2, lr_head=0.1, body_steps=2, order="together", clip=0.2),
+    hpcopt.FedAvg(lr=0.2, local_epochs=2, momentum=0.5, clip=0.5, before_mixing=True),
+    hpcopt.GradientTracking(lr=0.2),
+    hpcopt.AllreduceSGD(lr=0.2),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_methods_make_the_same_steps(method):
+    found = []
+    for problem in both(**CASES["batchnorm"]):
+        method.prepare(problem)
+        state = method.start(problem, LocalPorts(N, problem.initial()))
+        for _ in range(3):
+            method.step(state)
+            state.round += 1
+        models = {"model": method.model(state), "buffers": problem.buffers} | method.others(state)
+        found.append({name: value.clone() for name, value in models.items()})
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], rtol=0, atol=1e-12), name
+
+
+def test_what_begins_to_draw_is_seeded_from_then_on():
+    drawing = []
+
+    class Late(Net):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, training=self.training and bool(drawing))
+
+    def bound():
+        return recipe(module=Late(True)).bind(Share(range(N), N, 3))
+
+    problems, x = [bound() for _ in range(3)], None
+    drawing.append(1)
+    problems.append(bound())  # draws from the start
+    together(problems[1])
+    assert [problem._seeds.used for problem in problems] == [False] * 3 + [True]
+    state = torch.get_rng_state()
+    x = problems[0].initial()
+    for of in (
+        lambda problem: problem.gradients(x, Draw(1)),
+        lambda problem: problem.losses(x, Draw(1)),
+        lambda problem: problem.hvps(x, x, Draw(1)),
+        lambda problem: problem.buffers,
+    ):
+        found = [of(problem) for problem in problems]
+        assert all(torch.equal(found[-1], other) for other in found)
+    assert all(problem._seeds.used for problem in problems)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ways_are_tried_before_they_are_timed():
+    def ways(**keys):
+        problem = recipe(**keys).bind(Share(range(N), N, 3))
+        kept = problem.buffers.clone()
+        found = problem.ways()
+        assert torch.equal(problem.buffers, kept)
+        assert list(found) == list(KINDS)
+        return {kind: [name for name, way in ways.items() if way is not None] for kind, ways in found.items()}
+
+    class Assigning(Net):
+        def forward(self, x):  # torch.func gives back what it was given
+            self.norm.running_mean = self.norm.running_mean + 1
+            return super().forward(x)
+
+    class Branching(Net):
+        def forward(self, x):
+            return super().forward(x if x.sum().item() > 0 else -x)
+
+    alone = {kind: [IN_TURN] for kind in KINDS}
+    assert ways() == {kind: [IN_TURN, TOGETHER] for kind in KINDS}
+    assert ways(augment=lambda x: x + torch.randn_like(x)) == alone
+    assert ways(module=Branching(False)) == alone
+    assert ways(module=Assigning(True))["gradients"] == [IN_TURN]
+    assert recipe().bind(Share(range(1), 1, 3)).ways() == {}
+
+
+def test_what_was_fastest_is_told():
+    tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1)
+    assert json.loads(tree.attrs["chosen"]).keys() == {*KINDS}
+    tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1, deterministic=True)
+    assert json.loads(tree.attrs["chosen"]) == {}
