@@ -72,20 +72,21 @@ class FirstOrderUpdate:
         """x ← x − η · update(g), one step in each round.
 
         Args:
-            x: the point, (d,); changed.
+            x: the point, (d,); or (n, d), several, each of whose gradients is clipped by itself; changed.
             g: the gradient at x, same shape; may be overwritten, but with a ``support`` it is left as it is.
             m, v: the moments from `moments`; changed.
             round: counted from 0.
-            support: where alone g may differ from zero, (u,) int64; None: anywhere.
+            support: where alone g, (d,), may differ from zero, (u,) int64; None: anywhere.
             lr: a rate in place of the table's, on its schedule.
             keep: leave g as it is.
         """
         table, eta = self._table, learning_rate(self._table, round, lr)
-        plain = not (table.weight_decay or self._clip or len(m) or len(v))
+        plain = not (table.weight_decay or self._clip or m.numel() or v.numel())
         if support is not None and plain and scattered(support, x):  # the same bits
             x[support] = x[support].add_(g[support], alpha=-eta)
         else:
-            self.step([x], [g], [m], [v], round + 1, eta, keep=keep or support is not None)
+            keep = keep or support is not None
+            self.step([x], [g], [m], [v], round + 1, eta, rows=x.ndim > 1, keep=keep)
 
     def step(
         self,

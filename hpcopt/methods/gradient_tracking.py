@@ -32,7 +32,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Ports
 from hpcopt.config.methods.gossip import GradientTrackingTable
 from hpcopt.math.agreement import agreeing, scales
-from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
+from hpcopt.math.optimizers import FirstOrderUpdate
 from hpcopt.methods.base import Method, StepInfo
 from hpcopt.problems.base import Draw, Problem
 from hpcopt.state import State, per_worker
@@ -82,8 +82,7 @@ class GradientTracking(Method[GradientTrackingTable, GradientTrackingState]):
         self._problem.gradients(state.X, Draw(state.round), out=state.G.zero_()).mul_(self._scales)
         state.Y.add_(state.G)
         # x_i ← x_i − η · update(y_i)
-        own, eta = (state.X, state.Y, state.M, state.V), learning_rate(self.settings, state.round)
-        self._update.step(*([rows] for rows in own), state.round + 1, eta, rows=True, keep=True)
+        self._update(state.X, state.Y, state.M, state.V, state.round, keep=True)
         if self.settings.before_mixing:
             state.before.copy_(state.X)
         # x_i ← Σ_j W_ij x_j; y_i ← Σ_j W_ij y_j

@@ -16,7 +16,6 @@ from hpcopt.engine.evaluation import Evaluator
 from hpcopt.engine.ranks import OneRank
 from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
-from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Share
 
 from .plain_steps import UPDATES, Step
