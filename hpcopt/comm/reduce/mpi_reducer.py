@@ -19,6 +19,9 @@ from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import allreduce_bytes, gather_bytes, ordered_bytes
 from hpcopt.ground.placement import Placement, block, sizes
 
+WIDEST = 8
+"""bytes of a number"""
+
 
 class MPIReducer:
     """`Reducer` over a communicator; on one rank nothing is moved.
@@ -57,6 +60,7 @@ class MPIReducer:
         on_host = staging.device.type == "cpu"
         self._overlap = overlap and on_host and not self._ordered and not self._alone
         self._ways = Ways(self._comm, staging, table or plain(self._comm, reduction, staging, like))
+        self._short = -1 if self._ordered or self._alone else self._ways.short() // WIDEST
         self._gradient: Buffer | None = None
         self.counters = {verb: Counter() for verb in VERBS}
 
@@ -179,7 +183,9 @@ class MPIReducer:
     # --- MPI ------------------------------------------------------------------------------------------------
 
     def _allreduce(self, part: Tensor) -> Tensor:
-        if not self._alone:
+        if part.numel() <= self._short:  # of microseconds none is to be lost
+            self._comm.Allreduce(MPI.IN_PLACE, part.numpy())
+        elif not self._alone:
             self._ways.of("sum", part.numel() * part.element_size()).allreduce(part)
         return part
 

@@ -21,7 +21,7 @@ WHOLE = sys.maxsize
 class Pieces:
     """See `hpcopt.comm.reduce.ways.Plan`.
 
-    The order of a reduce-scatter's sums does not depend on the pieces; that of an allreduce is MPI's business.
+    The order of a reduce-scatter's sums does not depend on pieces; that of an allreduce is MPI's business.
 
     Args:
         comm: all ranks; not duplicated.

@@ -155,6 +155,12 @@ class Ways:
         """Whether tensors here can go that way; those on the CPU have but one, whatever its name. Local."""
         return name == NCCL or "" in self.stagings or name.partition(", ")[2] in self.stagings
 
+    def short(self) -> int:
+        """Up to how many bytes vectors of the host are summed by one call of MPI; -1 if none are. Local."""
+        ends = [gather.MAX_MESSAGE, *(start - 1 for start, _ in self._of["sum"])]
+        _, shortest = self._of["sum"][-1]
+        return ends[-2] if shortest is self._ways.get("whole") else -1
+
     def named(self, name: str) -> Way | Collectives:
         """A way by name. Collective."""
         if name not in self._ways:
