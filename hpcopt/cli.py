@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Communication-efficient distributed optimisation as MPI jobs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich and what it imports take longer than all the rest
 )
 for command in COMMANDS:
     app.command()(command)

@@ -9,18 +9,27 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from hpcopt.report.load import load
-from hpcopt.storage.records import Records
+from hpcopt.storage.file_like import Opened
+from hpcopt.storage.structure import Structure
 
 RUN, SCALING = "run.h5", "scaling.h5"
 PATIENCE = 30.0
 """seconds that HDF5 may need for the structure of one file"""
 
 
-def tried(places: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Each place, and whether another process crashes or hangs at it, which goes ahead and opens them all.
+class Crashes(Exception):
+    """HDF5 crashes, or hangs."""
+
+
+def tried(places: Sequence[Path]) -> Iterator[tuple[Path, Structure | Crashes | None]]:
+    """Each place, and what another process that goes ahead and opens them all found there.
 
     Args:
         places: directories of runs, or files.
+
+    Yields:
+        The structure of a run.h5; None of what is none, or has another fault, which will be found again; or
+        that the process did not come back.
     """
     left, context = list(places), get_context("fork")
     while left:
@@ -29,35 +38,37 @@ def tried(places: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
         process.start()
         there.close()
         try:
-            while left and _done(here):
-                yield left.pop(0), False
+            while left and not isinstance(found := _found(here), Crashes):
+                yield left.pop(0), found
         finally:
             process.kill()
             process.join()
             here.close()
         if left:
-            yield left.pop(0), True
+            yield left.pop(0), Crashes()
 
 
-def _done(here: Connection) -> bool:
-    """Whether the next one is done, before the process has ended or patience has."""
+def _found(here: Connection) -> Structure | Crashes | None:
+    """What was found in the next one, before the process has ended or patience has."""
     with suppress(EOFError):
         if here.poll(PATIENCE):
-            here.recv_bytes()
-            return True
-    return False
+            found: Structure | None = here.recv()
+            return found
+    return Crashes()
 
 
 def _open(places: Sequence[Path], done: Connection) -> None:
-    """Says so after each; whatever else is wrong with a file is found again."""
     for place in places:
+        found = None
         with suppress(Exception):
-            _structure(place)
-        done.send_bytes(b"")
+            found = _structure(place)
+        done.send(found)
 
 
-def _structure(place: Path) -> None:
+def _structure(place: Path) -> Structure | None:
     if place.name == SCALING:
         load(place)
-    else:
-        Records(place / RUN if place.is_dir() else place, at_once=False).close()
+        return None
+    path = place / RUN if place.is_dir() else place
+    with Opened(path) as file:
+        return Structure.read(file, path)

@@ -12,6 +12,7 @@ from hpcopt.ground.files import home
 if TYPE_CHECKING:
     import xarray
 
+    from hpcopt.storage.structure import Structure
 
 SMALL_BYTES = 16 << 20
 """hundreds of runs may be loaded at once without as many open files"""
@@ -36,9 +37,7 @@ def load(path: str | Path) -> xarray.DataTree:
     Raises:
         UserError: there is no run.h5 or scaling.h5 that this hpcopt can read, or it is damaged.
     """
-    from hpcopt.report.lazy import tree_of
     from hpcopt.storage import scaling
-    from hpcopt.storage.records import Records
 
     path = home(path)
     # unlike Path.is_dir, os.path takes any name
@@ -48,8 +47,16 @@ def load(path: str | Path) -> xarray.DataTree:
         return _study(study)
     if not os.path.isfile(file):
         raise UserError(f"{file}: no such file; name a run's directory or its run.h5")
+    return load_run(file)
+
+
+def load_run(file: Path, structure: Structure | None = None) -> xarray.DataTree:
+    """A run.h5, as `load` does it; see `Records` for its structure."""
+    from hpcopt.report.lazy import tree_of
+    from hpcopt.storage.records import Records
+
     small = file.stat().st_size <= SMALL_BYTES
-    tree = tree_of(Records(file, at_once=small))
+    tree = tree_of(Records(file, at_once=small, structure=structure))
     if small:
         tree.load()
         tree.close()

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from hpcopt.errors import UserError
 from hpcopt.ground.terminal import printable
-from hpcopt.report.crashers import RUN, SCALING, tried
-from hpcopt.report.load import load
+from hpcopt.report.crashers import RUN, SCALING, Crashes, tried
+from hpcopt.report.load import load, load_run
 from hpcopt.report.naming import Alike as Alike
 from hpcopt.report.naming import alike as alike
 from hpcopt.report.naming import names
@@ -29,6 +29,8 @@ from hpcopt.report.status import Status, end_of, living, outcome
 
 if TYPE_CHECKING:
     import xarray
+
+    from hpcopt.storage.structure import Structure
 
 SWEEP = "sweep.toml"
 
@@ -135,11 +137,11 @@ def find(paths: Iterable[str | Path]) -> Found:
             troubles.append(_trouble(path, error))
         troubles += [*_failures(path), *_waiting(path)]
     opened: list[tuple[Path, xarray.DataTree]] = []
-    for place, crashes in tried(list(places.values())):
+    for place, structure in tried(list(places.values())):
         try:
-            if crashes:
+            if isinstance(structure, Crashes):
                 raise UserError(f"{place}: damaged (HDF5 crashes or hangs at it)")
-            opened.append((place, _opened(place)))
+            opened.append((place, _opened(place, structure)))
         except UserError as error:
             troubles.append(_trouble(place, error))
     runs = [(place, tree) for place, tree in opened if tree.attrs["schema"] == "hpcopt-run"]
@@ -201,14 +203,15 @@ def _trouble(path: Path, error: Exception) -> Trouble:
     return Trouble(printable(path), printable(str(error).removeprefix(f"{path}: ")))
 
 
-def _opened(place: Path) -> xarray.DataTree:
+def _opened(place: Path, structure: Structure | None) -> xarray.DataTree:
     """A tree whose every column can be read to its end.
 
     Raises:
         UserError: it is no file of hpcopt, or a damaged one.
     """
     try:
-        tree = load(place)
+        run = place / RUN if place.is_dir() else place
+        tree = load(place) if structure is None else load_run(run, structure)
         for group in tree.children.values():
             for column in group.variables.values():
                 np.asarray(column[-1:])

@@ -22,6 +22,12 @@ class Opened(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._descriptor, self._at = os.open(path, os.O_RDONLY), 0
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What tells the file from another one that has its name later."""
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
     def read_at(self, buffer: Any, offset: int) -> int:
         """Reads contiguous bytes at an offset, however often the system has to be asked; gives how many.
 

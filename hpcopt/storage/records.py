@@ -21,9 +21,8 @@ from hpcopt.storage.digests import names, of_arrays, of_rows, seed, step
 from hpcopt.storage.file_like import Opened
 from hpcopt.storage.image import COPIES
 from hpcopt.storage.place import Place
-from hpcopt.storage.schema import ARRAYS, LAST_WRITTEN, RECORD, ROW, SCHEMA, SCHEMA_VERSION, Schema, group_of
-
-LABELS = inside.NUMBERS + "OSU"
+from hpcopt.storage.schema import ARRAYS, LAST_WRITTEN, RECORD, ROW, Schema, group_of
+from hpcopt.storage.structure import Structure, header
 
 
 class Records(Mapping[str, NDArray[np.generic]]):
@@ -35,6 +34,7 @@ class Records(Mapping[str, NDArray[np.generic]]):
         path: the file.
         up_to: only the records up to and including this round.
         at_once: compare all digests now; else, of a run that has ended, before the first numbers are given.
+        structure: of the file where it is known already; read again if another file has its name now.
 
     Attributes:
         columns: name -> the column, not read yet.
@@ -46,17 +46,21 @@ class Records(Mapping[str, NDArray[np.generic]]):
         UserError: the file is not a readable run.h5.
     """
 
-    def __init__(self, path: Path, up_to: int | None = None, *, at_once: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        up_to: int | None = None,
+        *,
+        at_once: bool = True,
+        structure: Structure | None = None,
+    ) -> None:
         self._path = path
-        self.labels: dict[str, list[Any]] = {}
-        self._places: dict[str, Place] = {}
-        self._dims: dict[str, tuple[str, ...]] = {}
-        self._units: dict[str, str] = {}
         with readable(path):
             self._file = Opened(path)
-            with h5py.File(self._file, "r") as structure:
-                self.attributes = _header(structure, path)
-                structure.visititems(self._see)
+            if structure is None or structure.identity != self._file.identity:
+                structure = Structure.read(self._file, path)
+            self.attributes, self.labels = structure.attributes, structure.labels
+            self._places, self._dims, self._units = structure.places, structure.dims, structure.units
             self.count, arrays = self._settled()
             later = not at_once and up_to is None and bool(self.attributes.get("stopped_by"))
             self._unchecked = partial(self._intact, self.count, arrays, up_to) if later else None
@@ -92,21 +96,6 @@ class Records(Mapping[str, NDArray[np.generic]]):
             lead = self._dims[name][0]
             capacity[lead] = max(len(column), capacity.get(lead, 0))
         return Schema(self._dims, capacity, self.labels)
-
-    def _see(self, name: str, found: h5py.Group | h5py.Dataset) -> None:
-        """Takes down a dataset of the file."""
-        if not isinstance(found, h5py.Dataset) or h5py.check_string_dtype(found.dtype) is not None:
-            return
-        inside.check(found)
-        offset = found.id.get_offset()
-        if offset is None and found.size:
-            raise ValueError(f"/{name} is not contiguous: somebody has packed the file")
-        self._places[name] = Place(offset or 0, found.shape, found.dtype)
-        if not found.is_scale and not name.startswith(COPIES[1]):
-            self._dims[name] = tuple(axis.label for axis in found.dims)
-            self._units[name] = found.attrs["units"]
-            for dim in self._dims[name][1:]:
-                self.labels[dim] = _labels(inside.dataset(found.parent, dim, LABELS))
 
     def _settled(self) -> tuple[int, dict[str, Column]]:
         """How many records are complete, and the arrays as they were then.
@@ -222,20 +211,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not os.path.exists(path):
         return {}
     with readable(path), h5py.File(path, "r") as file:
-        return _header(file, path)
-
-
-def _header(file: h5py.File, path: Path) -> dict[str, Any]:
-    found = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
-    if found.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a run.h5 of hpcopt")
-    version = found["schema_version"]
-    if version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: was written by a newer hpcopt: it has schema version {version}, this one reads up to "
-            f"{SCHEMA_VERSION}"
-        )
-    return found
+        return header(file, path)
 
 
 @contextmanager
@@ -250,12 +226,6 @@ def readable(path: Path) -> Iterator[None]:
 def _first_gap(valid: NDArray[np.bool_]) -> int:
     """How many are valid: rows are written one after the other, so the first gap is the end."""
     return int(np.argmin(np.append(valid, False)))
-
-
-def _labels(scale: h5py.Dataset) -> list[Any]:
-    text = h5py.check_string_dtype(scale.dtype) is not None
-    labels: list[Any] = (scale.asstr() if text else scale)[...].tolist()
-    return labels
 
 
 def _part(rows: NDArray[np.generic], start: int, stop: int) -> NDArray[np.generic]:
