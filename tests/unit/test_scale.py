@@ -294,7 +294,7 @@ def test_the_samples_are_the_runs(study, one):
         assert set(samples["repeat"].values[here]) == {launch.repeat}
     # more ranks than cores: told once, and in the data
     assert samples["overcommitted"].values.tolist() == (samples["ranks"].values > 1).astype(int).tolist()
-    assert sum("2 ranks on 1 cores" in line for line in said) == 1
+    assert sum("2 ranks on 1 core" in line for line in said) == 1
     assert not list(study.directory.glob("runs/*/checkpoints"))
 
 

@@ -130,7 +130,10 @@ class _Trial:
         whole, piece = (buffer((m,), self._like).zero_() for m in (size, counts[self._comm.rank]))
 
         def call(name: str) -> Callable[[], object] | None:
-            way = self._ways.named(name)  # opened by all ranks, also those that cannot take it
+            try:
+                way = self._ways.named(name)  # opened by all ranks, also those that cannot take it
+            except UserError:  # on all ranks: NCCL does not start here
+                return None
             if not self._ways.admits(name):
                 return None
             if verb == "sum":
