@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class FirstOrderUpdate:
         m: Sequence[Tensor],
         v: Sequence[Tensor],
         t: int,
-        eta: float,
+        eta: float | Tensor,
         *,
         rows: bool = False,
         keep: bool = False,
@@ -106,9 +106,9 @@ class FirstOrderUpdate:
             g: the gradient at x, likewise; may be overwritten.
             m, v: the moments, likewise, or whatever is empty where the update has none; changed.
             t: which step this is, counted from 1, since the moments were 0.
-            eta: η.
-            rows: these are several points, as many as the first dimension of every tensor says; each of
-                their gradients is clipped by itself.
+            eta: η; of several points, one for all of them or one of each, (g,).
+            rows: these are g points, as the first dimension of every tensor says; each gradient is clipped by
+                itself.
             keep: leave g as it is.
         """
         table, adaptive = self._table, self._table.optimizer != "sgd"
@@ -120,22 +120,26 @@ class FirstOrderUpdate:
         if table.weight_decay:
             for x_p, g_p in zip(x, g, strict=True):
                 if decoupled:
-                    x_p.mul_(1 - eta * table.weight_decay)
+                    x_p.mul_(1 - _each(eta, x_p) * table.weight_decay)
                 else:
                     g_p.add_(x_p, alpha=table.weight_decay)
         if adaptive:
-            root, length = math.sqrt(1 - table.beta2**t), -eta / (1 - table.beta1**t)
+            root, length = math.sqrt(1 - table.beta2**t), eta / (1 - table.beta1**t)
             for x_p, g_p, m_p, v_p in zip(x, g, m, v, strict=True):
                 m_p.lerp_(g_p, 1 - table.beta1)
                 v_p.mul_(table.beta2).addcmul_(g_p, g_p, value=1 - table.beta2)
-                x_p.addcdiv_(m_p, v_p.sqrt().div_(root).add_(table.eps), value=length)
+                denominator = v_p.sqrt().div_(root).add_(table.eps)
+                if isinstance(length, Tensor):
+                    _descend(x_p, denominator.reciprocal_().mul_(m_p), length)
+                else:
+                    x_p.addcdiv_(m_p, denominator, value=-length)
         elif table.momentum:
             for x_p, g_p, m_p in zip(x, g, m, strict=True):
                 m_p.mul_(table.momentum).add_(g_p)
-                x_p.add_(g_p.add_(m_p, alpha=table.momentum) if table.nesterov else m_p, alpha=-eta)
+                _descend(x_p, g_p.add_(m_p, alpha=table.momentum) if table.nesterov else m_p, eta)
         else:
             for x_p, g_p in zip(x, g, strict=True):
-                x_p.add_(g_p, alpha=-eta)
+                _descend(x_p, g_p, eta)
 
 
 def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
@@ -152,7 +156,20 @@ def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
         norms = torch.stack([g_p.norm() for g_p in g]).norm()
     shorter = (longest / norms).clamp_(max=1.0)
     for g_p in g:
-        g_p.mul_(shorter.view(-1, *[1] * (g_p.ndim - 1)) if rows else shorter)
+        g_p.mul_(_each(shorter, g_p) if rows else shorter)
+
+
+def _descend(x: Tensor, d: Tensor, eta: float | Tensor) -> None:
+    """x ← x − η d, in place; of several points η may be one of each."""
+    if isinstance(eta, Tensor):
+        x.addcmul_(d, _each(eta, d), value=-1)
+    else:
+        x.add_(d, alpha=-eta)
+
+
+def _each(values: float | Tensor, like: Tensor) -> Any:
+    """A number of each point, (g,), shaped to be multiplied with a tensor (g, …); or one for all as it is."""
+    return values.view(-1, *[1] * (like.ndim - 1)) if isinstance(values, Tensor) else values
 
 
 def scattered(support: Tensor, x: Tensor) -> bool:
