@@ -102,9 +102,8 @@ def test_several_points_are_each_by_itself(update):
     for t in range(1, 5):
         g = [t * torch.sin(3 * part) for part in x]
         rows = torch.cat([part.reshape(3, -1) for part in g], 1).numpy()
-        whole = np.stack(
-            [step(*row) for step, row in zip(steps, zip(whole, rows, etas.tolist()), strict=True)]
-        )
+        each = zip(steps, whole, rows, etas.tolist(), strict=True)
+        whole = np.stack([step(*of) for step, *of in each])
         several.step(x, g, *zip(*moments, strict=True), t, etas, rows=True)
         found = torch.cat([part.reshape(3, -1) for part in x], 1)
         np.testing.assert_allclose(found, whole, rtol=1e-12, atol=1e-14)
