@@ -151,7 +151,8 @@ def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
         rows: these are several gradients, as many as the first dimension of every tensor says.
     """
     if rows:
-        norms = torch.stack([g_p.reshape(len(g_p), -1).norm(dim=1) for g_p in g]).norm(dim=0)
+        each = [g_p.reshape(len(g_p), math.prod(g_p.shape[1:])).norm(dim=1) for g_p in g]
+        norms = torch.stack(each).norm(dim=0)
     else:
         norms = torch.stack([g_p.norm() for g_p in g]).norm()
     shorter = (longest / norms).clamp_(max=1.0)
