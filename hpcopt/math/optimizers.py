@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -107,9 +107,9 @@ class FirstOrderUpdate:
             g: the gradient at x, likewise; may be overwritten.
             m, v: the moments, likewise, or whatever is empty where the update has none; changed.
             t: which step this is, counted from 1, since the moments were 0.
-            eta: η; of several points, one for all or one of each, (g,).
-            rows: these are several points, as many as the first dimension of every tensor says; each of
-                their gradients is clipped by itself.
+            eta: η; of several points, one for all of them or one of each, (g,).
+            rows: these are g points, as the first dimension of every tensor says; each gradient is clipped by
+                itself.
             keep: leave g as it is.
         """
         table, adaptive = self._table, self._table.optimizer != "sgd"
@@ -121,7 +121,7 @@ class FirstOrderUpdate:
         if table.weight_decay:
             for x_p, g_p in zip(x, g, strict=True):
                 if decoupled:
-                    x_p.mul_(1 - (_each(eta, x_p) if isinstance(eta, Tensor) else eta) * table.weight_decay)
+                    x_p.mul_(1 - _each(eta, x_p) * table.weight_decay)
                 else:
                     g_p.add_(x_p, alpha=table.weight_decay)
         if adaptive:
@@ -148,7 +148,8 @@ def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
         rows: these are several gradients, as many as the first dimension of every tensor says.
     """
     if rows:
-        norms = torch.stack([g_p.reshape(len(g_p), -1).norm(dim=1) for g_p in g]).norm(dim=0)
+        each = [g_p.reshape(len(g_p), math.prod(g_p.shape[1:])).norm(dim=1) for g_p in g]
+        norms = torch.stack(each).norm(dim=0)
     else:
         norms = torch.stack([g_p.norm() for g_p in g]).norm()
     shorter = (longest / norms).clamp_(max=1.0)
@@ -157,7 +158,7 @@ def shorten(g: Sequence[Tensor], longest: float, rows: bool = False) -> None:
 
 
 def _descend(x: Tensor, g: Tensor, eta: float | Tensor, below: Tensor | None = None) -> None:
-    """x ← x − η g, or x − η g / below, in place; η is a number, or one of each point, (g,)."""
+    """x ← x − η g, or x − η g / below, in place; of several points η may be one of each, (g,)."""
     if isinstance(eta, Tensor):
         g, eta = g * _each(eta, g), 1.0
     if below is None:
@@ -166,9 +167,9 @@ def _descend(x: Tensor, g: Tensor, eta: float | Tensor, below: Tensor | None = N
         x.addcdiv_(g, below, value=-eta)
 
 
-def _each(values: Tensor, like: Tensor) -> Tensor:
-    """A number of each point, (g,), shaped to be multiplied with a tensor (g, …)."""
-    return values.view(-1, *(1 for _ in like.shape[1:]))
+def _each(values: float | Tensor, like: Tensor) -> Any:
+    """A number of each point, (g,), shaped to be multiplied with a tensor (g, …); or one for all as it is."""
+    return values.view(-1, *(1 for _ in like.shape[1:])) if isinstance(values, Tensor) else values
 
 
 def scattered(support: Tensor, x: Tensor) -> bool:

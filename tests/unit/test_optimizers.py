@@ -1,10 +1,13 @@
 """The flat updates against torch.optim, and the schedules at their ends."""
 
+import numpy as np
 import pytest
 import torch
 
 from hpcopt.config.methods.first_order import AllreduceSGDTable
 from hpcopt.math.optimizers import FirstOrderUpdate, learning_rate
+
+from .plain_steps import UPDATES, Step
 
 CASES = {
     "sgd": ({}, lambda p: torch.optim.SGD(p, lr=0.1)),
@@ -85,3 +88,22 @@ def test_a_sparse_gradient_is_clipped_like_a_dense_one_and_stays(settings):
     assert torch.equal(*points)
     update(x, torch.zeros_like(g), *update.moments(x), 1)
     assert x.isfinite().all()  # a gradient of length 0
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_several_points_are_each_by_itself(update):
+    """In one computation, with rates of their own, parameters of any shape; against NumPy."""
+    table = AllreduceSGDTable(**UPDATES[update])
+    several, draw = FirstOrderUpdate(table), torch.Generator().manual_seed(0)
+    shapes, etas = ((3,), (3, 2), (3, 2, 2)), torch.tensor([0.1, 0.03, 0.2], dtype=torch.float64)
+    x = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    whole = torch.cat([part.reshape(3, -1) for part in x], 1).numpy()
+    steps, moments = [Step(**UPDATES[update]) for _ in etas], [several.moments(part) for part in x]
+    for t in range(1, 5):
+        g = [t * torch.sin(3 * part) for part in x]
+        rows = torch.cat([part.reshape(3, -1) for part in g], 1).numpy()
+        each = zip(steps, whole, rows, etas.tolist(), strict=True)
+        whole = np.stack([step(*of) for step, *of in each])
+        several.step(x, g, *zip(*moments, strict=True), t, etas, rows=True)
+        found = torch.cat([part.reshape(3, -1) for part in x], 1)
+        np.testing.assert_allclose(found, whole, rtol=1e-12, atol=1e-14)
