@@ -42,28 +42,33 @@ def ways_of(group: Group | None, in_turn: Work, together: Work, buffers: Tensor)
     if group is None or len(group.workers) == 1:
         return {IN_TURN: lambda: None, TOGETHER: lambda: None}
     before = buffers.clone()
-    try:
-        seconds = _seconds_if_same(group.first(2), in_turn, together, buffers)
-    finally:
-        buffers.copy_(before)
-    if seconds is None or seconds > LONG:
+    two = group.first(2)
+    seconds = _seconds(lambda: float(in_turn(two).sum())) / 2
+    buffers.copy_(before)
+    same = seconds <= LONG and _same(two, in_turn, together, buffers)
+    buffers.copy_(before)
+    if not same:
         return IMPOSSIBLE
     some = group.first(int(TIMED / seconds))
     # a number waits for the device
     return {IN_TURN: lambda: float(in_turn(some).sum()), TOGETHER: lambda: float(together(some).sum())}
 
 
-def _seconds_if_same(two: Group, in_turn: Work, together: Work, buffers: Tensor) -> float | None:
-    """What one of two workers takes in turn; None where together they cannot, or come out otherwise."""
+def _seconds(call: Callable[[], object]) -> float:
+    """The shortest time of three; of one, where that is far too long already."""
+    first = timeit.timeit(call, number=1)
+    return first if first > 10 * LONG else min(timeit.repeat(call, number=1, repeat=2))
+
+
+def _same(group: Group, in_turn: Work, together: Work, buffers: Tensor) -> bool:
+    """Whether both ways come out the same, buffers as well, which they change."""
     before = buffers.clone()
-    alone = torch.cat([in_turn(two).ravel(), two.of(buffers).ravel()])
-    seconds = min(timeit.repeat(lambda: float(in_turn(two).sum()), number=1, repeat=3)) / 2
+    alone = torch.cat([in_turn(group).ravel(), group.of(buffers).ravel()])
     buffers.copy_(before)
     try:
-        both = torch.cat([together(two).ravel(), two.of(buffers).ravel()])
+        both = torch.cat([together(group).ravel(), group.of(buffers).ravel()])
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return None  # torch.vmap cannot see through everything that people write
-    largest = float(alone.abs().nan_to_num().max()) if len(alone) else 0.0
+        return False  # torch.vmap cannot see through everything that people write
+    largest = float(alone.abs().nan_to_num().max())
     rounding = ROUNDING.get(alone.dtype, 1e-3)
-    same = torch.allclose(alone, both, rtol=rounding, atol=rounding * largest, equal_nan=True)
-    return seconds if same else None
+    return torch.allclose(alone, both, rtol=rounding, atol=rounding * largest, equal_nan=True)

@@ -85,7 +85,7 @@ def test_numbers_are_those_in_turn(case, dtype):
     x, v = X[0], V[0]
 
     def numbers(problem):
-        for draw in (Draw(3, 1, 2), None):
+        for draw in (Draw(3, 1, 2), None) if case == "batchnorm" else (Draw(3),):
             yield from (problem.losses(X, draw), problem.losses(x, draw))
             yield from (problem.gradients(X, draw), problem.gradients(x, draw, weighted=True))
             yield from (problem.total_gradient(X, draw), problem.total_gradient(x, draw))
@@ -134,7 +134,7 @@ def test_methods_make_the_same_steps(method):
     for problem in both(**CASES["batchnorm"]):
         method.prepare(problem)
         state = method.start(problem, LocalPorts(N, problem.initial()))
-        for _ in range(3):
+        for _ in range(2):
             method.step(state)
             state.round += 1
         models = {"model": method.model(state), "buffers": problem.buffers} | method.others(state)
