@@ -1,5 +1,6 @@
 """For all tests."""
 
+import gc
 import sys
 
 import pytest
@@ -7,6 +8,14 @@ from hypothesis import settings
 
 settings.register_profile("hpcopt", deadline=None)  # times say nothing on a machine that has other work
 settings.load_profile("hpcopt")
+
+gc.disable()  # what torch and the tests themselves are made of stays: looking for garbage there takes long
+
+
+def pytest_collection_finish():
+    """From here on garbage is looked for among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
