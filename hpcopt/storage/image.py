@@ -85,24 +85,26 @@ def _leading(schema: Schema, column: str) -> str:
 
 def _structure(file: h5py.File, schema: Schema, copies: int) -> dict[str, Place]:
     """Makes groups, datasets and dimension scales; writes only the coordinates of fixed dimensions."""
-    places = {}
+    places, scales = {}, {}  # to look an object up by its name takes longer than to make it
     for column, dims in schema.columns.items():
         for copy in COPIES[: 1 if dims[0] == RECORD else copies]:
-            group = file.require_group(copy + group_of(column))
-            scale = copy + _leading(schema, column)
-            if scale not in file:
-                places[scale] = _room(file, scale, (schema.capacity[dims[0]],), np.int64)
-                file[scale].make_scale(dims[0])
-            for dim in dims[1:]:
-                _labels(group, dim, schema.dimensions[dim])
-            places[copy + column] = _room(file, copy + column, schema.shape(column), dtype_of(column))
-            for axis, dim in enumerate(dims):
-                file[copy + column].dims[axis].label = dim
-                file[copy + column].dims[axis].attach_scale(group[dim])
+            names = [f"{copy}{group_of(column)}/{dim}" for dim in dims]
+            if (lead := names[0]) not in scales:
+                scales[lead], places[lead] = _room(file, lead, (schema.capacity[dims[0]],), np.int64)
+                scales[lead].make_scale(dims[0])
+            for dim, name in zip(dims[1:], names[1:], strict=True):
+                if name not in scales:
+                    scales[name] = _labels(file, name, schema.dimensions[dim])
+            data, places[copy + column] = _room(file, copy + column, schema.shape(column), dtype_of(column))
+            for axis, (dim, name) in enumerate(zip(dims, names, strict=True)):
+                data.dims[axis].label = dim
+                data.dims[axis].attach_scale(scales[name])
     return places
 
 
-def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Place:
+def _room(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+) -> tuple[h5py.Dataset, Place]:
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -110,14 +112,14 @@ def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: type[np.gen
     dataset = file.create_dataset(name, shape, dtype, dcpl=properties)
     dataset.attrs["units"] = unit_of(name)
     # a dataset without elements has no place
-    return Place(dataset.id.get_offset() or 0, shape, np.dtype(dtype))
+    return dataset, Place(dataset.id.get_offset() or 0, shape, np.dtype(dtype))
 
 
-def _labels(group: h5py.Group, name: str, values: list[Any]) -> None:
-    """Makes the scale of a fixed dimension, unless the group has it."""
-    if name not in group:
-        text = bool(values) and isinstance(values[0], str)
-        data = np.array(values, dtype=object if text else np.int64)
-        scale = group.create_dataset(name, data=data, dtype=h5py.string_dtype() if text else None)
-        scale.make_scale(name)
-        scale.attrs["units"] = "1"
+def _labels(file: h5py.File, name: str, values: list[Any]) -> h5py.Dataset:
+    """Makes the scale of a fixed dimension."""
+    text = bool(values) and isinstance(values[0], str)
+    data = np.array(values, dtype=object if text else np.int64)
+    scale = file.create_dataset(name, data=data, dtype=h5py.string_dtype() if text else None)
+    scale.make_scale(name.rpartition("/")[2])
+    scale.attrs["units"] = "1"
+    return scale

@@ -1,7 +1,5 @@
 """`hpcopt report` and `hpcopt export --tensorboard` as commands."""
 
-import subprocess
-import sys
 from datetime import datetime
 
 import numpy as np
@@ -10,7 +8,6 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from hpcopt import cli
 from hpcopt.report.runs import find
 from hpcopt.report.tables import for_report
 from hpcopt.report.terminal import write
@@ -18,16 +15,9 @@ from tests.report import made_up
 
 
 @pytest.fixture
-def hpcopt(monkeypatch, capsys):
+def hpcopt(command):
     """Runs a command: its exit code and what it prints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hpcopt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
+    return command
 
 
 def test_what_can_be_read_is_shown_and_what_cannot_is_named(hpcopt, tmp_path):
@@ -57,18 +47,6 @@ def test_text_from_outside_is_neither_markup_nor_an_order_to_the_terminal(tmp_pa
     assert r"[bold red]x[/] \x1b[2J\x9b31m \u202eabc\nd" in out
     write(for_report(found))
     assert r"[bold red]x[/] \x1b[2J\x9b31m \u202eabc\nd" in capsys.readouterr().out
-
-
-def test_help_imports_nothing_heavy():
-    program = (
-        "import sys; from hpcopt import cli; sys.argv = ['hpcopt', 'report', '--help']\n"
-        "try: cli.main()\n"
-        "finally: print(set(sys.modules) & set('numpy h5py xarray pandas scipy torch mpi4py jinja2'.split()))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert result.stdout.splitlines()[-1] == "set()"
 
 
 def events(directory):

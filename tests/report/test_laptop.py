@@ -1,9 +1,11 @@
 """`pip install .` in an empty environment reads a run, `.[report]` reports: no MPI, no torch, no compiler."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,22 @@ import pytest
 import hpcopt
 
 VERSION2 = Path(__file__).parents[1] / "data" / "version2"
+PROGRAM = """
+import sys, hpcopt
+data = hpcopt.load(sys.argv[1])
+hpcopt.export(sys.argv[1], sys.argv[2])
+assert not {"torch", "mpi4py"} & set(sys.modules)
+print(data["metrics/loss"].values.tolist())
+"""
+COMMANDS = """
+import json, sys
+from hpcopt import cli
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["hpcopt", *words]
+    try: cli.main()
+    except SystemExit as end: assert not end.code
+print({"torch", "mpi4py"} & set(sys.modules))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +39,35 @@ def laptop(tmp_path_factory):
     shutil.copytree("hpcopt", home / "source/hpcopt", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(name, home / "source" / name)
-    subprocess.run([sys.executable, "-m", "venv", home / "env"], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True, timeout=300)
     python = home / "env/bin/python"
-    install(python, home / "source")
-    return python
+    pip(python, "wheel", "--no-deps", "--wheel-dir", home, home / "source")
+    (wheel,) = home.glob("hpcopt-*.whl")
+    pip(python, "install", "--no-compile", wheel)
+    return python, wheel
 
 
-def install(python, what):
-    """Installs without compiling anything but the package itself."""
+def pip(python, command, *words):
+    """For another interpreter, without compiling anything but the package itself; what it says."""
     no_compiler = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
-    command = [python, "-m", "pip", "install", "-q", "--only-binary=:all:", what]
-    subprocess.run(command, check=True, timeout=600, env=no_compiler)
+    line = [sys.executable, "-m", "pip", "--python", python, command, "-q", "--only-binary=:all:", *words]
+    done = subprocess.run(line, stdout=subprocess.PIPE, check=True, timeout=600, env=no_compiler)
+    return done.stdout
+
+
+def add(python, what):
+    """Puts there what pip would install, from here, where all of it is: unpacking takes longer."""
+    wanted = json.loads(pip(python, "install", "--dry-run", "--report", "-", what))["install"]
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    for name in {one["metadata"]["name"] for one in wanted} - {"hpcopt"}:
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(found.locate_file(top))
+
+
+def started(*command, cwd):
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
 
 
 def test_load_and_export(laptop, tmp_path):
@@ -41,15 +77,7 @@ def test_load_and_export(laptop, tmp_path):
         out=tmp_path / "r",
         rounds=20,
     )
-    program = (
-        "import sys, hpcopt\n"
-        "data = hpcopt.load(sys.argv[1])\n"
-        "hpcopt.export(sys.argv[1], sys.argv[2])\n"
-        "assert not {'torch', 'mpi4py'} & set(sys.modules)\n"
-        "print(data['metrics/loss'].values.tolist())\n"
-    )
-    command = [laptop, "-c", program, tmp_path / "r", tmp_path / "w.npz"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    result = started(laptop[0], "-c", PROGRAM, tmp_path / "r", tmp_path / "w.npz", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(hpcopt.load(tmp_path / "r")["metrics/loss"].values.tolist())
     assert np.load(tmp_path / "w.npz")["x"].shape == (2,)
@@ -57,29 +85,24 @@ def test_load_and_export(laptop, tmp_path):
 
 def test_there_is_no_torch_and_no_mpi_there(laptop):
     for name in ("torch", "mpi4py"):
-        result = subprocess.run([laptop, "-c", f"import {name}"], capture_output=True, check=False)
+        result = subprocess.run([laptop[0], "-c", f"import {name}"], capture_output=True, check=False)
         assert result.returncode != 0
 
 
 def test_report(laptop, tmp_path):
     """Last, for it adds to the environment."""
-    command = [laptop.parent / "hpcopt", "report", VERSION2 / "delayed", VERSION2 / "killed"]
-    out = ["--html", tmp_path / "page.html", "--png", tmp_path / "figures"]
-    result = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300, check=False)
+    python, wheel = laptop
+    report = ["report", str(VERSION2 / "delayed"), str(VERSION2 / "killed")]
+    report += ["--html", str(tmp_path / "page.html"), "--png", str(tmp_path / "figures")]
+    result = started(python.parent / "hpcopt", *report, cwd=tmp_path)
     assert result.returncode == 2
     assert "pip install 'hpcopt[report]'" in result.stderr
-    install(laptop, f"{laptop.parents[2] / 'source'}[report]")
-    result = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300, check=False)
+    add(python, f"{wheel}[report]")
+    test_there_is_no_torch_and_no_mpi_there(laptop)
+    export = ["export", str(VERSION2 / "delayed"), "--tensorboard", str(tmp_path / "events")]
+    result = started(python, "-c", COMMANDS, json.dumps([report, export]), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "killed" in result.stdout
     assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert list((tmp_path / "figures").glob("*.png"))
-    program = (
-        "import sys; from hpcopt import cli\n"
-        "try: cli.main()\n"
-        "finally: print({'torch', 'mpi4py'} & set(sys.modules))"
-    )
-    export = ["export", VERSION2 / "delayed", "--tensorboard", tmp_path / "events"]
-    command = [laptop, "-c", program, *export]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
     assert result.stdout.splitlines()[-1] == "set()"

@@ -26,7 +26,7 @@ def pixels(x, y, columns, low, high, rows=200):
     return covered
 
 
-@settings(deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(5, 40))
 def test_the_same_pixels_are_covered(seed, columns):
     random = np.random.default_rng(seed)

@@ -2,8 +2,6 @@
 
 import gzip
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -249,11 +247,3 @@ def test_moments_keep_their_digits():
     constant = Moments()
     constant.update(np.full(5, 3, np.uint8))
     assert (constant.mean, constant.std) == (3.0, 1.0)
-
-
-def test_opening_by_name_imports_neither_torch_nor_mpi():
-    code = (
-        "import sys, hpcopt.problems.data as d; d.array_dataset(([[1.0]], [0]));"
-        "assert not {'torch', 'mpi4py', 'h5py', 'sklearn'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -79,7 +79,7 @@ class Hopeless(hpcopt.Objective):
         return 0.5 * (x - A).square().sum(1).mean()
 
 
-@pytest.mark.parametrize("rounds", [60, 400, 3000])
+@pytest.mark.parametrize("rounds", [60, 400, 1600])
 def test_a_twentieth_at_most_is_spent_on_curvature(rounds):
     """On a problem that curvature cannot help, and where a run is too short for it not at all."""
     recipe = Hopeless(workers=2, batch_size=8)
@@ -93,7 +93,7 @@ def test_a_twentieth_at_most_is_spent_on_curvature(rounds):
     mine, plain = (float(tree["metrics"]["gradients"][-1]) for tree in trees)
     refreshes = len(trees[0]["spectrum"]["refresh"])
     assert plain < mine <= 1.05 * plain if rounds > 60 else mine == plain
-    assert refreshes == {60: 0, 400: 1, 3000: 5}[rounds]
+    assert refreshes == {60: 0, 400: 1, 1600: 4}[rounds]
     if rounds == 60:
         assert np.array_equal(*(tree["metrics"]["loss"] for tree in trees))
 

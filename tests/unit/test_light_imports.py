@@ -1,35 +1,12 @@
 """Ten thousand ranks start this program at once: what is imported when."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 HEAVY = ("torch", "mpi4py.MPI", "xarray", "h5py", "scipy", "sklearn")
-
-
-def imported_by(code):
-    """Which heavy modules a fresh interpreter has loaded after running ``code``."""
-    program = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
-    )
-    return eval(result.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import hpcopt",
-        "from hpcopt.cli import app",
-        "from hpcopt.config import from_tables; from_tables({'problem': {'kind': 'network'}}, 'c')",
-        "import sys; sys.argv = ['hpcopt', '--help']\n"
-        "from hpcopt.cli import main\ntry: main()\nexcept SystemExit: pass",
-    ],
-)
-def test_without_anything_heavy(code):
-    assert imported_by(code) == []
-
 
 WRONG = """
 from hpcopt.config import from_tables
@@ -47,23 +24,67 @@ for method in METHODS:
         else:
             raise AssertionError((method, kind))
 """
+HELP = """
+import sys; sys.argv = ["hpcopt", *{!r}, "--help"]
+from hpcopt.cli import main
+try: main()
+except SystemExit as end: assert not end.code
+"""
+# One process after the other of these: what one has loaded is there for all that follow.
+STEPS = {
+    "the package": "import hpcopt",
+    "the command line": "from hpcopt.cli import app",
+    "help": HELP.format([]),
+    "help of a report": HELP.format(["report"]),
+    "a template": "import hpcopt.config; hpcopt.config.template('dpsgd', 'quadratic')",
+    "a config": "from hpcopt.config import from_tables; from_tables({'problem': {'kind': 'network'}}, 'c')",
+    "a wrong key of any built-in method and problem": WRONG,
+    "mixing": "from hpcopt.math.mixing import check, mixing",
+    "a mixing matrix": "check(mixing('one_peer_exponential', 'uniform', 6))",
+    "a data set": "import hpcopt.problems.data as d; d.array_dataset(([[1.0]], [0]))",
+    "results": "hpcopt.export",
+}
 
 
-def test_only_the_tables_that_a_config_needs_are_made():
-    """To make all of them takes as long as everything else together."""
-    code = "import hpcopt.config; hpcopt.config.template('dpsgd', 'quadratic')"
+@pytest.fixture(scope="module")
+def loaded():
+    """The modules that a fresh interpreter has after each of the steps."""
     program = (
-        f"import sys\n{code}\nprint(*[m for m in sys.modules if m.startswith('hpcopt.config.methods.')])"
+        "import json, sys\nfound = {}\n"
+        f"for name, code in {STEPS!r}.items():\n"
+        "    exec(code, globals())\n"
+        "    found[name] = list(sys.modules)\n"
+        "print(json.dumps(found))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
-    )
-    assert result.stdout.split() == ["hpcopt.config.methods.gossip"]
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_wrong_key_of_any_built_in_method_and_problem_is_told_without_anything_heavy():
-    assert imported_by(WRONG) == []
+@pytest.mark.parametrize("step", list(STEPS)[:7])
+def test_without_anything_heavy(step, loaded):
+    assert not set(HEAVY) & set(loaded[step])
 
 
-def test_results_without_mpi_and_torch():
-    assert not {"torch", "mpi4py.MPI"} & set(imported_by("import hpcopt; hpcopt.export"))
+def test_help_of_a_report_needs_next_to_nothing(loaded):
+    nothing = ("numpy", "h5py", "xarray", "pandas", "scipy", "torch", "mpi4py", "jinja2")
+    assert not set(nothing) & set(loaded["help of a report"])
+
+
+def test_only_the_tables_that_a_config_needs_are_made(loaded):
+    """To make all of them takes as long as everything else together."""
+    tables = [name for name in loaded["a template"] if name.startswith("hpcopt.config.methods.")]
+    assert tables == ["hpcopt.config.methods.gossip"]
+
+
+def test_networkx_is_imported_when_it_is_used(loaded):
+    assert not {"networkx", "scipy"} & set(loaded["mixing"])
+    assert "networkx" not in loaded["a mixing matrix"]
+
+
+def test_opening_data_by_name_imports_neither_torch_nor_mpi(loaded):
+    assert not {"torch", "mpi4py", "h5py", "sklearn"} & set(loaded["a data set"])
+
+
+def test_results_without_mpi_and_torch(loaded):
+    assert not {"torch", "mpi4py.MPI"} & set(loaded["results"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 from pathlib import Path
 
@@ -119,14 +118,13 @@ def test_its_keys_are_checked(mine, keys: dict, words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-def test_the_command_line_knows_it(mine, tmp_path: Path) -> None:
+def test_the_command_line_knows_it(mine, tmp_path: Path, command) -> None:
     text = template("topk", "mine:Ridge")
     for line in ('kind = "mine:Ridge"', "# parameters d", "dim = 10", "penalty = 0.1", "batch_size = "):
         assert line in text
     (tmp_path / "bad.toml").write_text('[problem]\nkind = "mine:Ridge"\npenaltie = 1.0\n')
-    command = [sys.executable, "-c", "from hpcopt.cli import main; main()", "run", "bad.toml"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
-    assert (ended.returncode, "did you mean 'penalty'?" in ended.stderr) == (2, True), ended.stderr
+    code, _, err = command("run", "bad.toml")
+    assert (code, "did you mean 'penalty'?" in err) == (2, True), err
     (tmp_path / "mine.py").write_text("def factory(workers): ...\n")
     del sys.modules["mine"]
     with pytest.raises(UserError, match="mine:factory: a function"):

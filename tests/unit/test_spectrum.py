@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -163,19 +162,14 @@ def test_the_table_and_the_figure(tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", "from hpcopt.cli import main; main()", "spectrum", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
-
-
-def test_the_command(tmp_path: Path):
+def test_the_command(tmp_path: Path, command):
     config = tmp_path / "config.toml"
     config.write_text('[run]\nworkers = 2\n[problem]\nkind = "quadratic"\neigenvalues = [3.0, 2.0, -1.0]\n')
-    done = command(config, "--largest", 2, "--smallest", 1, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert [float(line.split()[1]) for line in done.stdout.splitlines()[2:5]] == pytest.approx([3, 2, -1])
+    code, out, err = command("spectrum", config, "--largest", 2, "--smallest", 1, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert [float(line.split()[1]) for line in out.splitlines()[2:5]] == pytest.approx([3, 2, -1])
     assert hpcopt.load(tmp_path / "out")["spectrum/eigenvalue"].shape == (1, 3)
-    failed = command(config, "--largest", 4)
-    assert failed.returncode == 2
-    assert "3 parameters" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    code, _, err = command("spectrum", config, "--largest", 4)
+    assert code == 2
+    assert "3 parameters" in err
+    assert "Traceback" not in err

@@ -1,8 +1,5 @@
 """TRON against Newton's method written out in NumPy; f* against LIBLINEAR's."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -103,7 +100,7 @@ def test_the_optimum_is_that_of_liblinear(kind, regularisation):
     assert optimum(checked) == pytest.approx(objective(problem, w), rel=1e-9)
 
 
-def test_the_line_to_paste(tmp_path):
+def test_the_line_to_paste(tmp_path, command):
     """It round-trips; other problems are refused with code 2."""
     file = tmp_path / "config.toml"
     for kind, code in (("least_squares", 0), ("quadratic", 2)):
@@ -111,12 +108,11 @@ def test_the_line_to_paste(tmp_path):
         file.write_text(
             f'[run]\nmethod = "allreduce_sgd"\nworkers = 2\nrounds = 1\n[problem]\nkind = "{kind}"\n{keys}\n'
         )
-        command = [sys.executable, "-c", "from hpcopt.cli import main; main()", "data", "optimum", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code, done.stderr
+        found, out, err = command("data", "optimum", file)
+        assert found == code, err
         if code == 0:
-            key, value = done.stdout.split(" = ")
+            key, value = out.split(" = ")
             assert key == "optimum"
             assert float(value) == pytest.approx(optimum(config(kind)), rel=1e-12)
         else:
-            assert "linear problems only" in done.stderr
+            assert "linear problems only" in err
