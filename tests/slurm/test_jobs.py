@@ -207,6 +207,21 @@ def test_every_method_as_under_mpirun(customer):
         assert [(one["slurm_job"], one["slurm_restart"]) for one in found["jobs"]] == [(job, "")]
 
 
+@pytest.fixture(scope="module")
+def chain(customer):
+    """A job, an array after it, a job after that: on their way while another test runs."""
+    config = customer.write("chain", QUICK)
+    small = {"nodes": 1, "tasks": 1}
+    first = customer.submit(config, out="first", **small)
+    array = customer.submit(
+        config, "--array", f"method.lr={','.join(RATES)}", "--after", first, out="array", **small
+    )
+    last = customer.submit(config, "--after", array, out="last", **small)
+    assert "Dependency" in customer.table()[last]
+    return first, array, last
+
+
+@pytest.mark.usefixtures("chain")
 def test_a_free_run_on_two_hosts_is_made_again_on_one(customer):
     """What no two runs share, the order in which vectors came from host to host, is all in the trace."""
     free = {"mode": "free", "window": 40, "trace_out": True, "lr": 0.02}
@@ -221,16 +236,8 @@ def test_a_free_run_on_two_hosts_is_made_again_on_one(customer):
     assert first["losses"] == pytest.approx(second["losses"], rel=1e-12, abs=0)
 
 
-def test_an_array_in_a_chain(customer):
-    config = customer.write("chain", QUICK)
-    small = {"nodes": 1, "tasks": 1}
-    first = customer.submit(config, out="first", **small)
-    array = customer.submit(
-        config, "--array", f"method.lr={','.join(RATES)}", "--after", first, out="array", **small
-    )
-    last = customer.submit(config, "--after", array, out="last", **small)
-    assert "Dependency" in customer.table()[last]
-
+def test_an_array_in_a_chain(customer, chain):
+    first, array, last = chain
     customer.complete(last)
     top = customer.home / "array"
     runs = [top / f"method.lr={rate}" for rate in RATES]
