@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, together
+from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, importing, together
 from hpcopt.control import signals
 from hpcopt.ground.terminal import say
 
@@ -24,7 +24,8 @@ def run(
     from hpcopt.config import load
 
     comm, checked = together(lambda: load(config, overrides or [], out=out))
-    from hpcopt.api import start
+    with importing():
+        from hpcopt.api import start
 
     start(comm, checked)
 
@@ -37,7 +38,8 @@ def resume(
     from hpcopt.config import resumable
 
     comm, _ = together(lambda: resumable(directory, overrides or []))
-    from hpcopt.api import resume
+    with importing():
+        from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
 
@@ -68,7 +70,8 @@ def sweep(
         return plan
 
     comm, plan = together(checked)
-    from hpcopt.api import sweep
+    with importing():
+        from hpcopt.api import sweep
 
     sweep(comm, plan, out, ranks_each, at_once, retry)
 
