@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,16 @@ def together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
     with agreed(comm):
         result = check()
     return comm, result
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Nothing looks through all objects again and again while torch makes hundreds of thousands that stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

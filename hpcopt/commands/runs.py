@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, together
+from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, importing, together
 from hpcopt.control import signals
 from hpcopt.ground.terminal import say
 
@@ -25,7 +25,8 @@ def run(
 
     comm, checked = together(lambda: load(config, overrides or [], out=out))
     signals.catch(checked.run.stop_signal)
-    from hpcopt.api import start
+    with importing():
+        from hpcopt.api import start
 
     start(comm, checked)
 
@@ -39,7 +40,8 @@ def resume(
 
     comm, checked = together(lambda: resumable(directory, overrides or []))
     signals.catch(checked.run.stop_signal)
-    from hpcopt.api import resume
+    with importing():
+        from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
 
@@ -71,7 +73,8 @@ def sweep(
 
     comm, plan = together(checked)
     signals.catch(plan.stop_signal)
-    from hpcopt.api import sweep
+    with importing():
+        from hpcopt.api import sweep
 
     sweep(comm, plan, out, ranks_each, at_once, retry)
 

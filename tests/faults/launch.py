@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
+SHARED = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+"""who waits leaves the cores to others: there is always somebody"""
 _IN_ENVIRONMENT = ["bash", "-c", f'source "{ROOT}/jobs/env.sh" && exec "$@"', "launch"]
 
 
@@ -65,7 +69,7 @@ class Started:
         self._begun = time.monotonic()
         self.process = subprocess.Popen(
             [*_IN_ENVIRONMENT, *under, *launcher, *map(str, command)],
-            env=inherited | {"HPCOPT_PROGRESS": "lines", name: value} | dict(env or {}),
+            env=inherited | SHARED | {"HPCOPT_PROGRESS": "lines", name: value} | dict(env or {}),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=self._out,
@@ -131,6 +135,27 @@ def launch(
     """Runs a command to its end, at most ``limit`` seconds; see `Started`."""
     with Started(command, ranks, env=env, cwd=cwd, under=under) as job:
         return job.wait(limit)
+
+
+def one_by_one(
+    folder: Path, commands: Sequence[Sequence[str | Path]], ranks: int, **how: Any
+) -> list[dict[str, Any]]:
+    """How hpcopt command lines end, one after the other in one job (batch.py): the ranks' codes and texts."""
+    cases = folder / "cases.json"
+    cases.write_text(json.dumps([list(map(str, command)) for command in commands]))
+    outcome = launch(["python", Path(__file__).with_name("batch.py"), cases], ranks, **how)
+    assert outcome.code == 0, outcome
+    ends = [json.loads(line) for line in outcome.out.splitlines() if line.startswith('{"case"')]
+    assert len(ends) == len(commands), outcome
+    return ends
+
+
+def at_once(stories: Iterable[Callable[[], object]]) -> None:
+    """Several stories that mostly wait, each of which may fail."""
+    stories = list(stories)
+    with ThreadPoolExecutor(len(stories)) as threads:
+        for told in [threads.submit(story) for story in stories]:
+            told.result()
 
 
 def _scratch() -> IO[bytes]:

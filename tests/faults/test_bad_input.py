@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,28 +277,30 @@ for path in Path(sys.argv[1]).glob("round-*.h5"):
 """
 
 
-def prepare_directories(tmp: Path) -> None:
+@pytest.fixture(scope="module")
+def misfits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unfinished runs whose checkpoints do not fit their config: the good one, changed."""
+    tmp = tmp_path_factory.mktemp("misfits")
+    (tmp / "seed.toml").write_text(GOOD)
+    seed = launch(["hpcopt", "run", tmp / "seed.toml", "--out", tmp / "seed"])
+    assert seed.code == 0, seed
     for name in ("other problem", "other method", "other size", "sealed run"):
-        (tmp / name).mkdir()
-        made = launch(["cp", "-r", tmp / "seed/checkpoints", tmp / "seed/config.toml", tmp / name])
-        assert made.code == 0, made
+        shutil.copytree(tmp / "seed/checkpoints", tmp / name / "checkpoints")
+        shutil.copy(tmp / "seed/config.toml", tmp / name)
     text = (tmp / "seed/config.toml").read_text()
     quadratic = text[: text.index("[problem]")] + '[problem]\nkind = "quadratic"\ndim = 20\n'
     (tmp / "other problem/config.toml").write_text(quadratic)
     (tmp / "other size/config.toml").write_text(text.replace("dim = 20", "dim = 21"))
     forged = launch(["python", "-c", FORGE, tmp / "other method/checkpoints"])
     assert forged.code == 0, forged
-    for path in (tmp / "sealed run", tmp / "sealed run/checkpoints"):
-        path.chmod(0o500)
+    return tmp
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_bad_input(ranks: int, tmp_path: Path, data: Path, examiner: Examiner) -> None:
-    (tmp_path / "seed.toml").write_text(GOOD)
-    seed = launch(["hpcopt", "run", tmp_path / "seed.toml", "--out", tmp_path / "seed"])
-    assert seed.code == 0, seed
-    prepare_directories(tmp_path)
+def test_bad_input(ranks: int, tmp_path: Path, data: Path, misfits: Path, examiner: Examiner) -> None:
+    shutil.copytree(misfits, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "sealed run", tmp_path / "sealed run/checkpoints"):
+        path.chmod(0o500)
     listed = cases(tmp_path, data, ranks)
     (tmp_path / "cases.json").write_text(
         json.dumps([[str(a) for a in case.command] for case in listed.values()])

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from examine import Examiner, Found
-from launch import Started, launch
+from examine import Examiner
+from launch import Started, at_once, launch, one_by_one
 
 HERE = Path(__file__).parent
 TROUBLE = """
@@ -74,10 +75,10 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(tmp_path: Path
 def test_what_ends_one_rank_alone_ends_the_job_with_its_message(
     what: str, code: int, message: str, tmp_path: Path
 ) -> None:
-    outcome = launch(config(tmp_path, what, workers=3), 3, cwd=HERE)
+    outcome = launch(config(tmp_path, what), 2, cwd=HERE)
     assert outcome.code == code, outcome
     assert outcome.err.count(f"failed:\n{message}") == 1, outcome
-    assert "hpcopt: rank 1 of 3 on " in outcome.err
+    assert "hpcopt: rank 1 of 2 on " in outcome.err
 
 
 CURVATURE = """
@@ -86,7 +87,7 @@ method = "dho2"
 workers = 2
 rounds = 400
 curvature_ranks = 1
-stall_seconds = 3.0
+stall_seconds = 5.0
 [method]
 variant = "concurrent"
 lr = 0.05
@@ -101,24 +102,29 @@ round = 2
 """
 
 
-def test_a_rank_that_hangs_beside_the_rounds_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
+def test_a_stall_ends_the_job_and_the_ranks_say_where_they_are(tmp_path: Path) -> None:
+    """In a round, and beside the rounds."""
+    at_once(partial(story, tmp_path) for story in (a_stalled_rank, a_rank_that_hangs_beside_the_rounds))
+
+
+def a_rank_that_hangs_beside_the_rounds(tmp_path: Path) -> None:
+    path = tmp_path / "beside.toml"
     path.write_text(CURVATURE)
-    outcome = launch(["hpcopt", "run", str(path), "--out", str(tmp_path / "out")], 2, cwd=HERE)
+    outcome = launch(["hpcopt", "run", str(path), "--out", str(tmp_path / "beside")], 2, cwd=HERE)
     assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
     assert re.search(
-        r"hpcopt: rank 0 of 2 on \S+: no progress for 3 s \(run.stall_seconds\) in the wait for what "
+        r"hpcopt: rank 0 of 2 on \S+: no progress for 5 s \(run.stall_seconds\) in the wait for what "
         r"rank 1 of 2 on \S+ computes beside the rounds;",
         outcome.err,
     ), outcome
 
 
-def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: Path) -> None:
-    outcome = launch(config(tmp_path, "stall", stall=3.0), 2, cwd=HERE)
+def a_stalled_rank(tmp_path: Path) -> None:
+    outcome = launch(config(tmp_path, "stall", stall=5.0), 2, cwd=HERE)
     assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
     for rank in (0, 1):
         assert re.search(
-            rf"hpcopt: rank {rank} of 2 on \S+: no progress for 3 s \(run.stall_seconds\) in round 5;",
+            rf"hpcopt: rank {rank} of 2 on \S+: no progress for 5 s \(run.stall_seconds\) in round 5;",
             outcome.err,
         ), outcome
     assert outcome.err.count("Current thread") + outcome.err.count("most recent call first") >= 4, outcome
@@ -128,10 +134,14 @@ def test_a_stalled_rank_ends_the_job_and_every_rank_says_where_it_is(tmp_path: P
     assert re.search(r'File ".*reducer.py", line \d+ in ', outcome.err), outcome  # the one that waits for it
 
 
-@pytest.mark.parametrize("free", [False, True])
-def test_a_rank_that_is_stopped_for_good_is_named(free: bool, tmp_path: Path) -> None:
+def test_a_rank_that_is_stopped_for_good_is_named(tmp_path: Path) -> None:
     """By the others, who wait for it, or, where they wait for nobody, go on until their patience ends."""
-    command = config(tmp_path, "nothing", workers=3, stall=6.0, pause=0.01)
+    at_once(partial(one_is_stopped, tmp_path / name, name == "free") for name in ("in step", "free"))
+
+
+def one_is_stopped(tmp_path: Path, free: bool) -> None:
+    tmp_path.mkdir()
+    command = config(tmp_path, "nothing", workers=3, stall=8.0, pause=0.01)
     if free:
         path = tmp_path / "config.toml"
         text = path.read_text().replace("[run]", '[run]\nmethod = "delayed_sgd"')
@@ -150,7 +160,7 @@ def test_a_rank_that_is_stopped_for_good_is_named(free: bool, tmp_path: Path) ->
     assert outcome.code not in (None, 0, 2, 3, 4, 75), outcome
     named = re.findall(r"hpcopt: (rank \d of 3) on \S+: no sign of life for [\d.]+ s", outcome.err)
     assert named == ["rank 1 of 3"], outcome
-    barked = re.findall(r"hpcopt: rank (\d) of 3 on \S+: no progress for 6 s", outcome.err)
+    barked = re.findall(r"hpcopt: rank (\d) of 3 on \S+: no progress for 8 s", outcome.err)
     assert {"0", "2"} <= set(barked), outcome
     assert "behind" not in outcome.err, outcome
 
@@ -158,18 +168,6 @@ def test_a_rank_that_is_stopped_for_good_is_named(free: bool, tmp_path: Path) ->
 def made(folder: Path, worker: int) -> int:
     """Gradients of a worker so far."""
     return (folder / str(worker)).stat().st_size
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, examiner: Examiner) -> Found:
-    """The run of the signal tests, left alone."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    outcome = launch(config(directory, "nothing", pause=0.01), 2, cwd=HERE)
-    assert outcome.code == 0, outcome
-    found = examiner(directory / "out")
-    assert found.faults == []
-    assert found.rounds == list(range(0, 401, 10))
-    return found
 
 
 def usr1_to_the_launcher(job: Started) -> None:
@@ -220,32 +218,44 @@ def test_no_run_ends_for_want_of_stdout_or_stderr(streams: str, ranks: int, tmp_
     assert '"event": "end"' in (tmp_path / "out/log.jsonl").read_text()
 
 
-@pytest.mark.parametrize("send", [usr1_to_the_launcher, term_to_one_rank])
-def test_a_signal_becomes_a_checkpoint_and_exit_75(
-    send: Callable[[Started], None], tmp_path: Path, examiner: Examiner, undisturbed: Found
-) -> None:
-    with Started(config(tmp_path, "nothing", pause=0.01), 2, cwd=HERE) as job:
-        while reached(tmp_path / "out") < 30 and job.process.poll() is None:
-            time.sleep(0.01)
-        send(job)
-        outcome = job.wait(120)
-    assert outcome.code == 75, outcome
-    told = re.findall(r"hpcopt: error: .*after round (\d+).*hpcopt resume", outcome.err)
-    assert len(told) == 1, outcome
-    stopped = int(told[0])
-    assert 30 <= stopped < 400
-    left = examiner(tmp_path / "out")
-    assert left.faults == []
-    assert left.intact[-1] == stopped
-    assert left.rounds == list(range(0, stopped + 1, 10))
+def test_a_signal_becomes_a_checkpoint_and_exit_75(tmp_path: Path, examiner: Examiner) -> None:
+    """Whoever got it; from there on the run is the one that was left alone."""
+    ways = {"usr1": usr1_to_the_launcher, "term": term_to_one_rank}
+    outs = {name: tmp_path / name / "out" for name in ways}
+    for name in ways:
+        (tmp_path / name).mkdir()
+    stopped = {}
 
-    resumed = launch(["hpcopt", "resume", tmp_path / "out"], 2, cwd=HERE)
-    assert resumed.code == 0, resumed
-    assert f"going on from round {stopped}" in resumed.err
-    found = examiner(tmp_path / "out")
-    assert found.faults == []
-    assert (found.rounds, found.losses) == (undisturbed.rounds, undisturbed.losses)
-    assert found.stopped_by == "rounds"
+    def disturb(name: str) -> None:
+        with Started(config(tmp_path / name, "nothing", pause=0.03), 2, cwd=HERE) as job:
+            while reached(outs[name]) < 30 and job.process.poll() is None:
+                time.sleep(0.01)
+            ways[name](job)
+            outcome = job.wait(120)
+        assert outcome.code == 75, outcome
+        (told,) = re.findall(r"hpcopt: error: .*after round (\d+).*hpcopt resume", outcome.err)
+        stopped[name] = int(told)
+        assert 30 <= stopped[name] < 400
+
+    at_once(partial(disturb, name) for name in ways)
+    for name, out in outs.items():
+        left = examiner(out)
+        assert left.faults == []
+        assert left.intact[-1] == stopped[name]
+        assert left.rounds == list(range(0, stopped[name] + 1, 10))
+
+    rest = [[*words, "--set", "problem.pause=0.0"] for words in (["resume", outs[name]] for name in ways)]
+    ends = one_by_one(tmp_path, [config(tmp_path, "nothing")[1:], *rest], 2, cwd=HERE)
+    assert [end["codes"] for end in ends] == [[0, 0]] * 3
+    undisturbed = examiner(tmp_path / "out")
+    assert undisturbed.faults == []
+    assert undisturbed.rounds == list(range(0, 401, 10))
+    for name, end in zip(ways, ends[1:], strict=True):
+        assert f"going on from round {stopped[name]}" in end["texts"][0]
+        found = examiner(outs[name])
+        assert found.faults == []
+        assert (found.rounds, found.losses) == (undisturbed.rounds, undisturbed.losses)
+        assert found.stopped_by == "rounds"
 
 
 def reached(directory: Path) -> int:
@@ -260,10 +270,8 @@ def test_a_run_extended_again_and_again_keeps_every_record(tmp_path: Path, exami
     run = tmp_path / "out"
     first = [*config(tmp_path, "nothing")[1:], "--set", "run.rounds=5"]
     more = [["resume", str(run), "--set", f"run.rounds={rounds}"] for rounds in (7, 8, 9, 12, 13)]
-    (tmp_path / "cases.json").write_text(json.dumps([first, *more]))
-    outcome = launch(["python", HERE / "batch.py", tmp_path / "cases.json"], cwd=HERE)
-    assert outcome.code == 0, outcome
-    assert outcome.out.count('"codes": [0]') == 6, outcome
+    ends = one_by_one(tmp_path, [first, *more], 1, cwd=HERE)
+    assert [end["codes"] for end in ends] == [[0]] * 6
     found = examiner(run)
     assert found.rounds == [0, 5, 7, 8, 9, 10, 12, 13]
     assert sorted(found.losses, reverse=True) == found.losses
@@ -287,11 +295,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_one_error_and_the_checkpoints_before_stay(disk: Path, examiner: Examiner) -> None:
     (disk.parent / "config.toml").write_text(LARGE)
-    command = ["hpcopt", "run", str(disk.parent / "config.toml"), "--out"]
-    reference = launch([*command, disk.parent / "reference"], 2)
-    assert reference.code == 0, reference
-
-    outcome = launch([*command, disk / "out"], 2)  # two checkpoints fit, a third beside them does not
+    command = ["run", disk.parent / "config.toml", "--out"]
+    # two checkpoints fit, a third beside them does not
+    outcome = launch(["hpcopt", *command, disk / "out"], 2)
     assert outcome.code == 2, outcome
     assert outcome.err.count("hpcopt: error:") == 1, outcome
     assert "Traceback" not in outcome.err, outcome
@@ -305,9 +311,11 @@ def test_a_full_disk_is_one_error_and_the_checkpoints_before_stay(disk: Path, ex
     assert list(disk.rglob("*.partial")) == []
 
     subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT * 5}", disk], check=True)
-    resumed = launch(["hpcopt", "resume", disk / "out"], 2)
-    assert resumed.code == 0, resumed
-    assert "going on from round 10" in resumed.err
+    resumed, whole = one_by_one(
+        disk.parent, [["resume", disk / "out"], [*command, disk.parent / "reference"]], 2
+    )
+    assert resumed["codes"] == whole["codes"] == [0, 0]
+    assert "going on from round 10" in resumed["texts"][0]
     assert examiner(disk / "out") == examiner(disk.parent / "reference")
 
 

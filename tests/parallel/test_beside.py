@@ -17,10 +17,11 @@ from hpcopt.control.crew import Crew
 from hpcopt.errors import UserError
 from hpcopt.ground.placement import block
 
+from .conftest import ON_2_OR_4
 from .factories import PRODUCTS
 from .test_dho2 import PAIRS, curves, on, run
 
-pytestmark = pytest.mark.mpi(min_size=2)
+pytestmark = [pytest.mark.mpi(min_size=2), ON_2_OR_4]
 
 LATE = PAIRS | {"variant": "concurrent", "handover_rounds": 3, "lr": 0.05, "warmup_lr": 0.02}
 """snapshots in rounds 2, 6, 10, in use from 5, 9 and 13 on"""

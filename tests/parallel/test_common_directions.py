@@ -11,9 +11,9 @@ from hpcopt.comm.staging import Staging
 from hpcopt.config import from_tables
 from hpcopt.ground.placement import Placement, block
 
-from .conftest import first_ranks
+from .conftest import ON_2_OR_4, first_ranks
 
-pytestmark = pytest.mark.mpi(min_size=2)
+pytestmark = [pytest.mark.mpi(min_size=2), ON_2_OR_4]
 
 METHODS = {
     "common_directions": {"keep": 6, "diagonal_every": 4, "margins_every": 5},

@@ -7,9 +7,9 @@ import hpcopt
 from hpcopt.api import resume, start
 from hpcopt.config import from_tables
 
-from .conftest import first_ranks
+from .conftest import ON_2_OR_4, first_ranks
 
-pytestmark = pytest.mark.mpi(min_size=2)
+pytestmark = [pytest.mark.mpi(min_size=2), ON_2_OR_4]
 
 PAIRS = {"largest": 4, "smallest": 1, "lanczos_iterations": 14, "refresh_every": 4, "warmup": 2}
 METHODS = {

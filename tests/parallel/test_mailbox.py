@@ -29,7 +29,7 @@ from tests.parallel.factories import Counting
 pytestmark = pytest.mark.mpi
 CPU = torch.device("cpu")
 LONG = "HPCOPT_LONG_TESTS" in os.environ
-MESSAGES = 10_000 if LONG else 2000
+MESSAGES = 10_000 if LONG else 1000
 WORKERS = 5
 SECONDS = 60
 """after which nobody is waited for"""

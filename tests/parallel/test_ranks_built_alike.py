@@ -11,7 +11,9 @@ from mpi4py import MPI
 import hpcopt
 from hpcopt.engine.reporter import Reporter
 
-pytestmark = pytest.mark.mpi(min_size=2)
+from .conftest import ON_2_OR_4
+
+pytestmark = [pytest.mark.mpi(min_size=2), ON_2_OR_4]
 
 X = np.random.default_rng(0).standard_normal((40, 3))
 Y = np.arange(40) % 3

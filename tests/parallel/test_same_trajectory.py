@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from hpcopt.comm import mpi_ports
 from hpcopt.comm.reduce import buckets as overlap
 from hpcopt.config import from_tables
 from hpcopt.errors import UserError
-from hpcopt.problems import groups
+from hpcopt.problems import groups as of_workers
 
-from .conftest import first_ranks
+from .conftest import first_ranks, groups
 
 pytestmark = pytest.mark.mpi(min_size=4)
 
@@ -34,7 +35,7 @@ PROBLEMS = {
         "kind": "network",
         "dataset": "digits",
         "hidden": [16],
-        "batch_size": 8,
+        "batch_size": 16,
         "partition": "dirichlet",
         "weights": "rows",
         "new_workers": 2,
@@ -62,24 +63,34 @@ PERSONAL = ("deprl", "dpsgd", "fedavg", "gradient_tracking", "local")
 COMPRESSED = sorted(METHODS.keys() - {"allreduce_sgd", *PERSONAL})
 
 
-def run(comm, out, problem, method="allreduce_sgd", options=None, **keys):
+TOGETHER = ((1, 3), (2,), (4,))
+"""numbers of ranks, some of them at the same time"""
+
+
+def made(comm, out, problem, method="allreduce_sgd", options=None, **keys):
     base = {"workers": 6, "rounds": 12, "evaluate_every": 3, "out": str(out), "device": "cpu"}
     tables = {
         "run": base | {"method": method} | keys,
         "method": options or METHODS[method],
         "problem": PROBLEMS[problem],
     }
-    return hpcopt.load(start(comm, from_tables(tables, "test")))
+    return start(comm, from_tables(tables, "test"))
+
+
+def run(*arguments, **keys):
+    return hpcopt.load(made(*arguments, **keys))
 
 
 def curves(comm, where, problem, **keys):
     """The run's results for 1, 2, 3 and 4 ranks, on every rank."""
-    found = []
-    for ranks in range(1, 5):
-        with first_ranks(comm, ranks) as sub:
-            data = run(sub, where / f"{problem}{ranks}", problem, **keys) if sub is not None else None
-        found.append(comm.bcast(data["metrics"].to_dataset() if comm.rank == 0 else None))
-    return found
+    found = {}
+    for counts in TOGETHER:
+        with groups(comm, *counts) as sub:
+            file = made(sub, where / f"{problem}{sub.size}", problem, **keys) if sub is not None else None
+        for ranks, first in zip(counts, itertools.accumulate(counts, initial=0), strict=False):
+            metrics = hpcopt.load(file)["metrics"].to_dataset() if comm.rank == first else None
+            found[ranks] = comm.bcast(metrics, first)
+    return [found[ranks] for ranks in range(1, 5)]
 
 
 MEASURED = ("seconds", "bytes_sent", "peak_memory")  # what may depend on the ranks
@@ -148,7 +159,7 @@ def test_models_of_the_workers_own_agree(comm, mpi_tmp_path, monkeypatch, method
         taken.append([*ways][-1 if comm.size < 3 else 0])
         return taken[-1]
 
-    monkeypatch.setattr(groups, "FEWEST", 2)
+    monkeypatch.setattr(of_workers, "FEWEST", 2)
     monkeypatch.setattr(mpi_ports, "fastest", fastest)
     for keys, bound in (({"dtype": "float64"}, 1e-6), ({"dtype": "float32", "deterministic": True}, 0.0)):
         runs = curves(comm, mpi_tmp_path / keys["dtype"], "newcomers", method=method, **keys)
@@ -224,15 +235,21 @@ def test_resume_on_any_other_number_of_ranks(comm, mpi_tmp_path, case):
         out = mpi_tmp_path / "whole"
         whole = run(sub, out, problem, *RESUMED[case], **keys) if sub is not None else None
     every_pair = itertools.product(range(1, 5), repeat=2)
-    for before, after in every_pair if case in ("momentum", "sliced") else [(1, 3), (4, 2), (3, 3)]:
-        out = mpi_tmp_path / f"{before}-{after}"
+    pairs = list(every_pair) if case in ("momentum", "sliced") else [(1, 3), (4, 2), (3, 3)]
+    for before in dict(pairs):
+        out = mpi_tmp_path / f"{before}"
         with first_ranks(comm, before) as sub:
             if sub is not None:
-                run(sub, out, problem, *RESUMED[case], rounds=7, **keys)
-        with first_ranks(comm, after) as sub:
-            if sub is not None:
-                resume(out, comm=sub, overrides=("run.rounds=12",))
-        if comm.rank == 0:
+                made(sub, out, problem, *RESUMED[case], rounds=7, **keys)
+        copies = {after: mpi_tmp_path / f"{before}-{after}" for first, after in pairs if first == before}
+        for copy in copies.values() if comm.rank == 0 else ():
+            shutil.copytree(out, copy)
+        comm.Barrier()
+        for counts in TOGETHER:
+            with groups(comm, *(ranks for ranks in counts if ranks in copies)) as sub:
+                if sub is not None:
+                    resume(copies[sub.size], comm=sub, overrides=("run.rounds=12",))
+        for out in copies.values() if comm.rank == 0 else ():
             data = hpcopt.load(out)
             kept = np.isin(data["metrics/round"], whole["metrics/round"])
             assert data["metrics/round"].values.tolist() == [0, 3, 6, 7, 9, 12]

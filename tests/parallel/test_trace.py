@@ -20,8 +20,8 @@ from hpcopt.storage.trace import read
 from hpcopt.storage.trace_file import TraceFile
 from tests.unit.free_cases import replay_averaging
 
-from .conftest import first_ranks
-from .test_same_trajectory import PROBLEMS, run
+from .conftest import first_ranks, groups
+from .test_same_trajectory import PROBLEMS, TOGETHER, run
 
 pytestmark = pytest.mark.mpi(min_size=4)
 N, LR, ROUNDS, RESTS = 6, 0.003, 4, (2, 4)
@@ -60,17 +60,18 @@ def model(out, round, name="x"):
 
 def test_a_scripted_run_again_on_1_to_4_ranks(comm, mpi_tmp_path):
     models = comm.bcast(scripted(mpi_tmp_path / "trace.h5", "float32") if comm.rank == 0 else None)
-    losses = []
-    for ranks in range(1, 5):
-        out = mpi_tmp_path / f"{ranks}"
-        with first_ranks(comm, ranks) as sub:
+    for counts in TOGETHER:
+        with groups(comm, *counts) as sub:
             if sub is not None:
-                data = traced(sub, mpi_tmp_path / "trace.h5", out, dtype="float32", deterministic=True)
-                losses.append(comm.rank == 0 and data["metrics/loss"].values)
-        if comm.rank == 0:
+                out = mpi_tmp_path / f"{sub.size}"
+                traced(sub, mpi_tmp_path / "trace.h5", out, dtype="float32", deterministic=True)
+    if comm.rank == 0:
+        outs = [mpi_tmp_path / f"{ranks}" for ranks in range(1, 5)]
+        losses = [hpcopt.load(out)["metrics/loss"].values for out in outs]
+        for out, found in zip(outs, losses, strict=True):
             assert all(np.array_equal(model(out, rest), x) for rest, x in zip(RESTS, models, strict=True))
-            assert np.array_equal(losses[-1], losses[0])  # where the run never rested, too
-    assert comm.rank or len(np.unique(losses[0])) == ROUNDS + 1
+            assert np.array_equal(found, losses[0])  # where the run never rested, too
+        assert len(np.unique(losses[0])) == ROUNDS + 1
 
 
 def test_resume_on_another_number_of_ranks(comm, mpi_tmp_path):

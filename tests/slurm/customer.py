@@ -21,6 +21,8 @@ SLOW = QUICK | {
     "method": {"lr": 0.0003, "momentum": 0.9},
     "problem": {"kind": "tests.slurm.slow:factory", "pause": 0.1},
 }
+LONG = 600.0
+"""seconds for some jobs of several ranks; only against hanging"""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 LOOK = """
 import json, sys
@@ -109,7 +111,7 @@ class Customer:
             time.sleep(0.3)
         return answer
 
-    def until_round(self, run: Path, round: int, job: str, limit: float = 150) -> None:
+    def until_round(self, run: Path, round: int, job: str, limit: float = LONG) -> None:
         """Waits for a checkpoint of this round or a later one."""
         checkpoints = run / "checkpoints"
 
@@ -118,7 +120,7 @@ class Customer:
 
         self.until(there, f"a checkpoint of round {round} in {run}", limit, job)
 
-    def ended(self, job: str, limit: float = 90) -> dict[str, str]:
+    def ended(self, job: str, limit: float = LONG) -> dict[str, str]:
         """The record of a job that has ended for good: while it is requeued it may look so for a moment."""
         end, seen = time.monotonic() + limit, 0
         while seen < 5:
@@ -131,7 +133,7 @@ class Customer:
             time.sleep(0.3)
         return record
 
-    def complete(self, job: str, limit: float = 90) -> dict[str, str]:
+    def complete(self, job: str, limit: float = LONG) -> dict[str, str]:
         """The record of a job that has ended well."""
         record = self.ended(job, limit)
         if record["JobState"] != "COMPLETED":

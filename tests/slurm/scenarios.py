@@ -23,33 +23,34 @@ class Story:
         customer: whose it was.
         job: its number.
         run: its directory.
+        ranks: on how many it was.
         record: what Slurm says of it.
     """
 
     customer: Customer
     job: str
     run: Path
+    ranks: int
     record: dict[str, str]
 
 
 def time_limit(customer: Customer) -> Story:
     """Needs longer than it may run at once."""
     (customer.home / "site.toml").write_text(SITE)
-    job, run = _submit(customer, rounds=800, time="2")
-    return _end(customer, job, run)
+    return _end(customer, *_submit(customer, rounds=800, time="2"))
 
 
 def requeue(customer: Customer) -> Story:
     """`scontrol requeue`, which kills at once."""
-    job, run = _submit(customer, rounds=150)
+    job, run = _submit(customer, rounds=150, tasks=1)
     customer.until_round(run, 30, job)
     customer.succeed("scontrol", "requeue", job)
-    return _end(customer, job, run)
+    return _end(customer, job, run, ranks=2)
 
 
 def preemption(customer: Customer) -> Story:
     """Somebody urgent needs the nodes."""
-    job, run = _submit(customer, rounds=150)
+    job, run = _submit(customer, rounds=150, tasks=1)
     customer.until_round(run, 30, job)
     urgent = customer.succeed(
         *("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--job-name=urgent"),
@@ -58,7 +59,7 @@ def preemption(customer: Customer) -> Story:
     customer.complete(urgent, limit=60)
     if customer.cluster.state(job) == "COMPLETED":
         customer.fail("was not preempted in time", job)
-    return _end(customer, job, run)
+    return _end(customer, job, run, ranks=2)
 
 
 def node_loss(customer: Customer) -> Story:
@@ -90,13 +91,13 @@ def _lose(customer: Customer, node: str) -> Story:
     return _end(customer, job, run)
 
 
-def _submit(customer: Customer, rounds: int, time: str = "10") -> tuple[str, Path]:
+def _submit(customer: Customer, rounds: int, time: str = "10", tasks: int = 2) -> tuple[str, Path]:
     config = customer.write("run", SLOW, run={"rounds": rounds})
-    return customer.submit(config, time=time), customer.home / "run"
+    return customer.submit(config, time=time, tasks=tasks), customer.home / "run"
 
 
-def _end(customer: Customer, job: str, run: Path) -> Story:
-    return Story(customer, job, run, customer.complete(job, limit=SECONDS))
+def _end(customer: Customer, job: str, run: Path, ranks: int = 4) -> Story:
+    return Story(customer, job, run, ranks, customer.complete(job, limit=SECONDS))
 
 
 def _tool(customer: Customer, *arguments: Any) -> None:

@@ -105,7 +105,7 @@ def test_mailboxes_over_the_link(cluster):
     command = [tests / "one_voice", "python", "-m", "mpi4py", "-m", "pytest", "--with-mpi", "-q"]
     chosen = ["-p", "no:cacheprovider", tests / "test_mailbox.py", "-k", "between_hosts"]
     options = [word for variable in passed_on for word in ("-x", variable)]
-    told = cluster.mpirun(4, *options, *command, *chosen, limit=240)
+    told = cluster.mpirun(4, *options, *command, *chosen, limit=600)
     assert "6 passed" in told
 
 

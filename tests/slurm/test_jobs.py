@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from customer import QUICK, SLOW, Customer, states, status
+from customer import LONG, QUICK, SLOW, Customer, states, status
 from scenarios import SCENARIOS
 
 from hpcopt.config.methods import METHODS, method_table
@@ -26,9 +26,8 @@ HANG = 20  # seconds; the promise is an error within 15
 HEADED = {"kind": "network", "dataset": "digits", "hidden": [8], "batch_size": 8}
 MARGINS = {"dataset": "digits", "positive": 3}
 SETTINGS = {"lr": 0.05, "density": 0.5, "largest": 3, "warmup": 10, "alpha": 0.1}
-SUBMITTED = ("allreduce_sgd", "regtopk", "deprl")  # dense sums, sparse ones, neighbours
-LONG = 240  # seconds for some jobs of four ranks; only against hanging
-RATES = ["0.01", "0.02", "0.05", "0.1"]
+APART = ("allreduce_sgd", "regtopk", "deprl")  # dense sums, sparse ones, neighbours
+RATES = ["0.01", "0.1"]
 HOSTILE = """it's "$(touch canary)" `touch canary`; touch canary & é #%j \\"""
 
 
@@ -83,62 +82,72 @@ def test_a_dry_run_needs_no_slurm(customer):
     assert "#SBATCH --nodes=2" in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--nodes", "-1"], "--nodes = -1"),
-        (["--nodes", "0"], "--nodes = 0"),
-        (["--ntasks-per-node", "-2"], "--ntasks-per-node = -2"),
-        (["--nodes", "1e3"], "valid integer"),
-        (["--job-name", "a\n#SBATCH --partition=urgent\ntouch canary"], "must be one line"),
-        (["--job-name", ""], "--job-name"),
-        (["--time", "$(touch canary)"], "--time"),
-        (["--time", "-5"], "--time"),
-        (["--after", "1;touch canary"], "--after"),
-        (["--out", "runs/a\ntouch canary"], "must be one line"),
-        (["--set", "method.lr=$(touch canary)"], "[method] lr = '$(touch canary)'"),
-        (["--set", "run.seed=1\ntouch canary"], "[run] seed"),
-        (["--array", "method.lr=$(touch canary),1"], "[method] lr = '$(touch canary)'"),
-        (["--nodes", "3"], "6 ranks"),
-    ],
-)
-def test_refused_before_it_is_queued(customer, options, reason):
-    config = customer.write("refused", QUICK)
-    out = ("--out", customer.home / "refused")
-    refused(customer, config, *out, *options, reason=reason)
+REFUSED = [
+    (["--nodes", "-1"], "--nodes = -1"),
+    (["--nodes", "0"], "--nodes = 0"),
+    (["--ntasks-per-node", "-2"], "--ntasks-per-node = -2"),
+    (["--nodes", "1e3"], "valid integer"),
+    (["--job-name", "a\n#SBATCH --partition=urgent\ntouch canary"], "must be one line"),
+    (["--job-name", ""], "--job-name"),
+    (["--time", "$(touch canary)"], "--time"),
+    (["--time", "-5"], "--time"),
+    (["--after", "1;touch canary"], "--after"),
+    (["--out", "runs/a\ntouch canary"], "must be one line"),
+    (["--set", "method.lr=$(touch canary)"], "[method] lr = '$(touch canary)'"),
+    (["--set", "run.seed=1\ntouch canary"], "[run] seed"),
+    (["--array", "method.lr=$(touch canary),1"], "[method] lr = '$(touch canary)'"),
+    (["--nodes", "3"], "6 ranks"),
+]
+SLURM_SAYS_NO = [
+    ('partition = "no where"', "sbatch: invalid partition specified: no where"),
+    ('partition = "$(touch canary)"', "sbatch: invalid partition specified: $(touch canary)"),
+    ('constraint = "a100"', "sbatch: Batch job submission failed: Invalid feature specification"),
+    ('extra = ["--gres=fpga:1"]', "sbatch: Invalid generic resource (gres) specification"),
+    ('reservation = "monday"', "eservation"),
+]
 
 
-@pytest.mark.parametrize(
-    ("profile", "reason"),
-    [
-        ('partition = "no where"', "sbatch: invalid partition specified: no where"),
-        ('partition = "$(touch canary)"', "sbatch: invalid partition specified: $(touch canary)"),
-        ('constraint = "a100"', "sbatch: Batch job submission failed: Invalid feature specification"),
-        ('extra = ["--gres=fpga:1"]', "sbatch: Invalid generic resource (gres) specification"),
-        ('reservation = "monday"', "eservation"),
-    ],
-)
-def test_slurm_says_no(customer, profile, reason):
-    site = customer.home / "site-no.toml"
-    site.write_text(profile)
-    config = customer.write("no", QUICK, run={"workers": 8})
-    out = ("--out", customer.home / "no")
-    done = refused(customer, config, *out, "--profile", site, reason=reason)
-    assert len(done.stderr.splitlines()) == 1
-    assert not (customer.home / "no").exists()
-
-
-def refused(customer, config, *options, reason):
-    """hpcopt submit says no in its own or Slurm's words, and nothing has been run or queued."""
+@pytest.fixture(scope="module")
+def refusals(customer):
+    """Exit codes and messages of hpcopt submit for these, in one process; nothing has been run or queued."""
     sizes = ["--nodes", "2", "--ntasks-per-node", "2", "--time", "5"]
-    before = customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split()
-    done = customer.call("hpcopt", "submit", config, *sizes, *options)
-    assert (done.returncode, done.stdout) == (2, ""), done
-    assert reason in done.stderr
-    assert "Traceback" not in done.stderr
-    assert customer.succeed("squeue", "-h", "-t", "all", "-o", "%i").split() == before
+    config, wide = customer.write("refused", QUICK), customer.write("no", QUICK, run={"workers": 8})
+    commands = [[config, *sizes, "--out", customer.home / "refused", *options] for options, _ in REFUSED]
+    for number, (profile, _) in enumerate(SLURM_SAYS_NO):
+        site = customer.home / f"site-{number}.toml"
+        site.write_text(profile)
+        commands.append([wide, *sizes, "--out", customer.home / "no", "--profile", site])
+    cases = customer.home / "refused.json"
+    cases.write_text(json.dumps([["submit", *map(str, command)] for command in commands]))
+    queued = ("squeue", "-h", "-t", "all", "-o", "%i")
+    before = customer.succeed(*queued)
+    printed = customer.succeed("python", ROOT / "tests/faults/batch.py", cases, "alone", limit=LONG)
+    assert customer.succeed(*queued) == before
     assert no_canary(customer)
-    return done
+    assert not any((customer.home / name).exists() for name in ("refused", "no"))
+    ends = [json.loads(line) for line in printed.splitlines()]  # nothing else is printed on stdout
+    assert len(ends) == len(commands)
+    return [(*end["codes"], *end["texts"]) for end in ends]
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)), ids=[reason for _, reason in REFUSED])
+def test_refused_before_it_is_queued(refusals, case):
+    refused(refusals[case], REFUSED[case][1])
+
+
+@pytest.mark.parametrize("case", range(len(SLURM_SAYS_NO)), ids=[profile for profile, _ in SLURM_SAYS_NO])
+def test_slurm_says_no(refusals, case):
+    text = refused(refusals[len(REFUSED) + case], SLURM_SAYS_NO[case][1])
+    assert len(text.splitlines()) == 1
+
+
+def refused(end, reason):
+    """hpcopt submit says no in its own or Slurm's words."""
+    code, text = end
+    assert code == 2, end
+    assert reason in text
+    assert "Traceback" not in text
+    return text
 
 
 def no_canary(customer):
@@ -149,8 +158,7 @@ def no_canary(customer):
 
 
 def test_every_method_as_under_mpirun(customer):
-    """One method of each port is submitted, on two ranks; all run on four in one job, and in one mpirun
-    without Slurm."""
+    """On four ranks of two hosts, and one of each port on a rank of each, in one job; and without Slurm."""
     configs = {}
     for method in METHODS:
         table = method_table(method)
@@ -171,41 +179,54 @@ def test_every_method_as_under_mpirun(customer):
     run = {"method": "dho2", "curvature_ranks": 1}
     configs["dho2 beside"] = customer.write("dho2 beside", tables, run=run)
 
-    def together(where):
-        runs = ((config, customer.home / f"{method}-{where}") for method, config in configs.items())
+    def together(where, methods=configs):
+        runs = ((configs[method], customer.home / f"{method}-{where}") for method in methods)
         return ["python", "-m", "mpi4py", ROOT / "tests/slurm/methods.py", *itertools.chain(*runs)]
 
     # one after another: ranks that wait for each other on crowded cores take many times as long
-    customer.succeed("mpirun", "-n", 4, *together("mpirun"), limit=LONG)
-    srun = shlex.join(map(str, ["srun", "--mpi=pmix", *together("srun")]))
+    customer.succeed("mpirun", "-n", 2, *together("mpirun"), limit=LONG)
+    wide = shlex.join(map(str, ["srun", "--mpi=pmix", *together("srun")]))
+    apart = ["srun", "--mpi=pmix", "--ntasks=2", "--ntasks-per-node=1", *together("apart", APART)]
     options = ["--nodes=2", "--ntasks-per-node=2", f"--output={customer.home}/together"]
-    every = customer.succeed("sbatch", "--parsable", *options, "--wrap", srun).strip()
-    customer.complete(every, limit=LONG)
-    jobs = {}
-    for method in SUBMITTED:
-        jobs[method] = customer.submit(configs[method], tasks=1)
-        customer.complete(jobs[method], limit=LONG)
+    both = f"{wide} && {shlex.join(map(str, apart))}"
+    job = customer.succeed("sbatch", "--parsable", *options, "--wrap", both).strip()
+    customer.complete(job)
 
-    under = {customer.home / f"{method}-srun": (method, every) for method in configs}
-    under |= {customer.home / method: (method, job) for method, job in jobs.items()}
+    under = {customer.home / f"{method}-srun": (method, 4) for method in configs}
+    under |= {customer.home / f"{method}-apart": (method, 2) for method in APART}
     looked = customer.look(*under, *(customer.home / f"{method}-mpirun" for method in configs))
     references = dict(zip(configs, looked[len(under) :], strict=True))
-    for (method, job), found in zip(under.values(), looked, strict=False):
+    for (method, ranks), found in zip(under.values(), looked, strict=False):
         expected = references[method]
         assert found["config"]["run"]["method"] == expected["config"]["run"]["method"] == method.split()[0]
-        assert (found["ranks"], found["hosts"]) == (4 if job == every else 2, ["n1", "n2"]), method
-        assert expected["ranks"] == 4
+        assert (found["ranks"], found["hosts"]) == (ranks, ["n1", "n2"]), method
+        assert expected["ranks"] == 2
         assert len(expected["hosts"]) == 1
         assert found["stopped_by"] == ("method" if method == "averaging" else "rounds")
         same_losses(found, expected)
-        assert [(job["slurm_job"], job["slurm_restart"]) for job in found["jobs"]] == [(job, "")]
+        assert [(one["slurm_job"], one["slurm_restart"]) for one in found["jobs"]] == [(job, "")]
 
 
+@pytest.fixture(scope="module")
+def chain(customer):
+    """A job, an array after it, a job after that: on their way while another test runs."""
+    config = customer.write("chain", QUICK)
+    small = {"nodes": 1, "tasks": 1}
+    first = customer.submit(config, out="first", **small)
+    array = customer.submit(
+        config, "--array", f"method.lr={','.join(RATES)}", "--after", first, out="array", **small
+    )
+    last = customer.submit(config, "--after", array, out="last", **small)
+    assert "Dependency" in customer.table()[last]
+    return first, array, last
+
+
+@pytest.mark.usefixtures("chain")
 def test_a_free_run_on_two_hosts_is_made_again_on_one(customer):
     """What no two runs share, the order in which vectors came from host to host, is all in the trace."""
     free = {"mode": "free", "window": 40, "trace_out": True, "lr": 0.02}
     config = customer.write("free", QUICK, run={"method": "delayed_sgd", "workers": 6}, method=free)
-    customer.complete(customer.submit(config, tasks=1), limit=LONG)
+    customer.complete(customer.submit(config, tasks=1))
     again = {"mode": "trace", "trace": str(customer.home / "free/trace.h5"), "trace_out": False}
     config = customer.write("again", QUICK, run={"method": "delayed_sgd", "workers": 6}, method=free | again)
     customer.succeed("mpirun", "-n", 1, "hpcopt", "run", config, "--out", customer.home / "again", limit=LONG)
@@ -215,31 +236,23 @@ def test_a_free_run_on_two_hosts_is_made_again_on_one(customer):
     assert first["losses"] == pytest.approx(second["losses"], rel=1e-12, abs=0)
 
 
-def test_an_array_in_a_chain(customer):
-    config = customer.write("chain", QUICK)
-    small = {"nodes": 1, "tasks": 1}
-    first = customer.submit(config, out="first", **small)
-    array = customer.submit(
-        config, "--array", f"method.lr={','.join(RATES)}", "--after", first, out="array", **small
-    )
-    last = customer.submit(config, "--after", array, out="last", **small)
-    assert "Dependency" in customer.table()[last]
-
-    customer.complete(last, limit=180)
+def test_an_array_in_a_chain(customer, chain):
+    first, array, last = chain
+    customer.complete(last)
     top = customer.home / "array"
     runs = [top / f"method.lr={rate}" for rate in RATES]
     assert sorted(path.name for path in top.iterdir() if path.is_dir()) == sorted(run.name for run in runs)
     found = customer.look(*runs)
     assert [run["config"]["method"]["lr"] for run in found] == [float(rate) for rate in RATES]
     assert all(run["rounds"] == list(range(0, 31, 5)) for run in found)
-    assert len({run["losses"][-1] for run in found}) == 4
+    assert len({run["losses"][-1] for run in found}) == len(RATES)
 
     chain = [[customer.home / "first"], runs, [customer.home / "last"]]
     times = [[(status(run)[0]["time"], status(run)[-1]["time"]) for run in link] for link in chain]
     for before, after in itertools.pairwise(times):
         assert max(end for _, end in before) <= min(start for start, _ in after)
     table = customer.table()
-    for job in (first, last, *(f"{array}_{task}" for task in range(4))):
+    for job in (first, last, *(f"{array}_{task}" for task in range(len(RATES)))):
         assert "COMPLETED" in table[job]
         assert "done (0)" in table[job]
 
@@ -318,9 +331,9 @@ def test_the_scripts_in_jobs(customer):
         printed = customer.succeed("sbatch", *options, ROOT / f"jobs/{script}.sbatch", env=where)
         return out, printed.strip()
 
-    preempted, long = sbatch("preemptible", slow)
+    preempted, long = sbatch("preemptible", slow, "--ntasks-per-node=1")
     plain, short = sbatch("cpu", quick)
-    rates, sweep = sbatch("sweep", quick)
+    rates, sweep = sbatch("sweep", quick, "--ntasks-per-node=1")
     packed, many = sbatch("sweep-packed", quick)
     seeds = ("--sweep", "--over", "run.seed=0:3", "--ranks-each", 2)
     own = customer.submit(quick, *seeds, out="own sweep", nodes=1)
@@ -328,16 +341,16 @@ def test_the_scripts_in_jobs(customer):
     gpu, asked = sbatch("gpu", quick, "--cpus-per-task=1")
     scaling, points = sbatch("scale", quick, RANKS="1,2", REPEATS="1")
     log = preempted / "log.jsonl"
-    customer.until(lambda: log.is_file() and log.read_text().count('"record"') > 1, "two records", 120, long)
+    customer.until(lambda: log.is_file() and log.read_text().count('"record"') > 1, "two records", LONG, long)
     customer.succeed("scancel", "--signal=USR1", long)
 
-    customer.complete(short, limit=120)
-    customer.complete(sweep, limit=120)
-    customer.complete(asked, limit=120)
-    customer.complete(many, limit=120)
-    customer.complete(own, limit=120)
-    customer.complete(points, limit=120)
-    record = customer.complete(long, limit=120)
+    customer.complete(short)
+    customer.complete(sweep)
+    customer.complete(asked)
+    customer.complete(many)
+    customer.complete(own)
+    customer.complete(points)
+    record = customer.complete(long)
     assert record["Restarts"] == "1"
     assert scaled(customer, scaling) == {"1": 5, "2": 5}
     assert [(line["code"], line["restart"]) for line in status(preempted)] == [(75, 0), (0, 1)]
@@ -378,7 +391,7 @@ def test_a_scaling_study_is_a_chain_of_jobs(customer):
         "speedup",
         "efficiency",
     }
-    customer.complete(jobs[-1], limit=180)
+    customer.complete(jobs[-1])
     assert scaled(customer, top) == {"1": 5, "2": 5}
     # the order of the plan, one after the other
     lines = [line for line in status(top) if line["state"] in ("started", "done")]
@@ -487,7 +500,7 @@ def test_a_disturbed_job_finishes(scenarios, undisturbed, name):
     assert begun[0] == 0
     assert begun == sorted(begun)
     assert begun[-1] >= (20 if name == "time_limit" else 30), told  # not from the beginning again
-    assert {job["ranks"] for job in found["jobs"]} == {4}
+    assert {job["ranks"] for job in found["jobs"]} == {story.ranks}
 
     lines = status(story.run)
     assert [line["restart"] for line in lines if line["state"] == "started"] == list(range(last + 1))
