@@ -249,7 +249,7 @@ def test_resume_on_any_other_number_of_ranks(comm, mpi_tmp_path, case):
             with groups(comm, *(ranks for ranks in counts if ranks in copies)) as sub:
                 if sub is not None:
                     resume(copies[sub.size], comm=sub, overrides=("run.rounds=12",))
-        for out in copies.values() if comm.rank == 0 else ():
+        for after, out in copies.items() if comm.rank == 0 else ():
             data = hpcopt.load(out)
             kept = np.isin(data["metrics/round"], whole["metrics/round"])
             assert data["metrics/round"].values.tolist() == [0, 3, 6, 7, 9, 12]
