@@ -15,7 +15,8 @@ from hpcopt.comm.staging import Staging
 class Late:
     """`Copies` that are made at the last moment; until then there is nan where they will be.
 
-    So who reads too early, or writes too early over what is still to be copied, gets wrong numbers, always.
+    So who reads too early gets wrong numbers, always. A GPU may copy at any moment until then: what changes
+    in between is an error, whether it came too late or was overwritten too early.
     """
 
     def __init__(self) -> None:
@@ -29,14 +30,14 @@ class Late:
     def out(self, host: Tensor, tensor: Tensor) -> Callable[[], None]:
         """See `hpcopt.comm.staging.Copies`."""
         host.fill_(torch.nan)
-        self._outs.append(partial(host.copy_, tensor))
+        self._outs.append(partial(_copy, host, tensor, tensor.clone()))
         self._begun += 1
         return partial(self._make, self._begun)
 
     def back(self, tensor: Tensor, host: Tensor) -> None:
         """See `hpcopt.comm.staging.Copies`."""
         tensor.fill_(torch.nan)
-        self._backs.append(partial(tensor.copy_, host))
+        self._backs.append(partial(_copy, tensor, host, host.clone()))
 
     def finish(self) -> None:
         """See `hpcopt.comm.staging.Copies`."""
@@ -48,6 +49,12 @@ class Late:
         while self._made < count:
             self._outs.popleft()()
             self._made += 1
+
+
+def _copy(into: Tensor, source: Tensor, before: Tensor) -> None:
+    if not torch.allclose(source, before, rtol=0, atol=0, equal_nan=True):
+        raise RuntimeError("what was to be copied has changed before it was")
+    into.copy_(source)
 
 
 class Rehearsal(Staging):
