@@ -23,7 +23,7 @@ from hpcopt.control.launcher import local_rank
 from hpcopt.control.world import world
 from hpcopt.ground.words import counted
 from tools.checks.gpu_common import HEAD, Outcome, asleep
-from tools.checks.gpu_ports import CHECKS, Check, check_neighbours, check_plans, check_reducer
+from tools.checks.gpu_ports import CHECKS, Check, check_neighbours, check_plans
 from tools.checks.gpu_runs import Runs
 from tools.checks.gpu_speed import rounds, selection
 
@@ -45,13 +45,16 @@ class Checks:
         """Ports by every way of tensors to MPI, and runs. Collective."""
         self._prints = comm.rank == 0
         for staging in self._stagings():
-            self._title(f"{staging.device}: {staging.description}; {counted(comm.size, 'rank')}")
-            for check in self._checks(comm, staging):
+            checks = self._checks(comm, staging)
+            if checks:
+                self._title(f"{staging.device}: {staging.description}; {counted(comm.size, 'rank')}")
+            for check in checks:
                 check(comm, staging, self.report)
             if not self._rehearses:
                 with _aware(staging.direct):
                     self._runs(comm, f"{comm.size}-{staging.direct}", every=True)
         if self._rehearses:
+            self._title(f"{self._device}: runs; {counted(comm.size, 'rank')}")
             self._runs(comm, str(comm.size), every=comm.size == 2)
 
     def speeds(self) -> None:
@@ -80,8 +83,9 @@ class Checks:
         """Those of the ports; of a rehearsal only what differs."""
         if not self._rehearses or (comm.size == 2 and not staging.direct):
             return CHECKS
-        on_wires = (check_plans, check_reducer, check_neighbours)
-        return on_wires if comm.size == 2 else on_wires[: comm.size > 2]
+        if comm.size == 2:
+            return check_plans, check_neighbours
+        return (check_plans,) if comm.size > 2 and staging.direct else ()
 
     def _stagings(self) -> list[Staging]:
         """Staged, and direct where that is possible."""

@@ -216,7 +216,8 @@ def check_plans(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     if not on_gpu or not refusal(comm, staging.device):
         backend = "nccl" if on_gpu else "gloo"
         ways[backend] = Collectives(comm, staging.device, backend)
-    for (name, way), size, dtype in product(ways.items(), LENGTHS, ROUNDING):
+    dtypes = ROUNDING if on_gpu else [torch.float32]
+    for (name, way), size, dtype in product(ways.items(), LENGTHS, dtypes):
         rows = numbers(comm.size, size, dtype)
         counts = sizes(size, comm.size)
         start = sum(counts[: comm.rank])
