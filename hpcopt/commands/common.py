@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,18 @@ def together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
     with agreed(comm):
         result = check()
     return comm, result
+
+
+@contextmanager
+def many_imports() -> Iterator[None]:
+    """Around imports that bring torch: all that they make stays, and to look for garbage there takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

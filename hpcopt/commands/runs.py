@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, together
+from hpcopt.commands.common import AtOnce, Over, Overrides, RanksEach, Zip, many_imports, together
 from hpcopt.control import signals
 from hpcopt.ground.terminal import say
 
@@ -24,7 +24,8 @@ def run(
     from hpcopt.config import load
 
     comm, checked = together(lambda: load(config, overrides or [], out=out))
-    from hpcopt.api import start
+    with many_imports():
+        from hpcopt.api import start
 
     start(comm, checked)
 
@@ -37,7 +38,8 @@ def resume(
     from hpcopt.config import resumable
 
     comm, _ = together(lambda: resumable(directory, overrides or []))
-    from hpcopt.api import resume
+    with many_imports():
+        from hpcopt.api import resume
 
     resume(directory, comm=comm, overrides=tuple(overrides or ()))
 
@@ -68,7 +70,8 @@ def sweep(
         return plan
 
     comm, plan = together(checked)
-    from hpcopt.api import sweep
+    with many_imports():
+        from hpcopt.api import sweep
 
     sweep(comm, plan, out, ranks_each, at_once, retry)
 
@@ -119,7 +122,8 @@ def spectrum(
             (resumable if run else load)(source, overrides or []),
         )
     )
-    from hpcopt.engine.spectrum import of_config
+    with many_imports():
+        from hpcopt.engine.spectrum import of_config
 
     tree = of_config(comm, config, wanted, run, out)
     if comm.rank == 0:
