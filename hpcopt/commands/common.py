@@ -53,12 +53,14 @@ def together(check: Callable[[], Any]) -> tuple[MPI.Comm, Any]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Nothing looks through all objects again and again while torch makes hundreds of thousands that stay."""
+    """Around imports that bring torch: all that they make stays, and to look for garbage there takes long."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

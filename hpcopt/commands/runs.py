@@ -125,7 +125,8 @@ def spectrum(
             (resumable if run else load)(source, overrides or []),
         )
     )
-    from hpcopt.engine.spectrum import of_config
+    with importing():
+        from hpcopt.engine.spectrum import of_config
 
     tree = of_config(comm, config, wanted, run, out)
     if comm.rank == 0:

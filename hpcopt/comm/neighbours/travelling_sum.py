@@ -23,7 +23,7 @@ class TravellingSum:
 
     def __init__(self, comm: MPI.Comm, staging: Staging) -> None:
         self._comm = comm.Dup()
-        self._staging = Staging(staging.device, aware=False)
+        self._staging = staging.another(direct=False)
         self._pending: tuple[Poller, Any, Tensor] | None = None
 
     def start(self, part: Tensor) -> None:
