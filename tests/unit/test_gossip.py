@@ -16,7 +16,6 @@ from hpcopt.engine.evaluation import Evaluator
 from hpcopt.engine.ranks import OneRank
 from hpcopt.errors import UserError
 from hpcopt.math.streams import stream
-from hpcopt.methods.parts.local_steps import LocalSteps
 from hpcopt.problems.base import Share
 
 N, SEED, BATCH, LR = 5, 3, 4, 0.05
