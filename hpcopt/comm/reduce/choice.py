@@ -21,14 +21,13 @@ from hpcopt.comm.reduce.ring import Ring
 from hpcopt.comm.reduce.ways import MIB, Table, Ways
 from hpcopt.comm.staging import Staging
 from hpcopt.comm.timing import fastest
+from hpcopt.costs.travel import RING_ELEMENTS
 from hpcopt.errors import UserError
 from hpcopt.ground.placement import sizes
 from hpcopt.math.flat import buffer
 
 Reduction = Literal["mpi", "ring", "nccl", "ordered"]
 
-RING_ELEMENTS = 1 << 14
-"""below this, the ring's latency of 2(M - 1) steps costs more than the bytes that it saves"""
 LONG = 2 * MIB
 """bytes from which on it matters in what pieces a vector is summed"""
 PIECES = ("1 MiB", "4 MiB")
