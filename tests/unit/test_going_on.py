@@ -69,6 +69,19 @@ def test_sums_are_ordered_only_while_that_is_asked_for(tmp_path):
     assert json.loads(hpcopt.load(tmp_path).attrs["chosen"])["reduction"] == "mpi"
 
 
+class Distances(hpcopt.Objective):
+    """Whose workers may be computed together."""
+
+    def initial(self, seed):
+        return np.zeros(3)
+
+    def data(self, worker, seed):
+        return (np.full((4, 3), float(worker)),)
+
+    def loss(self, x, c):
+        return (x - c).square().mean()
+
+
 def test_what_was_measured_holds_where_it_was_measured(tmp_path, monkeypatch):
     """On other hardware it is measured again, and back where it was, not. Old files do not say where."""
     asked = []
@@ -78,12 +91,12 @@ def test_what_was_measured_holds_where_it_was_measured(tmp_path, monkeypatch):
         return remembered or "one by one"
 
     monkeypatch.setattr(mpi_ports, "fastest", fastest)
-    hpcopt.run(hpcopt.Local(lr=0.02, local_steps=1), PROBLEM, out=tmp_path, **SMALL)
+    hpcopt.run(hpcopt.Local(lr=0.02, local_steps=1), Distances(workers=8), out=tmp_path, **SMALL)
     usual = mpi_ports.place_of
     for rounds, place in (("6", lambda *_: "a GPU"), ("8", usual), ("10", lambda *_: "a GPU")):
         monkeypatch.setattr(mpi_ports, "place_of", place)
-        hpcopt.resume(tmp_path, problem=PROBLEM, overrides=(f"run.rounds={rounds}",))
-    assert asked == ["", "", "one by one", "one by one"]
+        hpcopt.resume(tmp_path, problem=Distances(workers=8), overrides=(f"run.rounds={rounds}",))
+    assert asked == [*[""] * 6, *["one by one"] * 6]  # of three kinds of work
     of_old = Chosen("here", {"own_steps": "stacked", "sparse": {"4": {"parts": 4}}})
     assert (of_old.get("own_steps"), of_old.get("sparse"), of_old.first("sparse")) == (
         "stacked",
