@@ -78,9 +78,12 @@ def test_run_and_resume_in_all_pairs(tmp_path: Path, examiner: Examiner) -> None
     # two that come to what a killed job has left: one goes on and ends, and what it wrote is one job's
     command = [*resume, "--set", "problem.pause=0.004"]
     with Started(command, 2, cwd=HERE) as one, Started(command, 2, cwd=HERE) as other:
-        ends = sorted((one.wait(90), other.wait(90)), key=lambda outcome: outcome.code or 0)
-    assert ends[0].code == 0, ends
-    refused(ends[1], out)
+        ends = [one.wait(90), other.wait(90)]
+    idle = [end for end in ends if end.code != 0 or "already finished at round 400" in end.err]
+    assert len(idle) == 1, ends
+    if idle[0].code != 0:  # it did not come when the other had ended
+        refused(idle[0], out)
+    assert {end.code for end in ends} <= {0, 2}, ends
     assert launch(["hpcopt", "run", quick, "--out", whole], cwd=HERE).code == 0
     found, expected = examiner(out), examiner(whole)
     assert found.faults == expected.faults == []

@@ -28,7 +28,7 @@ from hpcopt.comm.reduce.local_reducer import LocalReducer
 from hpcopt.comm.reduce.mpi_reducer import MPIReducer
 from hpcopt.comm.reduce.pieces import Pieces
 from hpcopt.comm.reduce.ring import Ring
-from hpcopt.comm.reduce.ways import Way
+from hpcopt.comm.reduce.ways import Plan, Way
 from hpcopt.comm.sparse.local_sparse_sum import LocalSparseSum
 from hpcopt.comm.staging import Staging
 from hpcopt.costs.volumes import EXCHANGES
@@ -205,7 +205,7 @@ def _chosen(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def check_plans(comm: MPI.Comm, staging: Staging, report: Report) -> None:
     """Every plan for dense sums on this way, and torch's collectives, beside a copy. Collective."""
     alone = comm.Split(comm.rank)
-    plans = {
+    plans: dict[str, Plan] = {
         "whole": Pieces(comm),
         "in pieces": Pieces(comm, STEP),
         "ring on a host": Ring(comm),
@@ -240,8 +240,11 @@ def check_plans(comm: MPI.Comm, staging: Staging, report: Report) -> None:
             _, copy = timed(comm, torch.clone, given.to(staging.device))
             worst = difference(comm, got, want)
             report(Outcome(f"{name}: {verb}", size, name_of(dtype), worst, ROUNDING[dtype], copy, seconds))
-    for way in (*plans.values(), *(way for way in ways.values() if isinstance(way, Collectives))):
-        way.free()
+    for plan in plans.values():
+        plan.free()
+    for way in ways.values():
+        if isinstance(way, Collectives):
+            way.free()
 
 
 CHECKS: tuple[Check, ...] = (

@@ -84,6 +84,7 @@ class Runs:
     def methods(self) -> None:
         """A run on the device, and one from a checkpoint made there, against a run on the CPU."""
         quadratic, sparse, dense = _quadratic(), _margins(sparse=True), _margins(sparse=False)
+        cases: list[tuple[Made, Recipe, str, int]]
         cases = [(method, quadratic, "", ROUNDS) for method in ON_QUADRATIC]
         cases += [(method, sparse, ", sparse", _few(method)) for method in ON_MARGINS]
         if not self._rehearses:
@@ -121,7 +122,7 @@ class Runs:
         keys = {"device": self._device, "metrics": [memory], "evaluate_every": WARM}
         recipe = _quadratic() if self._rehearses else images()
         _, seconds = self._whole(method, recipe, MANY, dtype="float32", **keys)
-        found = hpcopt.load(self._own / f"run{self._number}")["metrics"]
+        found: Any = hpcopt.load(self._own / f"run{self._number}")["metrics"]
         for which in ("gpu", "host"):
             series = found[f"memory_{which}"].values
             grown = float(np.max(series[2:]) - series[1])

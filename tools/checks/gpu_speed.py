@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mpi4py import MPI
+from torch import Tensor
 
 import hpcopt
 from hpcopt.math.carried import CarriedLargest
@@ -19,19 +21,29 @@ DENSITY, WORKERS = 0.001, 4
 SIZES = {"cuda": 11_000_000, "cpu": 100_003}
 """d"""
 ROUNDS = 20
+Choose = Callable[[Tensor, int], Tensor]
 
 
 def selection(device: torch.device, report: Report) -> None:
     """The k largest entries, from nothing and from the last round's threshold, beside torch.topk. Local."""
     d = SIZES[device.type]
     k = math.ceil(DENSITY * d)
+
+    def topk(X: Tensor) -> Tensor:
+        return X.abs().topk(k, sorted=False).indices
+
     for n in (1, WORKERS):
         X = torch.randn(n, d, device=device)
         want, known = largest(X.cpu(), k), CarriedLargest()
         known(X, k)
-        _, base = timed(MPI.COMM_SELF, lambda X, k=k: X.abs().topk(k, sorted=False).indices, X)
-        for name, choose in (("carried", known), ("from nothing", largest)):
-            got, seconds = timed(MPI.COMM_SELF, lambda X, choose=choose, k=k: choose(X, k), X)
+        _, base = timed(MPI.COMM_SELF, topk, X)
+        ways: dict[str, Choose] = {"carried": known, "from nothing": largest}
+        for name, choose in ways.items():
+
+            def call(X: Tensor, choose: Choose = choose) -> Tensor:
+                return choose(X, k)
+
+            got, seconds = timed(MPI.COMM_SELF, call, X)
             wrong = float((got.cpu() != want).sum())
             report(Outcome(f"largest, {n} × d, {name}", d, "float32", wrong, 0.0, base, seconds))
 
@@ -63,5 +75,5 @@ def _round(method: Any, recipe: Any, out: Path, **keys: Any) -> float:
     keys |= {"rounds": 2 * ROUNDS, "evaluate_every": ROUNDS, "evaluate": []}
     with quiet():
         file = hpcopt.run(method, recipe, comm=MPI.COMM_SELF, out=out, **keys)
-    clock = hpcopt.load(file)["metrics/seconds"].values
+    clock: Any = hpcopt.load(file)["metrics/seconds"]
     return float(clock[-1] - clock[1]) / ROUNDS
