@@ -104,6 +104,8 @@ def _execute(
         watchdog.beat("waiting for an earlier owner of the directory")
         if resuming:
             directory.own()
+            if _already_finished(directory, reporter):  # by a job that ended while this one began
+                return
         else:
             directory.claim()
         watchdog.listen(directory.signs(), comm.rank, comm.size)

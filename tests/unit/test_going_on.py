@@ -12,6 +12,7 @@ import torch
 import hpcopt
 from hpcopt.comm import mpi_ports
 from hpcopt.comm.chosen import Chosen
+from hpcopt.engine.rundir import RunDirectory
 
 PROBLEM = hpcopt.LinearRegression(2, dim=5, rows_per_worker=10)
 SMALL = {"rounds": 4, "evaluate_every": 2, "checkpoint_every": 2}
@@ -67,6 +68,21 @@ def test_sums_are_ordered_only_while_that_is_asked_for(tmp_path):
     assert json.loads(hpcopt.load(tmp_path).attrs["chosen"])["reduction"] == "ordered"
     hpcopt.resume(tmp_path, problem=PROBLEM, overrides=("run.rounds=6", "run.deterministic=false"))
     assert json.loads(hpcopt.load(tmp_path).attrs["chosen"])["reduction"] == "mpi"
+
+
+def test_what_another_job_ends_meanwhile_is_left_alone(tmp_path, monkeypatch, capsys):
+    hpcopt.run(hpcopt.AllreduceSGD(lr=0.02), PROBLEM, out=tmp_path, **SMALL)
+    own = RunDirectory.own
+
+    def late(directory):
+        monkeypatch.setattr(RunDirectory, "own", own)
+        hpcopt.resume(tmp_path, problem=PROBLEM, overrides=("run.rounds=8",))
+        own(directory)
+
+    monkeypatch.setattr(RunDirectory, "own", late)
+    hpcopt.resume(tmp_path, problem=PROBLEM, overrides=("run.rounds=8",))
+    assert len(json.loads(hpcopt.load(tmp_path).attrs["jobs"])) == 2
+    assert "already finished at round 8" in capsys.readouterr().err
 
 
 class Distances(hpcopt.Objective):
