@@ -17,8 +17,8 @@ PATIENCE = 30.0
 """seconds that HDF5 may need for the structure of one file"""
 
 
-class Crashes(Exception):
-    """HDF5 crashes, or hangs."""
+class Crashes:
+    """What stands for a file at which HDF5 crashes or hangs."""
 
 
 def tried(places: Sequence[Path]) -> Iterator[tuple[Path, Structure | Crashes | None]]:

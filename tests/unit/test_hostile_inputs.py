@@ -5,7 +5,6 @@ Configs, values on the command line, and files of HDF5 that somebody has made, o
 
 import resource
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,19 +141,10 @@ CONFIGS = {
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Runs a command line in this process; its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signals, "ignore", signals.release)  # this process goes on
+def command(command, monkeypatch):
+    """That of all tests, with progress in lines."""
     monkeypatch.setenv("HPCOPT_PROGRESS", "lines")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hpcopt", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, *capfd.readouterr()
-
-    return run
+    return command
 
 
 @pytest.fixture

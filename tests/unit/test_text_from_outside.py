@@ -9,12 +9,11 @@ import threading
 import pytest
 
 import hpcopt
-from hpcopt import cli
 from hpcopt.cluster import follow, jobs, registry
 from hpcopt.cluster.render import render
 from hpcopt.cluster.slurm import QueuedJob
 from hpcopt.cluster.submit import Order, prepare
-from hpcopt.control import launcher, signals
+from hpcopt.control import launcher
 from hpcopt.ground import terminal
 
 ESCAPE = "\x1b]0;mine\x07\x1b[31m"
@@ -23,20 +22,11 @@ PROBLEM = hpcopt.Quadratic(2, "power", 3)
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Runs a command line in this process; its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signals, "ignore", signals.release)
+def command(command, tmp_path, monkeypatch):
+    """That of all tests, with progress in lines and a config."""
     monkeypatch.setenv("HPCOPT_PROGRESS", "lines")
     (tmp_path / "config.toml").write_text(CONFIG)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hpcopt", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, *capfd.readouterr()
-
-    return run
+    return command
 
 
 @pytest.mark.parametrize(
