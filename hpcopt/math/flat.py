@@ -34,6 +34,12 @@ def buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(memory[start : start + nbytes]).view(like.dtype).view(*shape)
 
 
+def copied(X: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
+    """A tensor's numbers in a buffer: that of the last copy, where it has the shape."""
+    kept = buffer(X.shape, X) if last is None or last.shape != X.shape else last
+    return kept.copy_(X)
+
+
 def buffer_of_rows(n: int, d: int, like: torch.Tensor) -> torch.Tensor:
     """A `buffer` (n, d) whose rows are all `aligned`, for which there may be gaps between them."""
     together = ALIGNMENT // like.element_size()

@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcopt.comm.ports import Contribution, Counter, Reducer
 from hpcopt.costs.volumes import allreduce_bytes, ordered_bytes
 from hpcopt.ground.placement import Placement
-from hpcopt.math.flat import buffer
+from hpcopt.math.flat import copied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,9 +85,7 @@ class CommonAverage:
         """See `Neighbours`. Collective; the snapshot is overwritten by the next one."""
         start = time.perf_counter()
         assert self._pending is None, "a mix has begun and was not finished"
-        if self._snapshot is None or self._snapshot.shape != X.shape:
-            self._snapshot = buffer(X.shape, X)
-        self._snapshot.copy_(X)
+        self._snapshot = copied(X, self._snapshot)
         average = None
         if self._carrier is None:
             average = self._average(X)

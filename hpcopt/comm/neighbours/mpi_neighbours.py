@@ -22,7 +22,7 @@ from hpcopt.comm.staging import Staging
 from hpcopt.comm.timing import fastest
 from hpcopt.ground.placement import Placement
 from hpcopt.math.averages import Averages
-from hpcopt.math.flat import buffer
+from hpcopt.math.flat import buffer, copied
 
 if TYPE_CHECKING:
     from hpcopt.math.mixing import Mixing
@@ -97,9 +97,7 @@ class MPINeighbours:
         """See `Neighbours`. Collective; the snapshot is overwritten by the next one."""
         start = time.perf_counter()
         assert self._pending is None, "a mix has begun and was not finished"
-        if self._snapshot is None or self._snapshot.shape != X.shape:
-            self._snapshot = buffer(X.shape, X)
-        self._snapshot.copy_(X)
+        self._snapshot = copied(X, self._snapshot)
         number = round % len(self._schedules)
         requests, landing = self._start(self._snapshot, number)
         # a thread has no GPU of its own choosing, and networks that take GPU pointers need no help
