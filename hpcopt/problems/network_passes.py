@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.math.flat import aligned
+from hpcopt.problems.choice import MAPPED, TOGETHER
 from hpcopt.problems.one_by_one import OneByOne
 from hpcopt.problems.rows import Rows, pieces
 
@@ -31,6 +32,7 @@ class NetworkPasses(OneByOne):
     """Training passes of the workers here. One module serves all: its parameters are views of a row of X."""
 
     stacks = True
+    ways_together = (TOGETHER, MAPPED)
     _module: FlatModule
     _stack: Stack
     _seeds: Seeds
@@ -95,11 +97,12 @@ class NetworkPasses(OneByOne):
         return self._seeds.refusing(compute)
 
     def _gradient_of(
-        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor
+        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor, way: str
     ) -> list[Tensor]:
         self._module.train(True)
         buffers, batches = group.of(self.buffers).clone(), self._batches_of(group, draw)
-        g = self._seeds.refusing(lambda: self._stack.gradient(X, buffers, batches, part, scales))
+        of = self._stack.mapped if way == MAPPED else self._stack.gradient
+        g = self._seeds.refusing(lambda: of(X, buffers, batches, part, scales))
         self.buffers[group.at] = buffers
         return self._decayed(g, X, part, scales[:, None] if X.ndim > 1 else scales.sum())
 

@@ -111,7 +111,7 @@ class ObjectiveProblem(OneByOne):
         return self._map(self.objective.loss, group, draw, self._each_has(group, X))
 
     def _gradient_of(
-        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor
+        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor, way: str
     ) -> list[Tensor]:
         g = self._map(self.objective.gradient, group, draw, self._each_has(group, X)) * scales[:, None]
         return self.layout.tensors(g if X.ndim > 1 else g.sum(0), part)

@@ -13,11 +13,11 @@ import torch
 
 from hpcopt.math.flat import aligned
 from hpcopt.problems.base import Draw, Problem, row
-from hpcopt.problems.choice import IMPOSSIBLE, KINDS, TOGETHER, ways_of
+from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER, only_in_turn, ways_of
 from hpcopt.problems.groups import Group, enough, group_of, in_groups, most_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -33,10 +33,13 @@ class OneByOne(Problem):
         stacks: whether there are `_losses_of`, `_gradient_of` and `_products_of`, in which a group computes
             together: X is (g, d), a row for each of its workers, or (d,) for all. They may raise
             `RuntimeError` and have then changed nothing; workers are computed one by one from then on.
+        ways_together: in which `_gradient_of` computes at models of the workers' own; at one model for all
+            it is `TOGETHER`.
     """
 
     stacks = False
-    _together: frozenset[str] = frozenset()
+    ways_together: tuple[str, ...] = (TOGETHER,)
+    _together: Mapping[str, str] = {}  # kind of work -> way
 
     @abstractmethod
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
@@ -57,7 +60,7 @@ class OneByOne(Problem):
         raise NotImplementedError
 
     def _gradient_of(
-        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor
+        self, group: Group, X: Tensor, draw: Draw | None, part: Part, scales: Tensor, way: str
     ) -> list[Tensor]:
         """scale_i · ∇f_i(x_i) of a group, as `Problem.stacked_gradient`; their sum, where X is (d,)."""
         raise NotImplementedError
@@ -73,7 +76,7 @@ class OneByOne(Problem):
         def alone(i: int) -> None:
             losses[i] = self._loss(i, row(X, i), draw)
 
-        def together(group: Group) -> Tensor:
+        def together(group: Group, _: str) -> Tensor:
             return self._losses_of(group, _rows(X, group), draw)
 
         for group, found in self._each("losses", draw, together, alone):
@@ -90,8 +93,9 @@ class OneByOne(Problem):
         def alone(i: int) -> None:
             self._add_gradient(i, row(X, i), draw, scales[i], out[i])
 
-        def together(group: Group) -> list[Tensor]:
-            return self._gradient_of(group, _rows_each(X, group), draw, "all", self._factors(group, weighted))
+        def together(group: Group, way: str) -> list[Tensor]:
+            factors = self._factors(group, weighted)
+            return self._gradient_of(group, _rows_each(X, group), draw, "all", factors, way)
 
         for group, g in self._each("gradients", draw, together, alone, samples=1):
             for out_p, g_p in zip(self.layout.views(out).values(), g, strict=True):
@@ -113,8 +117,8 @@ class OneByOne(Problem):
         def alone(i: int) -> None:
             self._add_gradient(i, row(X, i), draw, weights[i], out, ready if i == last else None)
 
-        def together(group: Group) -> list[Tensor]:
-            return self._gradient_of(group, _rows(X, group), draw, "all", self._factors(group, True))
+        def together(group: Group, way: str) -> list[Tensor]:
+            return self._gradient_of(group, _rows(X, group), draw, "all", self._factors(group, True), way)
 
         kind = "" if ready else "total_gradient" if X.ndim == 1 else "gradients"
         for _, g in self._each(kind, draw, together, alone, samples=1):
@@ -135,9 +139,11 @@ class OneByOne(Problem):
 
     def stacked_gradient(self, group: Group, X: Tensor, draw: Draw, part: Part = "all") -> list[Tensor]:
         """See `Problem`."""
-        g = self._try(
-            "gradients", group, lambda g: self._gradient_of(g, X, draw, part, self._factors(g, False))
-        )
+
+        def together(group: Group, way: str) -> list[Tensor]:
+            return self._gradient_of(group, X, draw, part, self._factors(group, False), way)
+
+        g = self._try("gradients", group, together)
         if g is None:
             return super().stacked_gradient(group, X, draw, part)
         self.samples += sum(self.batch_rows(i, draw) for i in group.workers)
@@ -151,7 +157,7 @@ class OneByOne(Problem):
         def alone(i: int) -> None:
             out[i].add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=scales[i])
 
-        def together(group: Group) -> Tensor:
+        def together(group: Group, _: str) -> Tensor:
             points = _rows_each(X, group), _rows_each(V, group)
             return self._products_of(group, *points, draw, self._factors(group, weighted))
 
@@ -169,7 +175,7 @@ class OneByOne(Problem):
         def alone(i: int) -> None:
             out.add_(self._hvp(i, row(X, i), row(V, i), draw), alpha=weights[i])
 
-        def together(group: Group) -> Tensor:
+        def together(group: Group, _: str) -> Tensor:
             return self._products_of(
                 group, _rows(X, group), _rows(V, group), draw, self._factors(group, True)
             )
@@ -182,22 +188,28 @@ class OneByOne(Problem):
         """See `Problem`."""
         if not self.stacks or not enough(self.share.total):
             return {}
+        kinds = {kind: self.ways_together if kind == "gradients" else (TOGETHER,) for kind in KINDS}
         if not self._able():
-            return dict.fromkeys(KINDS, IMPOSSIBLE)
+            return {kind: only_in_turn((IN_TURN, *ways)) for kind, ways in kinds.items()}
         largest = max(self._grouped(Draw(0)), key=lambda group: len(group.workers), default=None)
-        works = {kind: (partial(self._in_turn, kind), partial(self._stacked, kind)) for kind in KINDS}
-        return {kind: ways_of(largest, *work, self.buffers) for kind, work in works.items()}
+        found = {}
+        for kind, ways in kinds.items():
+            works = {way: partial(self._stacked, kind, way) for way in ways}
+            works = {IN_TURN: partial(self._in_turn, kind)} | works
+            found[kind] = ways_of(largest, works, self.buffers)
+        return found
 
     def take(self, kind: str, way: str) -> None:
         """See `Problem`; Hessian-vector products are made as gradients are."""
-        kinds = {kind, "hvps"} if kind == "gradients" else {kind}
-        self._together = self._together | kinds if way == TOGETHER else self._together - kinds
+        kinds = (kind, "hvps") if kind == "gradients" else (kind,)
+        others = {name: other for name, other in self._together.items() if name not in kinds}
+        self._together = others if way == IN_TURN else others | dict.fromkeys(kinds, way)
 
     def _each(
         self,
         kind: str,
         draw: Draw | None,
-        together: Callable[[Group], T],
+        together: Callable[[Group, str], T],
         alone: Callable[[int], None],
         samples: int = 0,
     ) -> Iterator[tuple[Group, T]]:
@@ -206,7 +218,7 @@ class OneByOne(Problem):
         Args:
             kind: of work.
             draw: see `Problem`.
-            together: computes a group of several workers.
+            together: computes a group of several workers in a way.
             alone: computes a worker.
             samples: gradients of a row that this takes.
         """
@@ -225,14 +237,14 @@ class OneByOne(Problem):
         if samples:
             self.samples += samples * sum(self.batch_rows(i, draw) for i in everybody)
 
-    def _try(self, kind: str, group: Group, together: Callable[[Group], T]) -> T | None:
+    def _try(self, kind: str, group: Group, together: Callable[[Group, str], T]) -> T | None:
         """What a group computes together; None where it does not, or cannot any more."""
         if len(group.workers) == 1 or kind not in self._together:
             return None
         try:
-            return together(group)
+            return together(group, self._together[kind])
         except RuntimeError:  # an operator that came later, or too little memory
-            self._together -= {kind}
+            self._together = {name: way for name, way in self._together.items() if name != kind}
             return None
 
     def _in_turn(self, kind: str, group: Group) -> Tensor:
@@ -245,13 +257,13 @@ class OneByOne(Problem):
             self._add_gradient(i, x, Draw(0), 1.0, out[k % len(out)])
         return out
 
-    def _stacked(self, kind: str, group: Group) -> Tensor:
-        """The same, together."""
+    def _stacked(self, kind: str, way: str, group: Group) -> Tensor:
+        """The same, in a way together."""
         x, n = self.initial(), len(group.workers)
         X = x if kind == "total_gradient" else x.repeat(n, 1)
         if kind == "losses":
             return self._losses_of(group, X, Draw(0))
-        g = self._gradient_of(group, X, Draw(0), "all", self._factors(group, False))
+        g = self._gradient_of(group, X, Draw(0), "all", self._factors(group, False), way)
         return torch.cat([g_p.reshape(1 if X.ndim == 1 else n, -1) for g_p in g], 1)
 
     def _groups(self, draw: Draw | None) -> list[Group]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcopt.problems.base import Part
-    from hpcopt.problems.flat_module import FlatModule
+    from hpcopt.problems.flat_module import FlatModule, Forward
 
     Named = dict[str, Tensor]
     Batch = tuple[Tensor, ...]
@@ -53,14 +53,12 @@ class Stack:
         """
 
         def one(named: Named, kept: Named, *batch: Tensor) -> Any:
-            state = {**named, **kept}
-            return of(lambda features: functional_call(self._module.module, state, (features,)), *batch)
+            return of(self._forward(named, kept), *batch)
 
         kept = self._module.opened(buffers)
         each = (0 if own else None, 0, *(0 for _ in batch))
         result = torch.vmap(one, in_dims=each)(named, kept, *batch)
-        if kept:
-            buffers.copy_(torch.cat([value.reshape(len(buffers), -1) for value in kept.values()], 1))
+        _put(buffers, kept)
         return result
 
     def losses(self, named: Named, own: bool, buffers: Tensor, batch: Batch) -> Tensor:
@@ -72,17 +70,17 @@ class Stack:
         X: Tensor,
         buffers: Tensor,
         batches: Iterable[tuple[Batch, float]],
-        part: Part = "all",
-        scales: Tensor | None = None,
+        part: Part,
+        scales: Tensor,
     ) -> list[Tensor]:
-        """The gradients of several workers.
+        """The gradients of several workers, by one backward pass.
 
         Args:
             X: (g, d), their points; or (d,) of all, and the result is the sum.
             buffers: see `run`.
             batches: the pieces of the workers' mini-batches, each with its part of them.
             part: of the parameters.
-            scales: what they are multiplied by, (g,); None: nothing.
+            scales: what they are multiplied by, (g,).
 
         Returns:
             One new tensor (g, *shape), or (*shape), for each parameter of the part.
@@ -93,16 +91,48 @@ class Stack:
         with torch.enable_grad():
             for batch, fraction in batches:
                 losses = self.losses(named, X.ndim > 1, buffers, batch)
-                total = losses.sum() if scales is None else (losses * scales).sum()
+                total = (losses * scales).sum()
                 if not total.requires_grad:  # the part has no influence on the output
                     continue
                 scaled = total if fraction == 1 else total * fraction
                 # not by backward(), which would copy what comes out transposed
                 found = _apart(torch.autograd.grad(scaled, leaves, materialize_grads=True))
-                g = [g_p.add_(more) for g_p, more in zip(g, found, strict=True)] if g else found
+                g = _added(g, found)
         return g or [
             torch.zeros_like(leaf.detach(), memory_format=torch.contiguous_format) for leaf in leaves
         ]
+
+    def mapped(
+        self,
+        X: Tensor,
+        buffers: Tensor,
+        batches: Iterable[tuple[Batch, float]],
+        part: Part,
+        scales: Tensor,
+    ) -> list[Tensor]:
+        """As `gradient` at points (g, d), where each worker's is taken by itself, and these are mapped.
+
+        Its operators are others: gradients of wide layers come as their parameters stand in memory, some
+        layers are mapped only so, and convolutions are mostly slower.
+        """
+        views, names = self._module.layout.views(X.detach()), self._module.names(part)
+        moved = {name: views.pop(name) for name in names}
+
+        def loss(moved: Named, others: Named, kept: Named, scale: Tensor, *batch: Tensor) -> Any:
+            # cloned here and not outside: torch.func forbids changing what it does not track
+            every = {**dict(self._module.module.named_buffers()), **kept}
+            changed = {name: value.clone() for name, value in every.items()}
+            loss = self._loss(self._forward(moved, others, changed), *batch).reshape(())
+            return loss * scale, {name: changed[name] for name in kept}
+
+        gradient: Any = torch.vmap(torch.func.grad(loss, has_aux=True))
+        g: list[Tensor] = []
+        for batch, fraction in batches:
+            kept = self._module.opened(buffers)
+            found, kept = gradient(moved, views, kept, scales * fraction, *batch)
+            _put(buffers, kept)
+            g = _added(g, _apart(found[name] for name in names))
+        return g
 
     def products(
         self, X: Tensor, V: Tensor, buffers: Tensor, batches: Iterable[tuple[Batch, float]], scales: Tensor
@@ -126,6 +156,22 @@ class Stack:
             flat = [product[name].reshape(*X.shape[:-1], -1) for name in layout.names]
             total.add_(torch.cat(flat, -1), alpha=fraction)
         return total
+
+    def _forward(self, *named: Named) -> Forward:
+        """The pass of one worker, with these parameters and buffers."""
+        state = {name: value for some in named for name, value in some.items()}
+        return lambda features: functional_call(self._module.module, state, (features,))
+
+
+def _put(buffers: Tensor, kept: Named) -> None:
+    """Buffers by name back to where they are one vector for each worker, (g, b)."""
+    if kept:
+        buffers.copy_(torch.cat([value.reshape(len(buffers), -1) for value in kept.values()], 1))
+
+
+def _added(g: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """Their sum, in place; the second ones where there is nothing yet."""
+    return [g_p.add_(more_p) for g_p, more_p in zip(g, more, strict=True)] if g else more
 
 
 def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Workers computed together against the same workers one after the other."""
 
 import json
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch import nn
 
 import hpcopt
 from hpcopt.comm.local_ports import LocalPorts
-from hpcopt.problems import choice, groups, network_passes, network_problem
+from hpcopt.problems import choice, groups, network_evaluation, network_passes
 from hpcopt.problems.base import Draw, Share
-from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER
+from hpcopt.problems.choice import IN_TURN, KINDS, MAPPED, TOGETHER
 
 N, F, C = 7, 6, 3
 HEAD = {"private": ["head.*"]}
@@ -57,28 +58,29 @@ def few(monkeypatch):
     monkeypatch.setattr(groups, "FEWEST", 2)
     monkeypatch.setattr(groups, "ROWS", 21)
     monkeypatch.setattr(choice, "LONG", 1.0)
-    for module in (network_passes, network_problem):
-        monkeypatch.setattr(module, "PIECE", 4)
+    monkeypatch.setattr(network_passes, "PIECE", 4)
+    monkeypatch.setattr(network_evaluation.NetworkEvaluation, "_piece", 4)
 
 
-def both(dtype=torch.float64, **keys):
+def both(dtype=torch.float64, way=TOGETHER, **keys):
     """The same problem in turn and together."""
     problems = [recipe(**keys).bind(Share(range(N), N, 3, dtype)) for _ in range(2)]
-    together(problems[1])
+    together(problems[1], way)
     return problems
 
 
-def together(problem):
+def together(problem, way=TOGETHER):
     for kind in KINDS:
-        problem.take(kind, TOGETHER)
+        problem.take(kind, way if kind == "gradients" else TOGETHER)
 
 
 F32 = torch.float32
 
 
+@pytest.mark.parametrize("way", [TOGETHER, MAPPED])
 @pytest.mark.parametrize(("case", "dtype"), [*((case, torch.float64) for case in CASES), ("batchnorm", F32)])
-def test_numbers_are_those_in_turn(case, dtype):
-    alone, stacked = both(dtype, **CASES[case])
+def test_numbers_are_those_in_turn(case, dtype, way):
+    alone, stacked = both(dtype, way, **CASES[case])
     assert max(len(group.workers) for group in stacked.groups([0] * N)) > 1
     torch.manual_seed(1)
     X, V = torch.randn(2, N, alone.dim, dtype=dtype) * 0.3
@@ -113,7 +115,7 @@ def test_numbers_are_those_in_turn(case, dtype):
     for k, (a, b) in enumerate(zip(one_of_each(alone), one_of_each(stacked), strict=True)):
         scale = float(a.abs().max()) if a.numel() else 0.0
         assert torch.allclose(a.double(), b.double(), rtol=0, atol=rounding * max(1, scale)), k
-    assert stacked._together == {*KINDS, "hvps"}  # nothing was refused
+    assert stacked._together == dict.fromkeys(KINDS, TOGETHER) | {"gradients": way, "hvps": way}
     assert not stacked._seeds.used
 
 
@@ -127,10 +129,11 @@ METHODS = [
 ]
 
 
+@pytest.mark.parametrize("way", [TOGETHER, MAPPED])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_methods_make_the_same_steps(method):
+def test_methods_make_the_same_steps(method, way):
     found = []
-    for problem in both(**CASES["batchnorm"]):
+    for problem in both(way=way, **CASES["batchnorm"]):
         method.prepare(problem)
         state = method.start(problem, LocalPorts(N, problem.initial()))
         for _ in range(2):
@@ -155,7 +158,8 @@ def test_what_begins_to_draw_is_seeded_from_then_on():
     problems, x = [bound() for _ in range(3)], None
     drawing.append(1)
     problems.append(bound())  # draws from the start
-    together(problems[1])
+    for problem, way in zip(problems, (TOGETHER, MAPPED), strict=False):
+        together(problem, way)
     assert [problem._seeds.used for problem in problems] == [False] * 3 + [True]
     state = torch.get_rng_state()
     x = problems[0].initial()
@@ -189,8 +193,17 @@ def test_ways_are_tried_before_they_are_timed():
         def forward(self, x):
             return super().forward(x if x.sum().item() > 0 else -x)
 
-    alone = {kind: [IN_TURN] for kind in KINDS}
-    assert ways() == {kind: [IN_TURN, TOGETHER] for kind in KINDS}
+    class Recurrent(Net):
+        def __init__(self):
+            super().__init__(False)
+            self.body = nn.GRU(F, 5, batch_first=True)
+
+        def forward(self, x):
+            return self.head(self.body(x[:, None])[0][:, -1])
+
+    alone, two = {kind: [IN_TURN] for kind in KINDS}, [IN_TURN, TOGETHER]
+    assert ways() == dict.fromkeys(KINDS, two) | {"gradients": [*two, MAPPED]}
+    assert ways(module=Recurrent())["gradients"] == [IN_TURN, MAPPED]
     assert ways(augment=lambda x: x + torch.randn_like(x)) == alone
     assert ways(module=Branching(False)) == alone
     assert ways(module=Assigning(True))["gradients"] == [IN_TURN]
@@ -202,3 +215,44 @@ def test_what_was_fastest_is_told():
     assert json.loads(tree.attrs["chosen"]).keys() == {*KINDS}
     tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1, deterministic=True)
     assert json.loads(tree.attrs["chosen"]) == {}
+
+
+def test_evaluations_come_out_the_same_in_pieces_of_any_size(monkeypatch):
+    def bound(rows):
+        torch.manual_seed(0)
+        x, y = torch.randn(sum(rows), F), torch.arange(sum(rows)) % C
+        ends = [*accumulate(rows, initial=0)]
+        keys = {"workers": N, "rows": [range(*of) for of in pairwise(ends)]}
+        share = Share(range(2, 5), N, 3, torch.float64)
+        problem = hpcopt.Network(
+            Net(True), nn.functional.cross_entropy, (x, y), (x[:300], y[:300]), **keys
+        ).bind(share)
+        problem._module.module.register_forward_pre_hook(lambda module, given: passed.append(len(given[0])))
+        return problem
+
+    monkeypatch.setattr(groups, "ROWS", 2048)
+    passed = []
+    problem, found = bound([1000] * N), []
+    X, sizes = torch.randn(3, problem.dim, dtype=torch.float64), problem.ways()["evaluation"]
+    assert list(sizes) == ["512", "128", "64"]
+    for kinds in ((), ("losses",)):
+        for kind in kinds:
+            problem.take(kind, TOGETHER)
+        for size, way in sizes.items():
+            for call in (way, lambda: found.append(problem.evaluate(X).values)):
+                passed.clear()
+                call()
+                assert max(passed) == int(size)
+                problem.take("evaluation", size)
+    assert len(passed) == 16 + 1  # all workers at once, training rows and test rows
+    for other in found[1:]:
+        for name, values in found[0].items():
+            torch.testing.assert_close(values, other[name], rtol=1e-12, atol=0)
+
+    few_here = bound([1000, *[50] * (N - 1)]).ways()["evaluation"]
+    passed.clear()
+    assert [way() for way in few_here.values()] == [None] * 3
+    assert passed == []
+    assert "evaluation" not in bound([64] * N).ways()  # there is nothing to choose
+    monkeypatch.setattr(network_evaluation, "LONG", 0.0)  # of 512 rows, which are then not tried
+    assert [size for size, way in bound([1000] * N).ways()["evaluation"].items() if way] == ["64"]
