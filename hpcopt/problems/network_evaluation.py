@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hpcopt.problems.base import Evaluation, row
-from hpcopt.problems.choice import seconds
-from hpcopt.problems.groups import in_groups, most_together
+from hpcopt.problems.choice import IN_TURN, TOGETHER, only_in_turn, seconds, ways_of
+from hpcopt.problems.groups import enough, in_groups, most_together
 from hpcopt.problems.network_passes import PIECE, NetworkPasses
-from hpcopt.problems.rows import Rows, pieces
+from hpcopt.problems.rows import Rows, pieces, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from hpcopt.problems.flat_module import Forward
     from hpcopt.problems.groups import Group
 
-EVALUATION = "evaluation"
+EVALUATION, PIECES = "evaluation", "evaluation_piece"
 SIZES = (PIECE, 128, 64)
 """rows that pass through the network at a time in an evaluation: which of them is fastest is measured"""
 FEW = 16
-LONG = 0.5
+LONG = 0.2
 """seconds of the longest piece, as a few rows foretell them, from which on it is not even tried"""
 
 
@@ -45,11 +45,18 @@ class NetworkEvaluation(NetworkPasses):
     def ways(self) -> dict[str, dict[str, Way | None]]:
         """See `Problem`."""
         ways = super().ways()
-        return ways | {EVALUATION: self._sizes()} if self._most_rows > SIZES[-1] else ways
+        if self._most_rows > SIZES[-1]:
+            ways[PIECES] = self._sizes()
+        if enough(self.share.total):
+            works = {IN_TURN: self._some_in_turn, TOGETHER: self._some_together}
+            largest = max(self._of_equal(self.rows.tolist()), key=_workers, default=None)
+            able = self._able()
+            ways[EVALUATION] = ways_of(largest, works, self.buffers) if able else only_in_turn(works)
+        return ways
 
     def take(self, kind: str, way: str) -> None:
         """See `Problem`."""
-        if kind == EVALUATION:
+        if kind == PIECES:
             self._piece = int(way)
         else:
             super().take(kind, way)
@@ -71,8 +78,7 @@ class NetworkEvaluation(NetworkPasses):
         common, wanted = X.ndim == 1, self.measures
         tested = self._tests and wanted.test
         self._module.train(False)
-        penalties, test_losses, accuracies = torch.zeros(3, self.share.n, dtype=torch.float64)
-        counts, labelled = torch.zeros(2, self.share.n, dtype=torch.int64)
+        penalties = torch.zeros(self.share.n, dtype=torch.float64)
         if wanted.train:
             data_losses = self._data_losses(X, buffers)
             for i in range(self.share.n if self._decay else 0):
@@ -80,13 +86,10 @@ class NetworkEvaluation(NetworkPasses):
         if tested:
             tests = [data.even_test if common else data.own_test for data in self._data]
             lengths = [0 if test is None else len(test) for test in tests]
-            test_losses, accuracies = self._assess(
-                X, buffers, lambda i: cast(Rows, tests[i]), lengths, adjusted=not common
+            test_losses, accuracies, labelled = self._assess(
+                X, buffers, lambda i: cast(Rows, tests[i]), lengths, adjusted=not common, tests=True
             )
             counts = torch.tensor(lengths, dtype=torch.int64)
-        if tested and self._classifies:
-            each = [0 if test is None else int(self._labelled(test.targets).sum()) for test in tests]
-            labelled = torch.tensor(each, dtype=torch.int64)
         result = Evaluation()
         if wanted.train:
             result.add("loss", data_losses + penalties, self.weights, self.by_rows())
@@ -100,12 +103,13 @@ class NetworkEvaluation(NetworkPasses):
                 gaps = self.share.total * (test_losses * counts / self._test_rows - data_losses * weights)
             result.add("generalisation_gap", gaps, torch.ones(self.share.n) if common else counts > 0)
         if tested and self._classifies:
+            labelled = labelled.long()
             by_rows = None if by_rows is None else labelled
             result.add("accuracy", accuracies, labelled if common else labelled > 0, by_rows)
         return result
 
     def _sizes(self) -> dict[str, Way | None]:
-        """Pieces of an evaluation, to be timed."""
+        """Pieces of an evaluation in turn, to be timed."""
         candidates = (of for worker in self._data for of in (worker.train, worker.even_test, worker.own_test))
         rows = max((of for of in candidates if of is not None), key=len, default=None)
         if rows is None or len(rows) <= SIZES[-1]:
@@ -121,7 +125,29 @@ class NetworkEvaluation(NetworkPasses):
         self._module.train(False)
         self._module.point(self.initial())
         with self._module.with_buffers(self._module.buffers.clone()):
-            float(self._measure(rows, None, size)[0])  # a number waits for the device
+            float(self._measure(rows, None, False, size)[0])  # a number waits for the device
+
+    @torch.no_grad()
+    def _some_in_turn(self, group: Group) -> Tensor:
+        """Losses of the start on the first training rows of a group, (g,)."""
+        self._module.train(False)
+        self._module.point(self.initial())
+        found = []
+        for i in group.workers:
+            with self._module.with_buffers(self.buffers[i]):
+                found.append(self._measure(self._first_rows(i), i, False)[0])
+        return torch.stack(found).to(self.share.dtype)
+
+    @torch.no_grad()
+    def _some_together(self, group: Group) -> Tensor:
+        """The same, together."""
+        self._module.train(False)
+        X = self.initial().repeat(len(group.workers), 1)
+        kept, rows = group.of(self.buffers).clone(), [self._first_rows(i) for i in group.workers]
+        return self._measure_of(group, X, kept, rows, True, False)[0].to(self.share.dtype)
+
+    def _first_rows(self, i: int) -> Rows:
+        return self._data[i].train.at(slice(0, PIECE))
 
     def _data_losses(self, X: Tensor, buffers: Tensor | None) -> Tensor:
         """Mean losses on the training rows to evaluate, (n,); of one model for all only once."""
@@ -138,7 +164,7 @@ class NetworkEvaluation(NetworkPasses):
             return self._data[i].train if chosen is None else self._data[i].train.at(chosen)
 
         counts = [self._batches.count(i, draw) for i in range(self.share.n)]
-        losses, _ = self._assess(X, buffers, rows, counts, adjusted=True)
+        losses = self._assess(X, buffers, rows, counts, adjusted=True, tests=False)[0]
         if shared:  # methods whose workers share a model have it evaluated as theirs, and then as that of all
             self._known_losses = self.measures, X.clone(), losses
         return losses
@@ -150,66 +176,75 @@ class NetworkEvaluation(NetworkPasses):
         rows: Callable[[int], Rows],
         counts: Sequence[int],
         adjusted: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy of every worker, (n,) float64 on the CPU each; 0 where it has no rows.
+        tests: bool,
+    ) -> Tensor:
+        """Mean loss, accuracy and labelled rows of every worker, (3, n) float64 on the CPU; 0 where no rows.
 
         Args:
             X, buffers: see `evaluate`.
             rows, counts: of a worker, and how many of each.
             adjusted: whether logits are as the workers see them.
+            tests: whether accuracies are asked for, where there are any.
         """
-        found = torch.zeros(2, self.share.n, dtype=torch.float64, device=self.share.device)
+        found = torch.zeros(3, self.share.n, dtype=torch.float64, device=self.share.device)
 
         def together(group: Group, _: str) -> Tensor:
-            return self._measure_of(group, X, buffers, [rows(i) for i in group.workers], adjusted)
+            kept = self.buffers if buffers is None else buffers.expand(self.share.n, -1)
+            at, of = (group.of(X) if X.ndim > 1 else X), [rows(i) for i in group.workers]
+            return self._measure_of(group, at, group.of(kept).clone(), of, adjusted, tests)
 
-        groups = self._singles
-        if "losses" in self._together:
-            groups = in_groups(counts, lambda i: most_together(min(counts[i], self._piece), self.dim))
-        for group in groups:
+        for group in self._of_equal(counts) if EVALUATION in self._together else self._singles:
             if not counts[group.workers[0]]:
                 continue
-            measured = self._try("losses", group, together)
+            measured = self._try(EVALUATION, group, together)
             if measured is not None:
                 found[:, group.at] = measured
                 continue
             for i in group.workers:
                 self._module.point(row(X, i))
                 with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                    found[:, i] = self._measure(rows(i), i if adjusted else None)
-        losses, accuracies = found.cpu()
-        return losses, accuracies
+                    found[:, i] = self._measure(rows(i), i if adjusted else None, tests)
+        return found.cpu()
 
-    def _measure(self, rows: Rows, i: int | None, size: int | None = None) -> Tensor:
-        """Mean loss and accuracy over rows of worker i (None: of all), (2,) float64, in pieces of a size."""
+    def _of_equal(self, counts: Sequence[int]) -> list[Group]:
+        """Workers that can be evaluated together: of as many rows."""
+        return in_groups(counts, lambda i: most_together(min(counts[i], self._piece), self.dim))
+
+    def _measure(self, rows: Rows, i: int | None, tests: bool, size: int | None = None) -> Tensor:
+        """Mean loss, accuracy and labelled rows of rows of worker i (None: of all), (3,) float64."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.share.device)
         for output, targets in self._outputs(rows, i, size or self._piece):
-            sums += self._sums(output, targets)
+            sums += self._sums(output, targets, tests)
         return _means(sums, len(rows))
 
     def _measure_of(
-        self, group: Group, X: Tensor, buffers: Tensor | None, rows: Sequence[Rows], adjusted: bool
+        self, group: Group, X: Tensor, kept: Tensor, rows: Sequence[Rows], adjusted: bool, tests: bool
     ) -> Tensor:
-        """The same of a group whose workers have equally many rows, (2, g)."""
+        """The same of a group whose workers have equally many rows, (3, g).
+
+        Args:
+            group: these workers.
+            X: their models, (g, d), or that of all, (d,).
+            kept: their buffers, (g, b), which may be changed.
+            rows: of each of them.
+            adjusted, tests: see `_assess`.
+        """
 
         def sums_of(forward: Forward, features: Tensor, targets: Tensor, *adjustment: Tensor) -> Tensor:
-            return self._sums(sum(adjustment, forward(features)), targets)
+            return self._sums(sum(adjustment, forward(features)), targets, tests)
 
-        named = self.layout.views(group.of(X) if X.ndim > 1 else X)
-        kept = (self.buffers if buffers is None else buffers.expand(self.share.n, -1))[group.at].clone()
+        named = self.layout.views(X)
         sums = torch.zeros(len(rows), 3, dtype=torch.float64, device=self.share.device)
-        for start in range(0, len(rows[0]), self._piece):
-            some = [of.at(slice(start, start + self._piece)).tensors for of in rows]
-            together = Rows(*(torch.stack(columns) for columns in zip(*some, strict=True)))
-            batch = self._batch_of(group if adjusted else None, together)
+        for some in zip(*(pieces(of, self._piece) for of in rows), strict=True):
+            batch = self._batch_of(group if adjusted else None, side_by_side(some))
             sums += self._stack.run(sums_of, named, X.ndim > 1, kept, batch)
         return _means(sums.T, len(rows[0]))
 
-    def _sums(self, output: Any, targets: Tensor) -> Tensor:
+    def _sums(self, output: Any, targets: Tensor, tests: bool) -> Tensor:
         """Over rows: the loss, how many have the right class, and how many have one, (3,) float64."""
         loss = self._objective(output, targets).reshape(()) * len(targets)
         right = labelled = torch.zeros_like(loss)
-        if self._classifies:
+        if tests and self._classifies:
             known = self._labelled(targets)
             right, labelled = ((output.argmax(1) == targets) & known).sum(), known.sum()
         return torch.stack([loss.double(), right.double(), labelled.double()])
@@ -233,5 +268,9 @@ class NetworkEvaluation(NetworkPasses):
 
 
 def _means(sums: Tensor, rows: int) -> Tensor:
-    """Mean loss and accuracy, (2, …), from sums over rows, (3, …)."""
-    return torch.stack([sums[0] / max(1, rows), sums[1] / sums[2].clamp(min=1)])
+    """Mean loss, accuracy and labelled rows, from sums over rows, (3, …)."""
+    return torch.stack([sums[0] / max(1, rows), sums[1] / sums[2].clamp(min=1), sums[2]])
+
+
+def _workers(group: Group) -> int:
+    return len(group.workers)

@@ -70,7 +70,7 @@ def both(dtype=torch.float64, way=TOGETHER, **keys):
 
 
 def together(problem, way=TOGETHER):
-    for kind in KINDS:
+    for kind in (*KINDS, "evaluation"):
         problem.take(kind, way if kind == "gradients" else TOGETHER)
 
 
@@ -115,7 +115,8 @@ def test_numbers_are_those_in_turn(case, dtype, way):
     for k, (a, b) in enumerate(zip(one_of_each(alone), one_of_each(stacked), strict=True)):
         scale = float(a.abs().max()) if a.numel() else 0.0
         assert torch.allclose(a.double(), b.double(), rtol=0, atol=rounding * max(1, scale)), k
-    assert stacked._together == dict.fromkeys(KINDS, TOGETHER) | {"gradients": way, "hvps": way}
+    taken = {"gradients": way, "hvps": way, "evaluation": TOGETHER}
+    assert stacked._together == dict.fromkeys(KINDS, TOGETHER) | taken
     assert not stacked._seeds.used
 
 
@@ -181,7 +182,7 @@ def test_ways_are_tried_before_they_are_timed():
         kept = problem.buffers.clone()
         found = problem.ways()
         assert torch.equal(problem.buffers, kept)
-        assert list(found) == list(KINDS)
+        assert list(found) == [*KINDS, "evaluation"]
         return {kind: [name for name, way in ways.items() if way is not None] for kind, ways in found.items()}
 
     class Assigning(Net):
@@ -201,8 +202,9 @@ def test_ways_are_tried_before_they_are_timed():
         def forward(self, x):
             return self.head(self.body(x[:, None])[0][:, -1])
 
-    alone, two = {kind: [IN_TURN] for kind in KINDS}, [IN_TURN, TOGETHER]
-    assert ways() == dict.fromkeys(KINDS, two) | {"gradients": [*two, MAPPED]}
+    kinds, two = (*KINDS, "evaluation"), [IN_TURN, TOGETHER]
+    alone = {kind: [IN_TURN] for kind in kinds}
+    assert ways() == dict.fromkeys(kinds, two) | {"gradients": [*two, MAPPED]}
     assert ways(module=Recurrent())["gradients"] == [IN_TURN, MAPPED]
     assert ways(augment=lambda x: x + torch.randn_like(x)) == alone
     assert ways(module=Branching(False)) == alone
@@ -212,7 +214,7 @@ def test_ways_are_tried_before_they_are_timed():
 
 def test_what_was_fastest_is_told():
     tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1)
-    assert json.loads(tree.attrs["chosen"]).keys() == {*KINDS}
+    assert json.loads(tree.attrs["chosen"]).keys() == {*KINDS, "evaluation"}
     tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1, deterministic=True)
     assert json.loads(tree.attrs["chosen"]) == {}
 
@@ -233,26 +235,25 @@ def test_evaluations_come_out_the_same_in_pieces_of_any_size(monkeypatch):
     monkeypatch.setattr(groups, "ROWS", 2048)
     passed = []
     problem, found = bound([1000] * N), []
-    X, sizes = torch.randn(3, problem.dim, dtype=torch.float64), problem.ways()["evaluation"]
+    X, sizes = torch.randn(3, problem.dim, dtype=torch.float64), problem.ways()["evaluation_piece"]
     assert list(sizes) == ["512", "128", "64"]
-    for kinds in ((), ("losses",)):
-        for kind in kinds:
-            problem.take(kind, TOGETHER)
+    for together in (IN_TURN, TOGETHER):
+        problem.take("evaluation", together)
         for size, way in sizes.items():
             for call in (way, lambda: found.append(problem.evaluate(X).values)):
                 passed.clear()
                 call()
                 assert max(passed) == int(size)
-                problem.take("evaluation", size)
+                problem.take("evaluation_piece", size)
     assert len(passed) == 16 + 1  # all workers at once, training rows and test rows
     for other in found[1:]:
         for name, values in found[0].items():
             torch.testing.assert_close(values, other[name], rtol=1e-12, atol=0)
 
-    few_here = bound([1000, *[50] * (N - 1)]).ways()["evaluation"]
+    few_here = bound([1000, *[50] * (N - 1)]).ways()["evaluation_piece"]
     passed.clear()
     assert [way() for way in few_here.values()] == [None] * 3
     assert passed == []
-    assert "evaluation" not in bound([64] * N).ways()  # there is nothing to choose
+    assert "evaluation_piece" not in bound([64] * N).ways()  # there is nothing to choose
     monkeypatch.setattr(network_evaluation, "LONG", 0.0)  # of 512 rows, which are then not tried
-    assert [size for size, way in bound([1000] * N).ways()["evaluation"].items() if way] == ["64"]
+    assert [size for size, way in bound([1000] * N).ways()["evaluation_piece"].items() if way] == ["64"]

@@ -121,7 +121,7 @@ def check(case: Case, recipe: hpcopt.Network, loops: dict[str, Any]) -> None:
     if not case.steps:
         keys: dict[str, Any] = {"evaluate": ["train", "test"], "dtype": "float32", "seed": SEED}
         tree = hpcopt.simulate(hpcopt.Local(), recipe, 0, **keys)
-        want = [float(tree[f"metrics/{name}"][0]) for name in ("loss", "test_loss", "accuracy")]
+        want = [float(tree[f"metrics/{name}"][0]) for name in ("loss", "test_loss", "accuracy", "consensus")]
         for name, loop in loops.items():
             torch.testing.assert_close(loop.evaluate(), want, rtol=1e-4, atol=1e-4, msg=name)
         return

@@ -137,6 +137,11 @@ def mixed(tensors: Iterable[Tensor]) -> None:
         X.copy_((X + X.roll(1, 0) + X.roll(-1, 0)).div_(3))
 
 
+def apart(X: Tensor) -> Tensor:
+    """The mean of ‖x_i − x̄‖², summed in float64."""
+    return (X - X.mean(0)).square_().sum(dtype=torch.float64) / len(X)
+
+
 class InTurn(ByHand):
     """A module for each worker, its parameters views of a row of X; each makes all its steps at once."""
 
@@ -210,14 +215,17 @@ class InTurn(ByHand):
 
     @torch.no_grad()
     def evaluate(self) -> list[float]:
-        """Mean loss of the training rows, loss and accuracy of the test rows, of each worker's own model."""
+        """Mean loss of the training rows, loss and accuracy of the test rows, of each worker's own model.
+
+        And how far these are from their mean, squared.
+        """
         found = torch.zeros(3, self.case.workers, device=self.device)
         for i, module in enumerate(self.modules):
             found[0, i] = nn.functional.cross_entropy(module(self.x[i]), self.y[i])
             output, targets = module(self.tests[0][i]), self.tests[1][i]
             found[1, i] = nn.functional.cross_entropy(output, targets)
             found[2, i] = (output.argmax(1) == targets).float().mean()
-        return [float(value) for value in found.mean(1)]
+        return [*(float(value) for value in found.mean(1)), float(apart(self.X))]
 
 
 class Vmapped(ByHand):
@@ -278,4 +286,4 @@ class Vmapped(ByHand):
             for output, y in zip(outputs, (self.y, self.tests[1]), strict=True)
         ]
         right = (outputs[1].argmax(2) == self.tests[1]).float().mean()
-        return [*(float(loss) for loss in losses), float(right)]
+        return [*(float(loss) for loss in losses), float(right), float(sum(map(apart, self.P.values())))]
