@@ -119,7 +119,8 @@ class Layout:
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named views of a flat vector of shape (..., d), each of shape (..., *shape); nothing is copied."""
-        pieces = flat.split(self.sizes, dim=-1)
+        # not split(), which takes as long again to find out what it was given
+        pieces = flat.split_with_sizes(self.sizes, -1) if len(self.sizes) > 1 else (flat,)
         lead = flat.shape[:-1]
         return {
             name: piece.view((*lead, *shape))
