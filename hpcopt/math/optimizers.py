@@ -82,8 +82,10 @@ class FirstOrderUpdate:
         """
         table, eta = self._table, learning_rate(self._table, round, lr)
         plain = not (table.weight_decay or self._clip or m.numel() or v.numel())
-        if support is not None and plain and scattered(support, x):  # the same bits
+        if plain and support is not None and scattered(support, x):
             x[support] = x[support].add_(g[support], alpha=-eta)
+        elif plain:  # the same bits
+            x.add_(g, alpha=-eta)
         else:
             keep = keep or support is not None
             self.step([x], [g], [m], [v], round + 1, eta, rows=x.ndim > 1, keep=keep)

@@ -17,7 +17,7 @@ from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER, only_in_turn, ways_
 from hpcopt.problems.groups import Group, enough, group_of, in_groups, most_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -212,7 +212,7 @@ class OneByOne(Problem):
         together: Callable[[Group, str], T],
         alone: Callable[[int], None],
         samples: int = 0,
-    ) -> Iterator[tuple[Group, T]]:
+    ) -> Iterable[tuple[Group, T]]:
         """What groups compute together, and has what workers compute alone computed.
 
         Args:
@@ -222,20 +222,28 @@ class OneByOne(Problem):
             alone: computes a worker.
             samples: gradients of a row that this takes.
         """
-        everybody = range(self.share.n)
-        if kind not in self._together:
-            for i in everybody:
-                alone(i)
-        else:
-            for group in self._groups(draw):
-                found = self._try(kind, group, together)
-                if found is not None:
-                    yield group, found
-                else:
-                    for i in group.workers:
-                        alone(i)
-        if samples:
-            self.samples += samples * sum(self.batch_rows(i, draw) for i in everybody)
+        for i in range(self.share.n) if samples else ():
+            self.samples += samples * self.batch_rows(i, draw)
+        if kind in self._together:
+            return self._each_group(kind, draw, together, alone)
+        for i in range(self.share.n):
+            alone(i)
+        return ()
+
+    def _each_group(
+        self,
+        kind: str,
+        draw: Draw | None,
+        together: Callable[[Group, str], T],
+        alone: Callable[[int], None],
+    ) -> Iterator[tuple[Group, T]]:
+        for group in self._groups(draw):
+            found = self._try(kind, group, together)
+            if found is not None:
+                yield group, found
+            else:
+                for i in group.workers:
+                    alone(i)
 
     def _try(self, kind: str, group: Group, together: Callable[[Group, str], T]) -> T | None:
         """What a group computes together; None where it does not, or cannot any more."""
@@ -301,7 +309,11 @@ class OneByOne(Problem):
 
     def _scales(self, weighted: bool) -> list[float]:
         """What each worker's number is multiplied by."""
-        return self.weights.tolist() if weighted else [1.0] * self.share.n
+        return self._weights if weighted else [1.0] * self.share.n
+
+    @cached_property
+    def _weights(self) -> list[float]:
+        return self.weights.tolist()
 
     def _factors(self, group: Group, weighted: bool) -> Tensor:
         """The same of a group, (g,)."""
