@@ -136,7 +136,8 @@ def begin(
     """
     settle(problem, ports)
     beat("the method's start")
-    choose(problem, ports)
+    if not config.run.deterministic:
+        choose(problem, ports)
     with (everybody or ranks).agreed():
         method.files = read_files(method.settings)
         method.prepare(problem)

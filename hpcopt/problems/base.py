@@ -285,7 +285,8 @@ class Problem(ABC):
     def ways(self) -> dict[str, dict[str, Way | None]]:
         """Kinds of work that can be done in several ways: kind -> way -> what to time.
 
-        As `hpcopt.comm.ports.Ports.fastest` takes them; the same kinds and ways on every rank.
+        As `hpcopt.comm.ports.Ports.fastest` takes them; the same kinds and ways on every rank. The first way
+        of each is how work is done until another one is taken.
         """
         return {}
 
