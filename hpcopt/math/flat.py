@@ -120,7 +120,7 @@ class Layout:
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named views of a flat vector of shape (..., d), each of shape (..., *shape); nothing is copied."""
         # not split(), which takes as long again to find out what it was given
-        pieces = flat.split_with_sizes(self.sizes, -1) if len(self.sizes) > 1 else (flat,)
+        pieces = (flat,) if len(self.sizes) == 1 else flat.split_with_sizes(self.sizes, -1)
         lead = flat.shape[:-1]
         return {
             name: piece.view((*lead, *shape))
