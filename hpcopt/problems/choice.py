@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,9 @@ KINDS = ("gradients", "total_gradient", "losses")
 LONG = 0.005
 """seconds of a worker's gradient that gains nothing by being computed with others'"""
 TIMED = 0.04
-"""about how many seconds of workers in turn are timed"""
+"""about how many seconds of workers in turn are compared, and timed"""
+REFUSED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""torch.vmap cannot see through everything that people write"""
 
 
 def only_in_turn(works: Iterable[str]) -> dict[str, Way | None]:
@@ -46,19 +49,18 @@ def ways_of(group: Group | None, works: Mapping[str, Work], buffers: Tensor) -> 
         return dict.fromkeys(works, lambda: None)
     before = buffers.clone()
     two = group.first(2)
-    each = seconds(lambda: float(works[IN_TURN](two).sum())) / 2
-    if each > LONG:
-        buffers.copy_(before)
-        return only_in_turn(works)
-    found = {}
-    for way, work in works.items():
-        buffers.copy_(before)
-        found[way] = _outcome(work, two, buffers)
+    each = seconds(partial(_number, works[IN_TURN], two)) / 2
     buffers.copy_(before)
-    some = group.first(int(TIMED / each))
-    # a number waits for the device
-    timed: dict[str, Way] = {way: lambda work=work: float(work(some).sum()) for way, work in works.items()}  # type: ignore[misc]
-    return {way: call if _same(found[IN_TURN], found[way]) else None for way, call in timed.items()}
+    if each > LONG:
+        return only_in_turn(works)
+    some = group.first(max(2, int(TIMED / each)))
+    same = {way for way, work in works.items() if alike(works[IN_TURN], work, some, buffers)}
+    return {way: partial(_number, work, some) if way in same else None for way, work in works.items()}
+
+
+def _number(work: Work, group: Group) -> float:
+    """Some work, for which the device is waited."""
+    return float(work(group).detach().sum())
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -67,16 +69,20 @@ def seconds(call: Callable[[], object]) -> float:
     return first if first > 10 * LONG else min(timeit.repeat(call, number=1, repeat=2))
 
 
-def _outcome(work: Work, group: Group, buffers: Tensor) -> Tensor | None:
-    """What comes out, with the buffers; None where it cannot be computed so."""
+def alike(reference: Work, work: Work, group: Group, buffers: Tensor) -> bool:
+    """Whether both come out the same, buffers as well, which they may change and which stay as they are."""
+
+    def outcome(work: Work) -> Tensor:
+        try:
+            return torch.cat([work(group).detach().ravel(), group.of(buffers).ravel()])
+        finally:
+            buffers.copy_(before)
+
+    before = buffers.clone()
+    alone = outcome(reference)
     try:
-        return torch.cat([work(group).ravel(), group.of(buffers).ravel()])
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return None  # torch.vmap cannot see through everything that people write
-
-
-def _same(alone: Tensor | None, other: Tensor | None) -> bool:
-    if alone is None or other is None:
+        other = outcome(work)
+    except REFUSED:
         return False
     largest = float(alone.abs().nan_to_num().max())
     rounding = ROUNDING.get(alone.dtype, 1e-3)

@@ -90,6 +90,7 @@ class FlatModule:
         self.buffers = torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
         self.kept = {buffer.path for buffer in self._buffers}
         self.named, self.constants = self._places()
+        self._again = _other_places(self.module)
         self._views: list[Tensor] = []
         self._x: Tensor | None = None
         self._part: Part = "all"  # that requires a gradient
@@ -169,6 +170,13 @@ class FlatModule:
             for copy, buffer in zip(copies, self._buffers, strict=True)
         }
 
+    def forward(self, *named: dict[str, Tensor]) -> Forward:
+        """A pass of the module with these parameters and buffers, by name, in place of its own."""
+        state = {name: value for some in named for name, value in some.items()}
+        state |= {other: state[name] for other, name in self._again.items() if name in state}
+        # torch would tie a layer that is used twice to itself, and not give back what it had
+        return lambda features: functional_call(self.module, state, (features,), tie_weights=False)
+
     @contextmanager
     def accumulating(self, part: Part, out: Tensor | None) -> Iterator[None]:
         """Within, ``backward`` adds the gradient of ``part`` to its place in ``out`` (d,), and no other.
@@ -233,8 +241,7 @@ class FlatModule:
         def at(parameters: dict[str, Tensor]) -> Tensor:
             # cloned here and not outside: torch.func forbids changing what it does not track
             buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-            state = {**parameters, **buffers}
-            return loss(lambda features: functional_call(self.module, state, (features,)))
+            return loss(self.forward(parameters, buffers))
 
         point, direction = self.layout.views(x.detach()), self.layout.views(v.detach())
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivatives
@@ -288,6 +295,20 @@ def _float_buffers(module: nn.Module) -> list[_Buffer]:
             owner, _, name = path.rpartition(".")
             found.append(_Buffer(path, module.get_submodule(owner), name, buffer.shape))
     return found
+
+
+def _other_places(module: nn.Module) -> dict[str, str]:
+    """Where else tied tensors stand -> their first place; a layer that is used twice is one place."""
+    first: dict[int, str] = {}
+    again, seen = {}, set()
+    parameters = module.named_parameters(remove_duplicate=False)
+    for path, tensor in (*parameters, *module.named_buffers(remove_duplicate=False)):
+        owner, _, name = path.rpartition(".")
+        place = id(module.get_submodule(owner)), name
+        if place not in seen and first.setdefault(id(tensor), path) != path:
+            again[path] = first[id(tensor)]
+        seen.add(place)
+    return again
 
 
 def double_backward(

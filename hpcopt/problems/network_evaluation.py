@@ -48,10 +48,7 @@ class NetworkEvaluation(NetworkPasses):
         if self._most_rows > SIZES[-1]:
             ways[PIECES] = self._sizes()
         if enough(self.share.total):
-            works = {IN_TURN: self._some_in_turn, TOGETHER: self._some_together}
-            largest = max(self._of_equal(self.rows.tolist()), key=_workers, default=None)
-            able = self._able()
-            ways[EVALUATION] = ways_of(largest, works, self.buffers) if able else only_in_turn(works)
+            ways[EVALUATION] = self._together_or_not()
         return ways
 
     def take(self, kind: str, way: str) -> None:
@@ -108,10 +105,50 @@ class NetworkEvaluation(NetworkPasses):
             result.add("accuracy", accuracies, labelled if common else labelled > 0, by_rows)
         return result
 
+    def _together_or_not(self) -> dict[str, Way | None]:
+        """Evaluations of workers in turn and together, to be timed."""
+        ways = (IN_TURN, TOGETHER)
+        if not self._able():
+            return only_in_turn(ways)
+        kinds = [[of for of in kind if of is not None] for kind in self._kinds_of_rows()]
+        groups = [(group, kind) for kind in kinds for group in self._of_equal([*map(len, kind)], SIZES[-1])]
+        groups = [(group, kind) for group, kind in groups if len(kind[group.workers[0]])]
+        largest = self._largest([group for group, _ in groups], EVALUATION)
+        rows = next((kind for group, kind in groups if group is largest), [])
+        some, X = [of.at(slice(0, PIECE)) for of in rows], self._points(largest)
+
+        @torch.no_grad()
+        def in_turn(group: Group) -> Tensor:
+            found = []
+            self._module.train(False)
+            for k, i in enumerate(group.workers):
+                self._module.point(row(X, k))
+                with self._module.with_buffers(self.buffers[i]):
+                    found.append(self._measure(some[i], i, False)[0])
+            return torch.stack(found).to(self.share.dtype)
+
+        @torch.no_grad()
+        def together(group: Group) -> Tensor:
+            self._module.train(False)
+            n, kept = len(group.workers), group.of(self.buffers).clone()
+            return self._measure_of(group, X[:n], kept, [some[i] for i in group.workers], True, False)[0].to(
+                X
+            )
+
+        return ways_of(largest, {IN_TURN: in_turn, TOGETHER: together}, self.buffers)
+
+    def _kinds_of_rows(self) -> list[list[Rows | None]]:
+        """Of each worker here: what it trains on, and both kinds of what it is tested on."""
+        return [
+            [worker.train for worker in self._data],
+            [worker.even_test for worker in self._data],
+            [worker.own_test for worker in self._data],
+        ]
+
     def _sizes(self) -> dict[str, Way | None]:
         """Pieces of an evaluation in turn, to be timed."""
-        candidates = (of for worker in self._data for of in (worker.train, worker.even_test, worker.own_test))
-        rows = max((of for of in candidates if of is not None), key=len, default=None)
+        candidates = (of for kind in self._kinds_of_rows() for of in kind if of is not None)
+        rows = max(candidates, key=len, default=None)
         if rows is None or len(rows) <= SIZES[-1]:
             return dict.fromkeys(map(str, SIZES), lambda: None)
         if SIZES[0] / FEW * seconds(partial(self._passes, rows.at(slice(0, FEW)), FEW)) > LONG:
@@ -126,28 +163,6 @@ class NetworkEvaluation(NetworkPasses):
         self._module.point(self.initial())
         with self._module.with_buffers(self._module.buffers.clone()):
             float(self._measure(rows, None, False, size)[0])  # a number waits for the device
-
-    @torch.no_grad()
-    def _some_in_turn(self, group: Group) -> Tensor:
-        """Losses of the start on the first training rows of a group, (g,)."""
-        self._module.train(False)
-        self._module.point(self.initial())
-        found = []
-        for i in group.workers:
-            with self._module.with_buffers(self.buffers[i]):
-                found.append(self._measure(self._first_rows(i), i, False)[0])
-        return torch.stack(found).to(self.share.dtype)
-
-    @torch.no_grad()
-    def _some_together(self, group: Group) -> Tensor:
-        """The same, together."""
-        self._module.train(False)
-        X = self.initial().repeat(len(group.workers), 1)
-        kept, rows = group.of(self.buffers).clone(), [self._first_rows(i) for i in group.workers]
-        return self._measure_of(group, X, kept, rows, True, False)[0].to(self.share.dtype)
-
-    def _first_rows(self, i: int) -> Rows:
-        return self._data[i].train.at(slice(0, PIECE))
 
     def _data_losses(self, X: Tensor, buffers: Tensor | None) -> Tensor:
         """Mean losses on the training rows to evaluate, (n,); of one model for all only once."""
@@ -193,7 +208,7 @@ class NetworkEvaluation(NetworkPasses):
             at, of = (group.of(X) if X.ndim > 1 else X), [rows(i) for i in group.workers]
             return self._measure_of(group, at, group.of(kept).clone(), of, adjusted, tests)
 
-        for group in self._of_equal(counts) if EVALUATION in self._together else self._singles:
+        for group in self._of_equal(counts, self._piece) if EVALUATION in self._together else self._singles:
             if not counts[group.workers[0]]:
                 continue
             measured = self._try(EVALUATION, group, together)
@@ -206,9 +221,9 @@ class NetworkEvaluation(NetworkPasses):
                     found[:, i] = self._measure(rows(i), i if adjusted else None, tests)
         return found.cpu()
 
-    def _of_equal(self, counts: Sequence[int]) -> list[Group]:
-        """Workers that can be evaluated together: of as many rows."""
-        return in_groups(counts, lambda i: most_together(min(counts[i], self._piece), self.dim))
+    def _of_equal(self, counts: Sequence[int], size: int) -> list[Group]:
+        """Workers that can be evaluated together: of as many rows, in pieces of a size."""
+        return in_groups(counts, lambda i: most_together(min(counts[i], size), self.dim))
 
     def _measure(self, rows: Rows, i: int | None, tests: bool, size: int | None = None) -> Tensor:
         """Mean loss, accuracy and labelled rows of rows of worker i (None: of all), (3,) float64."""
@@ -270,7 +285,3 @@ class NetworkEvaluation(NetworkPasses):
 def _means(sums: Tensor, rows: int) -> Tensor:
     """Mean loss, accuracy and labelled rows, from sums over rows, (3, …)."""
     return torch.stack([sums[0] / max(1, rows), sums[1] / sums[2].clamp(min=1), sums[2]])
-
-
-def _workers(group: Group) -> int:
-    return len(group.workers)

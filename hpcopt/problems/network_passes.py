@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcopt.math.flat import aligned
 from hpcopt.problems.choice import MAPPED, TOGETHER
 from hpcopt.problems.one_by_one import OneByOne
-from hpcopt.problems.rows import Rows, pieces
+from hpcopt.problems.rows import Rows, pieces, standardised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -32,14 +32,14 @@ class NetworkPasses(OneByOne):
     """Training passes of the workers here. One module serves all: its parameters are views of a row of X."""
 
     stacks = True
-    ways_together = (TOGETHER, MAPPED)
     _module: FlatModule
     _stack: Stack
     _seeds: Seeds
     _batches: Batches
     _joined: Joined
     _data: list[WorkerRows]
-    _input: Callable[[Tensor], Tensor]
+    _moments: tuple[float, float]
+    _spoils: bool = False  # passes change the rows that they are given
     _augment: Callable[[Tensor], Tensor] | None
     _objective: Callable[[Any, Tensor], Tensor]
     _adjustments: Tensor | None
@@ -76,6 +76,13 @@ class NetworkPasses(OneByOne):
             self._backward(i, draw, 1.0, None)
             g = self._module.gradient(part)
         return self._decayed(g, x, part)
+
+    @cached_property
+    def ways_together(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `OneByOne`; torch.vmap passes over the padding of the first worker alone (torch 2.13)."""
+        layers = (m for m in self._module.module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+        special = any(m.padding_idx is not None or m.scale_grad_by_freq for m in layers)
+        return (MAPPED,) if special else (TOGETHER, MAPPED)
 
     def _able(self) -> bool:
         return not (self._seeds.used or self._whole)
@@ -124,6 +131,11 @@ class NetworkPasses(OneByOne):
         """What `_loss_of` takes, of all workers of a group; None: logits are as they are."""
         batch = self._input(rows.features), rows.targets
         return batch if self._adjustments is None or group is None else (*batch, group.of(self._adjustments))
+
+    def _input(self, features: Tensor) -> Tensor:
+        """Features as the network takes them: not the workers' own, where passes change them."""
+        taken = standardised(features, self._moments, self.share.dtype)
+        return taken.clone() if self._spoils and taken is features else taken
 
     def _decayed(self, g: list[Tensor], x: Tensor, part: Part, scale: Tensor | float = 1.0) -> list[Tensor]:
         """g + scale · λ x, in place."""

@@ -16,7 +16,7 @@ from hpcopt.problems.labels import classes, ignored_label, log_priors
 from hpcopt.problems.network_evaluation import NetworkEvaluation
 from hpcopt.problems.network_passes import PIECE
 from hpcopt.problems.network_trial import NetworkTrial
-from hpcopt.problems.rows import Joined, read_rows, read_worker, standardised
+from hpcopt.problems.rows import Joined, read_rows, read_worker
 from hpcopt.problems.seeds import Seeds
 from hpcopt.problems.stack import Stack
 from hpcopt.problems.trial import rows_to_try
@@ -56,7 +56,7 @@ class NetworkProblem(NetworkEvaluation):
         self._objective = network.loss
         self._data = data[: share.n]
         self._decay = table.regularisation
-        self._input = partial(standardised, moments=moments, dtype=share.dtype)
+        self._moments = moments
         self._augment = None if frozen else network.augment
         self._seeds = Seeds(share)
         self._batches = Batches(share, self.rows.tolist(), table.batch_size)
@@ -71,9 +71,9 @@ class NetworkProblem(NetworkEvaluation):
         )
         size = min(all_rows) if table.batch_size == "full" else min(*all_rows, table.batch_size)
         others = {"problem.loss": self._objective, "problem.augment": self._augment}
-        output, self._whole = self._trial.training(
-            data[0].train.at(slice(0, min(size, PIECE))), self._some, others
-        )
+        first = data[0].train.at(slice(0, min(size, PIECE)))
+        output, self._whole = self._trial.training(first.copy(), self._some.copy(), others)
+        self._spoils = self._trial.spoils
         self._parts = isinstance(output, Tensor)
         count = classes(output, [worker.train.targets for worker in data], self._ignored)
         self._stack = Stack(self._module, self._loss_of)
@@ -123,7 +123,7 @@ class NetworkProblem(NetworkEvaluation):
                 "the data set": self._network.data.told(),
                 "which rows each worker has": self._spread[0],
                 "which test rows each worker has": self._spread[1],
-                "loss and output of some rows at some point": self._trial.at_some_point(self._some),
+                "loss and output of some rows at some point": self._trial.at_some_point(self._some.copy()),
             }
         )
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 class NetworkTrial:
     """Passes that leave the module and its buffers as they are.
 
+    Attributes:
+        spoils: whether a pass has changed the rows that it was given, as an in-place first layer does.
+
     Args:
         module: the network.
         seeds: find out here whether training passes draw.
@@ -41,6 +44,7 @@ class NetworkTrial:
         self._module, self._seeds, self._loss = module, seeds, loss
         self._objective, self._prepare = objective, prepare
         self._dtype = module.initial.dtype
+        self.spoils = False
 
     def training(self, rows: Rows, some: Rows, others: dict[str, Any]) -> tuple[Any, bool]:
         """The output of a training pass, and whether the loss has to see all rows at once.
@@ -75,9 +79,10 @@ class NetworkTrial:
             seen.append(self._module.module(features))
             return seen[-1]
 
-        module, buffers = self._module, self._module.buffers.clone()
+        module, buffers, version = self._module, self._module.buffers.clone(), rows.features._version
         with module.with_buffers(buffers), self._seeds.of(None, None) as seeded, torch.enable_grad():
             loss = seeded.run(lambda: self._loss(forward, rows), buffers, module.reopen)
+        self.spoils = self.spoils or rows.features._version != version
         return seen[-1], loss
 
     def _mean_of(self, some: Rows) -> str:
@@ -102,7 +107,7 @@ class NetworkTrial:
             output = module.module(self._prepare(rows.features))
             return float(self._objective(output, rows.targets)), output
 
-        module, buffers = self._module, self._module.buffers.clone()
+        module, buffers, version = self._module, self._module.buffers.clone(), rows.features._version
         module.point(x)
         module.train(False)
         try:
@@ -110,3 +115,4 @@ class NetworkTrial:
                 return seeded.run(compute, buffers, module.reopen)
         finally:
             module.point(module.initial)
+            self.spoils = self.spoils or rows.features._version != version

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from hpcopt.math.flat import aligned
+from hpcopt.math.flat import aligned, wave
 from hpcopt.problems.base import Draw, Problem, row
-from hpcopt.problems.choice import IN_TURN, KINDS, TOGETHER, only_in_turn, ways_of
-from hpcopt.problems.groups import Group, enough, group_of, in_groups, most_together
+from hpcopt.problems.choice import IN_TURN, KINDS, REFUSED, TOGETHER, alike, only_in_turn, ways_of
+from hpcopt.problems.groups import FEWEST, Group, enough, group_of, in_groups, most_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class OneByOne(Problem):
     Attributes:
         stacks: whether there are `_losses_of`, `_gradient_of` and `_products_of`, in which a group computes
             together: X is (g, d), a row for each of its workers, or (d,) for all. They may raise
-            `RuntimeError` and have then changed nothing; workers are computed one by one from then on.
+            `REFUSED` and have then changed nothing; workers are computed one by one from then on.
         ways_together: in which `_gradient_of` computes at models of the workers' own; at one model for all
             it is `TOGETHER`.
     """
@@ -40,6 +40,8 @@ class OneByOne(Problem):
     stacks = False
     ways_together: tuple[str, ...] = (TOGETHER,)
     _together: Mapping[str, str] = {}  # kind of work -> way
+    _untried: frozenset[str] = frozenset()  # kinds for which no group was there to compare ways
+    _products_tried = False
 
     @abstractmethod
     def _loss(self, i: int, x: Tensor, draw: Draw | None) -> Tensor:
@@ -161,7 +163,7 @@ class OneByOne(Problem):
             points = _rows_each(X, group), _rows_each(V, group)
             return self._products_of(group, *points, draw, self._factors(group, weighted))
 
-        for group, found in self._each("hvps", draw, together, alone, samples=2):
+        for group, found in self._each(self._products(draw), draw, together, alone, samples=2):
             group.add(out, found)
         return out
 
@@ -180,7 +182,7 @@ class OneByOne(Problem):
                 group, _rows(X, group), _rows(V, group), draw, self._factors(group, True)
             )
 
-        for _, found in self._each("hvps", draw, together, alone, samples=2):
+        for _, found in self._each(self._products(draw), draw, together, alone, samples=2):
             out.add_(found if X.ndim == 1 else found.sum(0))
         return out
 
@@ -191,17 +193,19 @@ class OneByOne(Problem):
         kinds = {kind: self.ways_together if kind == "gradients" else (TOGETHER,) for kind in KINDS}
         if not self._able():
             return {kind: only_in_turn((IN_TURN, *ways)) for kind, ways in kinds.items()}
-        largest = max(self._grouped(Draw(0)), key=lambda group: len(group.workers), default=None)
+        largest = self._largest(self._grouped(Draw(0)), *KINDS)
+        X = self._points(largest)
         found = {}
         for kind, ways in kinds.items():
-            works = {way: partial(self._stacked, kind, way) for way in ways}
-            works = {IN_TURN: partial(self._in_turn, kind)} | works
+            works = {way: partial(self._stacked, kind, way, X) for way in ways}
+            works = {IN_TURN: partial(self._in_turn, kind, X)} | works
             found[kind] = ways_of(largest, works, self.buffers)
         return found
 
     def take(self, kind: str, way: str) -> None:
-        """See `Problem`; Hessian-vector products are made as gradients are."""
-        kinds = (kind, "hvps") if kind == "gradients" else (kind,)
+        """See `Problem`; Hessian-vector products are made together where gradients are."""
+        kinds = (kind, "hvps") if kind == "gradients" and TOGETHER in self.ways_together else (kind,)
+        way = IN_TURN if kind in self._untried else way
         others = {name: other for name, other in self._together.items() if name not in kinds}
         self._together = others if way == IN_TURN else others | dict.fromkeys(kinds, way)
 
@@ -251,24 +255,58 @@ class OneByOne(Problem):
             return None
         try:
             return together(group, self._together[kind])
-        except RuntimeError:  # an operator that came later, or too little memory
+        except REFUSED:  # an operator that came later, or too little memory
             self._together = {name: way for name, way in self._together.items() if name != kind}
             return None
 
-    def _in_turn(self, kind: str, group: Group) -> Tensor:
+    def _products(self, draw: Draw | None) -> str:
+        """The kind of work of Hessian-vector products; ways are compared when they are first asked for."""
+        kind = "hvps"
+        if kind in self._together and not self._products_tried:
+            self._products_tried = True
+            largest = self._largest(self._groups(draw), kind)
+            some = largest and largest.first(FEWEST)
+            X = self._points(some)
+            V = X.flip(0, 1)
+            ones = self.weights.new_ones(len(X))
+
+            def in_turn(group: Group) -> Tensor:
+                each = enumerate(group.workers)
+                return torch.stack([self._hvp(i, row(X, k), row(V, k), draw) for k, i in each])
+
+            def together(group: Group) -> Tensor:
+                return self._products_of(group, X, V, draw, ones)
+
+            if some is None or kind in self._untried or not alike(in_turn, together, some, self.buffers):
+                self._together = {name: way for name, way in self._together.items() if name != kind}
+        return kind
+
+    def _largest(self, groups: Sequence[Group], *kinds: str) -> Group | None:
+        """The largest group, in which ways are compared; where there is none, these kinds stay in turn."""
+        largest = max(groups, key=lambda group: len(group.workers), default=None)
+        if largest is None or len(largest.workers) == 1:
+            self._untried |= {*kinds}
+        return largest
+
+    def _points(self, group: Group | None) -> Tensor:
+        """Where ways are compared, (g, d): each worker at another point."""
+        x, count = self.initial(), len(group.workers) if group else 0
+        return x + torch.linspace(-2, 3, count).to(x)[:, None] * wave(x)
+
+    def _in_turn(self, kind: str, X: Tensor, group: Group) -> Tensor:
         """Some work of a kind, one worker after the other."""
-        x = self.initial()
         if kind == "losses":
-            return torch.stack([self._loss(i, x, Draw(0)) for i in group.workers])
+            return torch.stack([self._loss(i, row(X, k), Draw(0)) for k, i in enumerate(group.workers)])
         out = self._zeros(len(group.workers) if kind == "gradients" else 1, self.dim)
         for k, i in enumerate(group.workers):
+            x = row(X, k) if kind == "gradients" else row(X, 0)
             self._add_gradient(i, x, Draw(0), 1.0, out[k % len(out)])
         return out
 
-    def _stacked(self, kind: str, way: str, group: Group) -> Tensor:
+    def _stacked(self, kind: str, way: str, X: Tensor, group: Group) -> Tensor:
         """The same, in a way together."""
-        x, n = self.initial(), len(group.workers)
-        X = x if kind == "total_gradient" else x.repeat(n, 1)
+        n = len(group.workers)
+        X = X[0] if kind == "total_gradient" else X[:n]
         if kind == "losses":
             return self._losses_of(group, X, Draw(0))
         g = self._gradient_of(group, X, Draw(0), "all", self._factors(group, False), way)

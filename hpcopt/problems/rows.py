@@ -37,6 +37,10 @@ class Rows:
         """Both."""
         return self.features, self.targets
 
+    def copy(self) -> Rows:
+        """The same in memory of their own."""
+        return Rows(self.features.clone(), self.targets.clone())
+
     def at(self, rows: Tensor | slice) -> Rows:
         """Some of the rows."""
         if isinstance(rows, slice):

@@ -7,10 +7,10 @@ through all of them gives every worker's gradient, for none depends on another's
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.problems.flat_module import double_backward
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcopt.problems.base import Part
-    from hpcopt.problems.flat_module import FlatModule, Forward
+    from hpcopt.problems.flat_module import FlatModule
 
     Named = dict[str, Tensor]
     Batch = tuple[Tensor, ...]
+
+
+# which way is faster is measured
+warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
 
 
 class Stack:
@@ -53,7 +57,7 @@ class Stack:
         """
 
         def one(named: Named, kept: Named, *batch: Tensor) -> Any:
-            return of(self._forward(named, kept), *batch)
+            return of(self._module.forward(named, kept), *batch)
 
         kept = self._module.opened(buffers)
         each = (0 if own else None, 0, *(0 for _ in batch))
@@ -122,7 +126,7 @@ class Stack:
             # cloned here and not outside: torch.func forbids changing what it does not track
             every = {**dict(self._module.module.named_buffers()), **kept}
             changed = {name: value.clone() for name, value in every.items()}
-            loss = self._loss(self._forward(moved, others, changed), *batch).reshape(())
+            loss = self._loss(self._module.forward(moved, others, changed), *batch).reshape(())
             return loss * scale, {name: changed[name] for name in kept}
 
         gradient: Any = torch.vmap(torch.func.grad(loss, has_aux=True))
@@ -157,11 +161,6 @@ class Stack:
             total.add_(torch.cat(flat, -1), alpha=fraction)
         return total
 
-    def _forward(self, *named: Named) -> Forward:
-        """The pass of one worker, with these parameters and buffers."""
-        state = {name: value for some in named for name, value in some.items()}
-        return lambda features: functional_call(self._module.module, state, (features,))
-
 
 def _put(buffers: Tensor, kept: Named) -> None:
     """Buffers by name back to where they are one vector for each worker, (g, b)."""
@@ -175,11 +174,12 @@ def _added(g: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each in memory of its own, so that it can be changed: gradients of sums may share theirs."""
+    """Each in memory of its own, so that it can be changed: gradients of sums and pieces may share theirs."""
     seen: set[int] = set()
     found = []
     for tensor in tensors:
-        shared = 0 in tensor.stride() or tensor.data_ptr() in seen
+        memory = tensor.untyped_storage().data_ptr()
+        shared = 0 in tensor.stride() or memory in seen
         found.append(tensor.clone(memory_format=torch.contiguous_format) if shared else tensor)
-        seen.add(tensor.data_ptr())
+        seen.add(memory)
     return found

@@ -153,6 +153,7 @@ def test_personal_points_are_evaluated_on_the_workers_own_test_rows() -> None:
 
 def test_adjusted_logits_know_how_often_a_worker_has_each_class() -> None:
     """In losses, gradients and the workers' own test rows; one for all is tested with the bare logits."""
+    torch.manual_seed(0)
     made = mlp()
     arrays = {"train": TRAIN, "test": TEST, "workers": 2, "partition": "dirichlet", "alpha": 0.3}
     problem = bind(Network(made, cross_entropy, **arrays, batch_size="full", logit_adjustment=0.7))

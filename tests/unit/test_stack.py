@@ -257,3 +257,129 @@ def test_evaluations_come_out_the_same_in_pieces_of_any_size(monkeypatch):
     assert "evaluation_piece" not in bound([64] * N).ways()  # there is nothing to choose
     monkeypatch.setattr(network_evaluation, "LONG", 0.0)  # of 512 rows, which are then not tried
     assert [size for size, way in bound([1000] * N).ways()["evaluation_piece"].items() if way] == ["64"]
+
+
+class Twice(Net):
+    """A layer that is used at two places, and weights that are tied between two layers."""
+
+    def __init__(self):
+        super().__init__(False)
+        same = nn.Linear(5, 5)
+        self.norm = nn.Sequential(same, nn.Tanh(), same, nn.Linear(5, 5))
+        self.norm[3].weight = same.weight
+
+
+class Padded(Net):
+    """torch.vmap gives the padding's row of all workers but the first a gradient."""
+
+    def __init__(self):
+        super().__init__(False)
+        self.body = nn.Embedding(9, 5, padding_idx=8)
+
+    def forward(self, x):
+        return super().forward((x > 0).sum(1)) + self.body.weight.new_zeros(())
+
+
+class Referring(Net):
+    """Reaches a parameter not by its name, which nobody can replace."""
+
+    def __init__(self):
+        super().__init__(False)
+        self.kept = [self.head.weight]
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.body(x)), self.kept[0], self.head.bias)
+
+
+class Overlapping(nn.Module):
+    """The gradient of one parameter is a piece of another's."""
+
+    def __init__(self):
+        super().__init__()
+        self.r, self.p, self.q = (nn.Parameter(torch.randn(n)) for n in (F, 2, F - 2))
+        self.head = nn.Linear(F, C)
+
+    def forward(self, x):
+        return self.head(x * (self.r + torch.cat([self.p, self.q])))
+
+
+@pytest.mark.parametrize("way", [TOGETHER, MAPPED])
+def test_a_layer_at_two_places_is_one(way):
+    torch.manual_seed(0)
+    alone, stacked = both(way=way, module=Twice())
+    for problem in (alone, stacked):
+        X = problem.initial() + torch.linspace(-1, 1, N * problem.dim, dtype=torch.float64).view(N, -1)
+        problem.found = [
+            *(problem.hvps(X, X.flip(1), Draw(0)), problem.gradients(X, Draw(0)), problem.losses(X, Draw(0))),
+            *(problem.evaluate(X).values["test_loss"], problem.gradient(2, X[2], Draw(1))[0]),
+        ]
+    assert stacked._together  # it was not refused
+    for a, b in zip(alone.found, stacked.found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_what_vmap_makes_wrong_is_not_taken(monkeypatch):
+    def ways(module, **keys):
+        problem = recipe(module=module, **keys).bind(
+            Share(range(N), N, 3)
+        )  # float32: the coarsest comparison
+        found = problem.ways()
+        for kind, some in found.items():
+            problem.take(kind, [way for way, call in some.items() if call][-1])
+        return problem, {kind: [way for way, call in some.items() if call] for kind, some in found.items()}
+
+    problem, found = ways(Padded())
+    assert found["gradients"] == [IN_TURN, MAPPED]
+    X = problem.initial() + torch.linspace(-1, 1, N * problem.dim).view(N, -1)
+    alone = recipe(module=Padded()).bind(Share(range(N), N, 3))
+    for of in (lambda p: p.gradients(X, Draw(1)), lambda p: p.hvps(X, X, Draw(1))):
+        torch.testing.assert_close(of(problem), of(alone), rtol=1e-4, atol=1e-5)
+    assert ways(Referring())[1] == {kind: [IN_TURN] for kind in found}
+
+    monkeypatch.setattr(groups, "ROWS", 2048)
+    monkeypatch.setattr(network_evaluation.NetworkEvaluation, "_piece", 512)
+
+    class Looking(Net):
+        def forward(self, x):
+            if torch._C._functorch.is_batchedtensor(x):
+                raise TypeError("as NumPy's functions do")
+            return super().forward(x)
+
+    assert ways(Looking(False), rows=None)[1]["evaluation"] == [IN_TURN]
+
+
+@pytest.mark.parametrize("way", [TOGETHER, MAPPED])
+def test_gradients_can_be_changed_one_by_one(way):
+    torch.manual_seed(0)
+    alone, stacked = both(way=way, module=Overlapping())
+    X = alone.initial().repeat(N, 1)
+    for group in stacked.groups([0] * N):
+        found = stacked.stacked_gradient(group, group.of(X), Draw(0))
+        for g_p in found:
+            g_p.mul_(2)
+        for k, i in enumerate(group.workers):
+            want = alone.gradient(i, X[i], Draw(0))
+            for g_p, want_p in zip(found, want, strict=True):
+                torch.testing.assert_close(g_p[k], 2 * want_p, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("augment", [None, torch.abs])
+def test_an_in_place_first_layer_leaves_the_rows(augment):
+    def net(inplace):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(F, C))
+
+    keys = {"batch_size": "full", "augment": augment, "rows": None}
+    for way in (IN_TURN, TOGETHER):
+        found = []
+        for inplace in (False, True):
+            problem = recipe(module=net(inplace), **keys).bind(Share(range(N), N, 3))
+            if way == TOGETHER:
+                together(problem)
+            before = [worker.train.features.clone() for worker in problem._data]
+            X = problem.initial().repeat(N, 1)
+            found.append((problem.gradients(X, Draw(0)), *problem.evaluate(X).values.values()))
+            after = [worker.train.features for worker in problem._data]
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
