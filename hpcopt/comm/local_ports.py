@@ -85,7 +85,7 @@ class LocalPorts:
         """See `Ports`."""
         possible = {way: call for way, call in ways.items() if call is not None}
         if not self._timed or len(possible) == 1:
-            return next(iter(ways))
+            return next(iter(possible if self._timed else ways))
         self.chosen[name] = min(possible, key=lambda way: _seconds(possible[way]))
         return str(self.chosen[name])
 

@@ -130,10 +130,8 @@ class NetworkEvaluation(NetworkPasses):
         @torch.no_grad()
         def together(group: Group) -> Tensor:
             self._module.train(False)
-            n, kept = len(group.workers), group.of(self.buffers).clone()
-            return self._measure_of(group, X[:n], kept, [some[i] for i in group.workers], True, False)[0].to(
-                X
-            )
+            here, kept = [some[i] for i in group.workers], group.of(self.buffers).clone()
+            return self._measure_of(group, X[: len(here)], kept, here, True, False)[0].to(self.share.dtype)
 
         return ways_of(largest, {IN_TURN: in_turn, TOGETHER: together}, self.buffers)
 

@@ -217,6 +217,8 @@ def test_what_was_fastest_is_told():
     assert json.loads(tree.attrs["chosen"]).keys() == {*KINDS, "evaluation"}
     tree = hpcopt.simulate(hpcopt.Local(lr=0.1), recipe(), rounds=1, deterministic=True)
     assert json.loads(tree.attrs["chosen"]) == {}
+    ways = {"not here": None, "here": lambda: None}
+    assert LocalPorts(1, torch.zeros(3), timed=True).fastest("kind", ways) == "here"
 
 
 def test_evaluations_come_out_the_same_in_pieces_of_any_size(monkeypatch):
