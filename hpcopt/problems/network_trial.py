@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 class NetworkTrial:
     """Passes that leave the module and its buffers as they are.
 
-    Attributes:
-        spoils: whether a pass has changed the rows that it was given, as an in-place first layer does.
-
     Args:
         module: the network.
         seeds: find out here whether training passes draw.
         loss: (forward pass, rows) -> the loss of a training pass of no worker in particular.
         objective: (output, targets) -> the loss.
         prepare: features as the network takes them.
+
+    Attributes:
+        spoils: whether a pass has changed the rows that it was given, as an in-place first layer does.
     """
 
     def __init__(

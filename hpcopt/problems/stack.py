@@ -1,8 +1,9 @@
 """Several workers' numbers in one computation (torch.vmap) in place of one after the other.
 
 Small networks take less time than what calls them; a group of workers is called once. Every worker keeps its
-own parameters, buffers and rows; only forward passes are mapped over the workers, and one backward pass
-through all of them gives every worker's gradient, for none depends on another's parameters.
+own parameters, buffers and rows. Either only forward passes are mapped over the workers, and one backward
+pass through all of them gives every worker's gradient, for none depends on another's parameters; or whole
+gradients are mapped.
 """
 
 from __future__ import annotations
