@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import hpcopt
 from hpcopt.config.problems import NetworkTable
+from hpcopt.engine.build import choose
 from hpcopt.math.streams import stream
 from hpcopt.problems import models
 from hpcopt.problems.base import Share
@@ -158,6 +159,10 @@ def main() -> None:
         f"one thread, medians of {REPEATS} [min, max]"
     )
     check(problem)
+    first = Steps(MPI.COMM_SELF, hpcopt.Local(lr=LR), problem)
+    choose(problem, first.ports)  # as a run does
+    print(f"  gradients {first.ports.chosen['gradients']}, as measured")
+    first.ports.free()
     for steps in map(int, sys.argv[1:] or ("1", "5")):
         compare(problem, steps)
 
