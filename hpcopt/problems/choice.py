@@ -54,7 +54,7 @@ def ways_of(group: Group | None, works: Mapping[str, Work], buffers: Tensor) -> 
     if each > LONG:
         return only_in_turn(works)
     some = group.first(max(2, int(TIMED / each)))
-    same = {way for way, work in works.items() if alike(works[IN_TURN], work, some, buffers)}
+    same = alike(works, some, buffers)
     return {way: partial(_number, work, some) if way in same else None for way, work in works.items()}
 
 
@@ -69,21 +69,25 @@ def seconds(call: Callable[[], object]) -> float:
     return first if first > 10 * LONG else min(timeit.repeat(call, number=1, repeat=2))
 
 
-def alike(reference: Work, work: Work, group: Group, buffers: Tensor) -> bool:
-    """Whether both come out the same, buffers as well, which they may change and which stay as they are."""
+def alike(works: Mapping[str, Work], group: Group, buffers: Tensor) -> set[str]:
+    """The ways that come out as in turn, buffers as well, which all may change and which stay as they are."""
 
-    def outcome(work: Work) -> Tensor:
+    def outcome(way: str) -> Tensor:
         try:
-            return torch.cat([work(group).detach().ravel(), group.of(buffers).ravel()])
+            return torch.cat([works[way](group).detach().ravel(), group.of(buffers).ravel()])
         finally:
             buffers.copy_(before)
 
     before = buffers.clone()
-    alone = outcome(reference)
-    try:
-        other = outcome(work)
-    except REFUSED:
-        return False
+    alone = outcome(IN_TURN)
     largest = float(alone.abs().nan_to_num().max())
     rounding = ROUNDING.get(alone.dtype, 1e-3)
-    return torch.allclose(alone, other, rtol=rounding, atol=rounding * largest, equal_nan=True)
+    same = {IN_TURN}
+    for way in works.keys() - same:
+        try:
+            other = outcome(way)
+        except REFUSED:
+            continue
+        if torch.allclose(alone, other, rtol=rounding, atol=rounding * largest, equal_nan=True):
+            same.add(way)
+    return same

@@ -119,12 +119,9 @@ class NetworkEvaluation(NetworkPasses):
 
         @torch.no_grad()
         def in_turn(group: Group) -> Tensor:
-            found = []
             self._module.train(False)
-            for k, i in enumerate(group.workers):
-                self._module.point(row(X, k))
-                with self._module.with_buffers(self.buffers[i]):
-                    found.append(self._measure(some[i], i, False)[0])
+            each = enumerate(group.workers)
+            found = [self._measure(row(X, k), self.buffers[i], some[i], i, False)[0] for k, i in each]
             return torch.stack(found).to(self.share.dtype)
 
         @torch.no_grad()
@@ -158,9 +155,8 @@ class NetworkEvaluation(NetworkPasses):
     def _passes(self, rows: Rows, size: int) -> None:
         """What an evaluation of a model takes, in pieces of a size."""
         self._module.train(False)
-        self._module.point(self.initial())
-        with self._module.with_buffers(self._module.buffers.clone()):
-            float(self._measure(rows, None, False, size)[0])  # a number waits for the device
+        x, kept = self.initial(), self._module.buffers.clone()
+        float(self._measure(x, kept, rows, None, False, size)[0])  # a number waits for the device
 
     def _data_losses(self, X: Tensor, buffers: Tensor | None) -> Tensor:
         """Mean losses on the training rows to evaluate, (n,); of one model for all only once."""
@@ -214,20 +210,30 @@ class NetworkEvaluation(NetworkPasses):
                 found[:, group.at] = measured
                 continue
             for i in group.workers:
-                self._module.point(row(X, i))
-                with self._module.with_buffers(self.buffers[i] if buffers is None else buffers):
-                    found[:, i] = self._measure(rows(i), i if adjusted else None, tests)
+                kept = self.buffers[i] if buffers is None else buffers
+                found[:, i] = self._measure(row(X, i), kept, rows(i), i if adjusted else None, tests)
         return found.cpu()
 
     def _of_equal(self, counts: Sequence[int], size: int) -> list[Group]:
         """Workers that can be evaluated together: of as many rows, in pieces of a size."""
         return in_groups(counts, lambda i: most_together(min(counts[i], size), self.dim))
 
-    def _measure(self, rows: Rows, i: int | None, tests: bool, size: int | None = None) -> Tensor:
-        """Mean loss, accuracy and labelled rows of rows of worker i (None: of all), (3,) float64."""
+    def _measure(
+        self, x: Tensor, kept: Tensor, rows: Rows, i: int | None, tests: bool, size: int | None = None
+    ) -> Tensor:
+        """Mean loss, accuracy and labelled rows of a model on rows of worker i (None: of all), (3,) float64.
+
+        Args:
+            x: the model, (d,).
+            kept: its buffers, (b,), which may be changed.
+            rows, i, tests: see `_assess`.
+            size: of the pieces, if not as they were taken.
+        """
         sums = torch.zeros(3, dtype=torch.float64, device=self.share.device)
-        for output, targets in self._outputs(rows, i, size or self._piece):
-            sums += self._sums(output, targets, tests)
+        self._module.point(x)
+        with self._module.with_buffers(kept):
+            for output, targets in self._outputs(rows, i, size or self._piece):
+                sums += self._sums(output, targets, tests)
         return _means(sums, len(rows))
 
     def _measure_of(

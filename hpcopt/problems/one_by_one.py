@@ -206,8 +206,13 @@ class OneByOne(Problem):
         """See `Problem`; Hessian-vector products are made together where gradients are."""
         kinds = (kind, "hvps") if kind == "gradients" and TOGETHER in self.ways_together else (kind,)
         way = IN_TURN if kind in self._untried else way
-        others = {name: other for name, other in self._together.items() if name not in kinds}
-        self._together = others if way == IN_TURN else others | dict.fromkeys(kinds, way)
+        self._separate(*kinds)
+        if way != IN_TURN:
+            self._together = {**self._together, **dict.fromkeys(kinds, way)}
+
+    def _separate(self, *kinds: str) -> None:
+        """Has these kinds of work done in turn from now on."""
+        self._together = {kind: way for kind, way in self._together.items() if kind not in kinds}
 
     def _each(
         self,
@@ -256,7 +261,7 @@ class OneByOne(Problem):
         try:
             return together(group, self._together[kind])
         except REFUSED:  # an operator that came later, or too little memory
-            self._together = {name: way for name, way in self._together.items() if name != kind}
+            self._separate(kind)
             return None
 
     def _products(self, draw: Draw | None) -> str:
@@ -277,8 +282,9 @@ class OneByOne(Problem):
             def together(group: Group) -> Tensor:
                 return self._products_of(group, X, V, draw, ones)
 
-            if some is None or kind in self._untried or not alike(in_turn, together, some, self.buffers):
-                self._together = {name: way for name, way in self._together.items() if name != kind}
+            works = {IN_TURN: in_turn, TOGETHER: together}
+            if some is None or kind in self._untried or TOGETHER not in alike(works, some, self.buffers):
+                self._separate(kind)
         return kind
 
     def _largest(self, groups: Sequence[Group], *kinds: str) -> Group | None:
